@@ -1,0 +1,65 @@
+"""Argument checks shared by every op.
+
+Each message names the op, the argument, what was expected and what came, so that a user can mend
+the call without reading our source. `TypeError`: wrong type or dtype. `ValueError`: everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INT_DTYPES = (torch.int32, torch.int64)
+
+
+def fail_type(op: str, argument: str, expected: str, got: Any) -> TypeError:
+    return TypeError(f"{op}: {argument}: expected {expected}, got {got}")
+
+
+def fail_value(op: str, argument: str, expected: str, got: Any) -> ValueError:
+    return ValueError(f"{op}: {argument}: expected {expected}, got {got}")
+
+
+def describe(dtypes: Sequence[torch.dtype]) -> str:
+    return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def check_tensor(
+    op: str,
+    argument: str,
+    value: Any,
+    *,
+    ndim: int | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
+) -> None:
+    """`value` is a dense tensor with `ndim` dimensions and one of `dtypes`."""
+    if not isinstance(value, torch.Tensor):
+        raise fail_type(op, argument, "a torch.Tensor", type(value).__name__)
+    if value.layout != torch.strided:
+        raise fail_type(op, argument, "a dense (strided) tensor", f"layout {value.layout}")
+    if dtypes is not None and value.dtype not in dtypes:
+        raise fail_type(op, argument, f"dtype {describe(dtypes)}", str(value.dtype).removeprefix("torch."))
+    if ndim is not None and value.dim() != ndim:
+        raise fail_value(op, argument, f"{ndim} dimensions", f"shape {tuple(value.shape)}")
+
+
+def check_shape(op: str, argument: str, value: torch.Tensor, expected: Sequence[int | None]) -> None:
+    """`value.shape` equals `expected`, where None stands for any size."""
+    shape = value.shape
+    if len(shape) != len(expected) or any(e is not None and s != e for s, e in zip(shape, expected, strict=True)):
+        wanted = "(" + ", ".join("*" if e is None else str(e) for e in expected) + ")"
+        raise fail_value(op, argument, f"shape {wanted}", f"shape {tuple(shape)}")
+
+
+def check_device(op: str, argument: str, value: torch.Tensor, device: torch.device, owner: str) -> None:
+    """`value` lies on `device`, where the argument named `owner` lies."""
+    if value.device != device:
+        raise fail_value(op, argument, f"device {device} (where {owner} is)", f"device {value.device}")
+
+
+def check_choice(op: str, argument: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise fail_value(op, argument, "one of " + ", ".join(repr(c) for c in choices), repr(value))

@@ -1,0 +1,60 @@
+"""Which implementation of an op runs: compiled for the CPU, compiled for CUDA, Triton, or the readable reference."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+from ._checks import check_choice
+from ._library import build_record
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+
+_forced: str | None = None
+_warned: set[str] = set()
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs every op inside the `with` block on the backend `name`: "cpu", "cuda", "triton" or "reference".
+
+    Without it the backend follows the device of the tensors and what was built. The choice is global to the
+    process, not to a thread, so that `torch.compile` can guard on it.
+
+    Raises:
+        ValueError: unknown name, or a backend that was not built.
+    """
+    check_choice("use_backend", "name", name, BACKENDS)
+    if name not in available_backends():
+        raise ValueError(f"use_backend: name: {name!r} was not built here; available: {', '.join(available_backends())}")
+    global _forced
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def available_backends() -> tuple[str, ...]:
+    return (*build_record().get("backends", ()), "reference")
+
+
+def backend_for(op: str, device: torch.device) -> str:
+    """The backend that `op` takes for tensors on `device`."""
+    if _forced is not None:
+        if _forced in ("cpu", "cuda") and device.type != _forced:
+            raise ValueError(f"{op}: device: expected {_forced} (use_backend({_forced!r}) is active), got {device}")
+        return _forced
+    if device.type in available_backends():
+        return device.type
+    if device.type != "meta" and device.type not in _warned:
+        _warned.add(device.type)
+        warnings.warn(
+            f"blt_kernels was built without a backend for {device.type} tensors: the reference implementation runs "
+            "instead, at reference speed. `blt-kernels doctor` says what is missing.",
+            stacklevel=3,
+        )
+    return "reference"
