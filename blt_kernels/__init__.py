@@ -1,0 +1,13 @@
+"""Fused kernels for dynamic-patch byte models. Everything public is importable from here."""
+
+from . import _library as _library  # registers torch.ops.blt_kernels.* or explains why it cannot
+from .backend import available_backends, use_backend
+from .layout import PatchLayout
+from .version import __version__
+
+__all__ = [
+    "PatchLayout",
+    "__version__",
+    "available_backends",
+    "use_backend",
+]

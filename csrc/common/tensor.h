@@ -1,0 +1,78 @@
+// What the registered ops need of torch's stable ABI, in one place.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/check.h"
+#include "common/dtype.h"
+
+namespace blt {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline bool is_float(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+    case ScalarType::Double:
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return true;
+    default:
+      return false;
+  }
+}
+
+inline DType dtype_of(const char* op, const char* argument, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      fail(op, ": ", argument, ": expected dtype float32, float64, bfloat16 or float16");
+  }
+}
+
+inline void check_dim(const char* op, const char* argument, const Tensor& t, int64_t dim) {
+  BLT_CHECK(t.dim() == dim, op, ": ", argument, ": expected ", dim, " dimensions, got ", t.dim());
+}
+
+inline void check_size(const char* op, const char* argument, const Tensor& t, int64_t dim, int64_t size) {
+  BLT_CHECK(t.size(dim) == size, op, ": ", argument, ": expected size ", size, " in dimension ", dim, ", got ",
+            t.size(dim));
+}
+
+inline void check_dtype(const char* op, const char* argument, const Tensor& t, ScalarType dtype, const char* name) {
+  BLT_CHECK(t.scalar_type() == dtype, op, ": ", argument, ": expected dtype ", name);
+}
+
+// Every tensor of a CPU op lies on the CPU: the dispatcher only looks at one of them.
+inline void check_cpu(const char* op, const char* argument, const Tensor& t) {
+  BLT_CHECK(t.device().type() == torch::headeronly::DeviceType::CPU, op, ": ", argument, ": expected a CPU tensor");
+}
+
+inline Tensor contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) { return torch::stable::empty(sizes, dtype); }
+
+// Runs body(begin, end) on chunks of at least `grain` items, on torch's threads. The body must not throw.
+template <class Body>
+void parallel_for(int64_t count, int64_t grain, const Body& body) {
+  if (count > 0) {
+    torch::stable::parallel_for(0, count, grain < 1 ? 1 : grain, body);
+  }
+}
+
+}  // namespace blt

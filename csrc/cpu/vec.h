@@ -1,0 +1,243 @@
+// Portable SIMD for the CPU kernels, on the vector extensions of GCC and Clang.
+//
+// Included by csrc/cpu/<op>.cpp only, which CMake compiles once for each instruction set with BLT_CPU_CAPABILITY naming
+// the namespace. Two rules keep an AVX-512 instruction from reaching an older processor through a shared inline symbol:
+// everything here and in the kernels lives in that namespace, and no torch or C++ standard library header is included.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "common/dtype.h"
+
+#define BLT_INLINE inline __attribute__((always_inline))
+
+namespace blt::cpu::BLT_CPU_CAPABILITY {
+
+#if defined(__AVX512F__)
+constexpr int64_t kVecBytes = 64;
+#elif defined(__AVX2__)
+constexpr int64_t kVecBytes = 32;
+#else
+constexpr int64_t kVecBytes = 16;
+#endif
+
+template <class T, int64_t Bytes = kVecBytes>
+struct VecOf {
+  typedef T type __attribute__((vector_size(Bytes)));
+};
+// A register of floats or doubles: the two types that arithmetic is done in.
+template <class A>
+using Vec = typename VecOf<A>::type;
+template <class A>
+constexpr int64_t kLanes = kVecBytes / int64_t(sizeof(A));
+
+// Arithmetic type of a storage type: fp64 in fp64, everything else in fp32.
+template <class T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename AccOf<T>::type;
+
+template <class To, class From>
+BLT_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class A>
+BLT_INLINE Vec<A> splat(A value) {
+  return Vec<A>{} + value;  // {} is +0; x + 0 is x for every x but -0, which no caller tells from 0
+}
+
+BLT_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+BLT_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// ---- fp32 <-> 16-bit, a register at a time -------------------------------------------------------------------------
+
+using F32 = Vec<float>;
+using I32 = VecOf<int32_t>::type;
+using U32 = VecOf<uint32_t>::type;
+using U16 = VecOf<uint16_t, kVecBytes / 2>::type;  // as many lanes as F32
+
+BLT_INLINE F32 widen(U16 bits, bfloat16) { return bit_cast<F32>(__builtin_convertvector(bits, U32) << 16); }
+
+BLT_INLINE U16 narrow(F32 x, bfloat16) {
+  const U32 bits = bit_cast<U32>(x);
+  const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // nearest, ties to even
+  const I32 is_nan = x != x;
+  return __builtin_convertvector(is_nan ? (U32{} + 0x7fc0u) : rounded, U16);
+}
+
+#if defined(__F16C__)
+#if defined(__AVX512F__)
+BLT_INLINE F32 widen(U16 bits, float16) { return bit_cast<F32>(_mm512_cvtph_ps(bit_cast<__m256i>(bits))); }
+BLT_INLINE U16 narrow(F32 x, float16) {
+  return bit_cast<U16>(_mm512_cvtps_ph(bit_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+BLT_INLINE F32 widen(U16 bits, float16) { return bit_cast<F32>(_mm256_cvtph_ps(bit_cast<__m128i>(bits))); }
+BLT_INLINE U16 narrow(F32 x, float16) {
+  return bit_cast<U16>(_mm256_cvtps_ph(bit_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+#else
+// Integer shifts place the exponent; one multiplication by 2^112 (2^-112) mends its bias and renormalises subnormals.
+BLT_INLINE F32 widen(U16 bits, float16) {
+  const U32 h = __builtin_convertvector(bits, U32);
+  const U32 magnitude = (h & 0x7fffu) << 13;
+  const F32 scaled = bit_cast<F32>(magnitude) * 0x1p112f;
+  const U32 special = bit_cast<U32>((h & 0x7c00u) == 0x7c00u);
+  const U32 value = (special & (magnitude | 0x7f800000u)) | (~special & bit_cast<U32>(scaled));
+  return bit_cast<F32>(value | ((h & 0x8000u) << 16));
+}
+BLT_INLINE U16 narrow(F32 x, float16) {
+  const U32 bits = bit_cast<U32>(x);
+  const U32 sign = (bits >> 16) & 0x8000u;
+  const U32 magnitude = bits & 0x7fffffffu;
+  // Normal results: re-bias, round to nearest even on the 13 dropped bits.
+  const U32 normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Subnormal results: adding 0.5 leaves the value, rounded by the hardware, in the low mantissa bits.
+  const U32 subnormal = bit_cast<U32>(bit_cast<F32>(magnitude) + 0.5f) - 0x3f000000u;
+  const U32 is_small = bit_cast<U32>(magnitude < (113u << 23));
+  const U32 is_large = bit_cast<U32>(magnitude >= 0x477ff000u);  // rounds to 2^16 or above: infinity
+  const U32 is_nan = bit_cast<U32>(magnitude > 0x7f800000u);
+  U32 result = (is_small & subnormal) | (~is_small & normal);
+  result = (is_large & 0x7c00u) | (~is_large & result);
+  result = (is_nan & 0x7e00u) | (~is_nan & result);
+  return __builtin_convertvector(result | sign, U16);
+}
+#endif
+
+// ---- loads and stores: unaligned, whole registers or the first n lanes ---------------------------------------------
+
+template <class T>
+BLT_INLINE Vec<Acc<T>> load(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    U16 bits;
+    memcpy(&bits, p, sizeof(bits));
+    return widen(bits, T{});
+  } else {
+    Vec<T> v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+  }
+}
+
+template <class T>
+BLT_INLINE void store(T* p, Vec<Acc<T>> v) {
+  if constexpr (sizeof(T) == 2) {
+    const U16 bits = narrow(v, T{});
+    memcpy(p, &bits, sizeof(bits));
+  } else {
+    memcpy(p, &v, sizeof(v));
+  }
+}
+
+// Lanes n and above are `fill`.
+template <class T>
+BLT_INLINE Vec<Acc<T>> load_n(const T* p, int64_t n, T fill = T{}) {
+  T buffer[kLanes<Acc<T>>];
+  for (int64_t i = 0; i < kLanes<Acc<T>>; ++i) {
+    buffer[i] = i < n ? p[i] : fill;
+  }
+  return load(buffer);
+}
+
+template <class T>
+BLT_INLINE void store_n(T* p, Vec<Acc<T>> v, int64_t n) {
+  T buffer[kLanes<Acc<T>>];
+  store(buffer, v);
+  for (int64_t i = 0; i < n; ++i) {
+    p[i] = buffer[i];
+  }
+}
+
+// One element.
+template <class T>
+BLT_INLINE Acc<T> load1(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    return load_n(p, 1)[0];
+  } else {
+    return *p;
+  }
+}
+template <class T>
+BLT_INLINE void store1(T* p, Acc<T> value) {
+  if constexpr (sizeof(T) == 2) {
+    store_n(p, splat<float>(value), 1);
+  } else {
+    *p = value;
+  }
+}
+
+// ---- reductions and functions --------------------------------------------------------------------------------------
+
+template <class A>
+BLT_INLINE A horizontal_sum(Vec<A> v) {
+  // A fixed tree: the order of additions never depends on the shape of the tensor.
+  for (int64_t width = kLanes<A> / 2; width > 0; width /= 2) {
+    for (int64_t i = 0; i < width; ++i) {
+      v[i] += v[i + width];
+    }
+  }
+  return v[0];
+}
+
+template <class A>
+BLT_INLINE A horizontal_max(Vec<A> v) {
+  A m = v[0];
+  for (int64_t i = 1; i < kLanes<A>; ++i) {
+    m = v[i] > m ? v[i] : m;
+  }
+  return m;
+}
+
+template <class A>
+BLT_INLINE Vec<A> maximum(Vec<A> a, Vec<A> b) {  // b where a is NaN
+  return a > b ? a : b;
+}
+
+// e^x to within 1 ulp for x <= 88.7; below -87.3 it is 0 (results under 2^-126 are flushed); NaN stays NaN.
+BLT_INLINE F32 exp(F32 x) {
+  const F32 clamped = x < -87.336544f ? splat<float>(-87.336544f) : x;
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low mantissa bits.
+  const F32 shifted = clamped * 1.44269504088896341f + 12582912.0f;
+  const F32 n = shifted - 12582912.0f;
+  F32 r = clamped - n * 0.693359375f;  // ln 2 in two parts: the first product is exact
+  r = r + n * 2.12194440e-4f;
+  F32 p = splat<float>(1.9875691500e-4f);  // minimax polynomial of (e^r - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2] (Cephes)
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const F32 e = p * (r * r) + r + 1.0f;
+  const U32 scaled = bit_cast<U32>(e) + (bit_cast<U32>(shifted) << 23);
+  const F32 result = bit_cast<F32>(scaled);
+  const F32 flushed = x < -87.336544f ? F32{} : result;
+  return x == x ? flushed : x;
+}
+
+BLT_INLINE Vec<double> exp(Vec<double> x) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) {
+    x[i] = ::exp(x[i]);
+  }
+  return x;
+}
+
+BLT_INLINE float exp1(float x) { return exp(splat<float>(x))[0]; }
+BLT_INLINE double exp1(double x) { return ::exp(x); }
+
+}  // namespace blt::cpu::BLT_CPU_CAPABILITY
