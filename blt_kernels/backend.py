@@ -29,9 +29,8 @@ def use_backend(name: str) -> Iterator[None]:
     """
     check_choice("use_backend", "name", name, BACKENDS)
     if name not in available_backends():
-        raise ValueError(
-            f"use_backend: name: {name!r} was not built here; available: {', '.join(available_backends())}"
-        )
+        names = ", ".join(available_backends())
+        raise ValueError(f"use_backend: name: {name!r} was not built here; available: {names}")
     global _forced
     previous, _forced = _forced, name
     try:
