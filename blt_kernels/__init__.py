@@ -3,11 +3,15 @@
 from . import _library as _library  # registers torch.ops.blt_kernels.* or explains why it cannot
 from .backend import available_backends, use_backend
 from .layout import PatchLayout
+from .ops.entropy import entropy
+from .ops.linear_entropy import linear_entropy
 from .version import __version__
 
 __all__ = [
     "PatchLayout",
     "__version__",
     "available_backends",
+    "entropy",
+    "linear_entropy",
     "use_backend",
 ]
