@@ -2,6 +2,7 @@
 
 from . import _library as _library  # registers torch.ops.blt_kernels.* or explains why it cannot
 from .backend import available_backends, use_backend
+from .doctor import build_info
 from .layout import PatchLayout
 from .ops.entropy import entropy
 from .ops.linear_entropy import linear_entropy
@@ -11,6 +12,7 @@ __all__ = [
     "PatchLayout",
     "__version__",
     "available_backends",
+    "build_info",
     "entropy",
     "linear_entropy",
     "use_backend",

@@ -1,0 +1,78 @@
+"""What was built, what is here, and what is missing: `build_info()` and the text of `blt-kernels doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+from ._library import LIBRARY, build_record
+from .backend import BACKENDS, available_backends
+from .version import __version__
+
+_HOW_TO_GET = {
+    "cpu": "the CPU kernels are always built: reinstall blt_kernels",
+    "cuda": "not in this version: CUDA tensors run on the reference implementation",
+    "triton": "not in this version: GPU tensors run on the reference implementation",
+}
+
+
+def build_info() -> dict[str, Any]:
+    """How the compiled library was built and what it finds here.
+
+    Returns:
+        A JSON-able dict: `version`; `library` (path); `build` (compiler, flags, CPU capabilities with their flags,
+        torch headers and oldest torch, backends); `backends` (usable now); `cpu_capability` (the instruction set in
+        use: "default", "avx2" or "avx512"); `torch`, `python`, `platform`, `threads`, `devices`.
+    """
+    devices = [f"cpu ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"]
+    if torch.cuda.is_available():
+        devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    return {
+        "version": __version__,
+        "library": str(LIBRARY),
+        "build": build_record(),
+        "backends": list(available_backends()),
+        "cpu_capability": torch.ops.blt_kernels.cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "devices": devices,
+    }
+
+
+def problems() -> list[str]:
+    """One line for each thing that makes the library slower or smaller here than it could be, with its remedy."""
+    info = build_info()
+    found = []
+    built_for = info["build"].get("version")
+    if built_for != __version__:
+        found.append(
+            f"the compiled library is version {built_for}, the Python package {__version__}: rebuild with "
+            "`pip install -e . --no-build-isolation`"
+        )
+    if info["cpu_capability"] == "default" and platform.machine() == "x86_64":
+        found.append(
+            "the CPU kernels use baseline instructions: this processor has no AVX2, or BLT_KERNELS_CPU_CAPABILITY "
+            "forces them"
+        )
+    found += [f"backend {name} is missing: {_HOW_TO_GET[name]}" for name in BACKENDS if name not in info["backends"]]
+    return found
+
+
+def report() -> str:
+    """`build_info()` and `problems()` as text, for a terminal or a bug report."""
+    lines = []
+    for key, value in build_info().items():
+        if isinstance(value, dict):
+            lines.append(f"{key}:")
+            lines += [f"  {name}: {item}" for name, item in value.items()]
+        else:
+            lines.append(f"{key}: {value}")
+    missing = problems()
+    lines += ["", "nothing is missing" if not missing else "missing:"]
+    lines += [f"  - {line}" for line in missing]
+    return "\n".join(lines)
