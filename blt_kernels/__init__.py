@@ -5,15 +5,19 @@ from .backend import available_backends, use_backend
 from .doctor import build_info
 from .layout import PatchLayout
 from .ops.entropy import entropy
+from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding, hash_ngram_ids
 from .ops.linear_entropy import linear_entropy
 from .version import __version__
 
 __all__ = [
+    "HASH_PRIMES",
     "PatchLayout",
     "__version__",
     "available_backends",
     "build_info",
     "entropy",
+    "hash_ngram_embedding",
+    "hash_ngram_ids",
     "linear_entropy",
     "use_backend",
 ]

@@ -1,9 +1,12 @@
 """The definition of every op in a few readable lines of PyTorch: any device, any float dtype, differentiable."""
 
 from .entropy import entropy
+from .hash_ngram_embedding import hash_ngram_embedding, hash_ngram_ids
 from .linear_entropy import linear_entropy
 
 __all__ = [
     "entropy",
+    "hash_ngram_embedding",
+    "hash_ngram_ids",
     "linear_entropy",
 ]
