@@ -1,0 +1,47 @@
+"""Fixtures and settings that every test file shares; plain functions are in helpers.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+from blt_kernels import available_backends
+
+# Under CI every run draws the same examples, so that a red test is the change's fault.
+hypothesis.settings.register_profile("dev", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+DEVICES = [name for name in ("cpu", "cuda") if name in available_backends()]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that has compiled kernels here."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("built with CUDA, but no GPU is visible")
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Every tensor that torch allocates, also for our C++, starts as NaN (floats) or the largest integer.
+
+    An output element that a kernel forgets to write then shows in any comparison.
+    """
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
