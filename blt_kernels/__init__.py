@@ -7,6 +7,7 @@ from .layout import PatchLayout
 from .ops.entropy import entropy
 from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding, hash_ngram_ids
 from .ops.linear_entropy import linear_entropy
+from .ops.segment import segment, segment_fixed, segment_spaces
 from .version import __version__
 
 __all__ = [
@@ -19,5 +20,8 @@ __all__ = [
     "hash_ngram_embedding",
     "hash_ngram_ids",
     "linear_entropy",
+    "segment",
+    "segment_fixed",
+    "segment_spaces",
     "use_backend",
 ]

@@ -63,3 +63,37 @@ def check_device(op: str, argument: str, value: torch.Tensor, device: torch.devi
 def check_choice(op: str, argument: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise fail_value(op, argument, "one of " + ", ".join(repr(c) for c in choices), repr(value))
+
+
+def check_int(op: str, argument: str, value: Any, low: int, high: int | None = None) -> None:
+    """`value` is a Python int in `low` .. `high`."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise fail_type(op, argument, "an int", type(value).__name__)
+    if value < low or (high is not None and value > high):
+        raise fail_value(op, argument, f"at least {low}" if high is None else f"{low} .. {high}", value)
+
+
+def check_sequences(
+    op: str,
+    batch: int,
+    device: torch.device,
+    owner: str,
+    seq_lens: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+) -> int:
+    """Checks the two ways to say which bytes are real (at most one is given) and returns the number of sequences."""
+    if seq_lens is not None and cu_seqlens is not None:
+        raise fail_value(op, "cu_seqlens", "either seq_lens or cu_seqlens", "both")
+    if seq_lens is not None:
+        check_tensor(op, "seq_lens", seq_lens, dtypes=INT_DTYPES)
+        check_shape(op, "seq_lens", seq_lens, (batch,))
+        check_device(op, "seq_lens", seq_lens, device, owner)
+    if cu_seqlens is None:
+        return batch
+    check_tensor(op, "cu_seqlens", cu_seqlens, ndim=1, dtypes=INT_DTYPES)
+    if cu_seqlens.shape[0] < 1:
+        raise fail_value(op, "cu_seqlens", "shape (S + 1,)", "shape (0,)")
+    check_device(op, "cu_seqlens", cu_seqlens, device, owner)
+    if batch != 1:
+        raise fail_value(op, owner, "one row (B = 1) with cu_seqlens", f"B = {batch}")
+    return cu_seqlens.shape[0] - 1

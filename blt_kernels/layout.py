@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PatchLayout:
     """Which bytes belong to which patch, for a padded batch or for sequences packed in one row.
 
@@ -43,6 +43,48 @@ class PatchLayout:
     def num_bytes(self) -> int:
         """N: bytes a row, padding included."""
         return self.patch_ids.shape[1]
+
+    @classmethod
+    def from_lengths(
+        cls,
+        lengths: torch.Tensor,
+        num_bytes: int | None = None,
+        *,
+        seq_lens: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        next_is_start: torch.Tensor | None = None,
+    ) -> PatchLayout:
+        from .ops import layout as ops  # the ops need this class
+
+        return cls(*ops.from_lengths(lengths, num_bytes, seq_lens, cu_seqlens, next_is_start))
+
+    @classmethod
+    def from_starts(
+        cls,
+        mask: torch.Tensor,
+        *,
+        seq_lens: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        next_is_start: torch.Tensor | None = None,
+        capacity: int | None = None,
+    ) -> PatchLayout:
+        from .ops import layout as ops  # the ops need this class
+
+        return cls(*ops.from_starts(mask, seq_lens, cu_seqlens, next_is_start, capacity))
+
+    def __repr__(self) -> str:
+        return (
+            f"PatchLayout(B={self.offsets.shape[0]}, N={self.num_bytes}, C={self.capacity}, "
+            f"S={self.cu_patches.shape[0] - 1}, device='{self.offsets.device}')"
+        )
+
+    def lengths(self) -> torch.Tensor:
+        """int64 [B, C]: bytes of each patch, 0 for an empty slot."""
+        return self.offsets.diff(dim=1).long()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PatchLayout:
+        """The layout on `device`; itself where it already is there."""
+        return PatchLayout(*(getattr(self, name).to(device, non_blocking=non_blocking) for name in _FIELDS))
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(PatchLayout))

@@ -3,10 +3,14 @@
 from .entropy import entropy
 from .hash_ngram_embedding import hash_ngram_embedding, hash_ngram_ids
 from .linear_entropy import linear_entropy
+from .segment import segment, segment_fixed, segment_spaces
 
 __all__ = [
     "entropy",
     "hash_ngram_embedding",
     "hash_ngram_ids",
     "linear_entropy",
+    "segment",
+    "segment_fixed",
+    "segment_spaces",
 ]
