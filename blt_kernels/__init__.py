@@ -4,6 +4,8 @@ from . import _library as _library  # registers torch.ops.blt_kernels.* or expla
 from .backend import available_backends, use_backend
 from .doctor import build_info
 from .layout import PatchLayout
+from .ops.decoder_cross_attention import decoder_cross_attention
+from .ops.encoder_cross_attention import encoder_cross_attention
 from .ops.entropy import entropy
 from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding, hash_ngram_ids
 from .ops.linear_entropy import linear_entropy
@@ -16,6 +18,8 @@ __all__ = [
     "__version__",
     "available_backends",
     "build_info",
+    "decoder_cross_attention",
+    "encoder_cross_attention",
     "entropy",
     "hash_ngram_embedding",
     "hash_ngram_ids",

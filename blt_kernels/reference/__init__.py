@@ -1,11 +1,15 @@
 """The definition of every op in a few readable lines of PyTorch: any device, any float dtype, differentiable."""
 
+from .decoder_cross_attention import decoder_cross_attention
+from .encoder_cross_attention import encoder_cross_attention
 from .entropy import entropy
 from .hash_ngram_embedding import hash_ngram_embedding, hash_ngram_ids
 from .linear_entropy import linear_entropy
 from .segment import segment, segment_fixed, segment_spaces
 
 __all__ = [
+    "decoder_cross_attention",
+    "encoder_cross_attention",
     "entropy",
     "hash_ngram_embedding",
     "hash_ngram_ids",

@@ -1,0 +1,68 @@
+"""What the two cross-attentions share: argument checks and autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._checks import FLOAT_DTYPES, check_device, check_shape, check_tensor, describe, fail_type, fail_value
+from ..layout import PatchLayout
+
+
+def prepare(
+    op: str,
+    q: Any,
+    k: Any,
+    v: Any,
+    layout: Any,
+    scale: Any,
+    window: Any,
+    *,
+    slots: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k and v, cast under autocast. `slots` names the side, "q" or "k", that has K rows a patch.
+
+    Raises TypeError or ValueError unless the arguments fit each other.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(op, name, x, ndim=4, dtypes=FLOAT_DTYPES)
+    if not isinstance(layout, PatchLayout):
+        raise fail_type(op, "layout", "a PatchLayout", type(layout).__name__)
+    if scale is not None and not isinstance(scale, (int, float)):
+        raise fail_type(op, "scale", "a float or None", type(scale).__name__)
+    if not isinstance(window, int) or isinstance(window, bool):
+        raise fail_type(op, "window", "an int", type(window).__name__)
+    if window < 1:
+        raise fail_value(op, "window", "at least 1 patch", window)
+
+    device = q.device
+    for name, x in (("k", k), ("v", v), ("layout", layout.offsets)):
+        check_device(op, name, x, device, "q")
+    q, k, v = (_cast_for_autocast(x) for x in (q, k, v))
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype:
+            raise fail_type(op, name, f"dtype {describe([q.dtype])} (as q)", describe([x.dtype]))
+
+    batch, capacity, num_bytes = layout.offsets.shape[0], layout.capacity, layout.num_bytes
+    for name, x in (("q", q), ("k", k)):
+        check_shape(op, name, x, (batch, None if name == slots else num_bytes, None, None))
+    rows = (q if slots == "q" else k).shape[1]
+    if rows < capacity or rows != rows // max(capacity, 1) * capacity:
+        raise fail_value(op, slots, f"C*K rows, C = {capacity} slots of the layout and K >= 1", f"{rows} rows")
+    if q.shape[3] < 1:
+        raise fail_value(op, "q", "head dimension E >= 1", f"shape {tuple(q.shape)}")
+    check_shape(op, "k", k, (None, None, None, q.shape[3]))
+    check_shape(op, "v", v, k.shape)
+    heads, key_heads = q.shape[2], k.shape[2]
+    if heads < 1 or key_heads < 1 or heads % key_heads:
+        raise fail_value(op, "q", f"a positive multiple of the {key_heads} heads of k", f"{heads} heads")
+    return q, k, v
+
+
+def _cast_for_autocast(x: torch.Tensor) -> torch.Tensor:
+    """Under autocast attention runs in the low-precision dtype; float64 is left alone, as torch's own ops do."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
