@@ -9,6 +9,8 @@ from .ops.encoder_cross_attention import encoder_cross_attention
 from .ops.entropy import entropy
 from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding, hash_ngram_ids
 from .ops.linear_entropy import linear_entropy
+from .ops.patch_gather import patch_gather
+from .ops.patch_pool import patch_pool
 from .ops.segment import segment, segment_fixed, segment_spaces
 from .version import __version__
 
@@ -24,6 +26,8 @@ __all__ = [
     "hash_ngram_embedding",
     "hash_ngram_ids",
     "linear_entropy",
+    "patch_gather",
+    "patch_pool",
     "segment",
     "segment_fixed",
     "segment_spaces",

@@ -141,23 +141,7 @@ def make_layout(lengths: torch.Tensor, num_bytes: int | None = None) -> PatchLay
     The sum of a row is its number of real bytes, so that its last patch is open.
     """
     sums = lengths.sum(1)
-    batch, capacity = lengths.shape
-    num_bytes = int(sums.max()) if num_bytes is None else num_bytes
-    patch_ids = torch.full((batch, num_bytes), -1, dtype=torch.int32)
-    visible_ids = patch_ids.clone()
-    for row, own, visible in zip(lengths, patch_ids, visible_ids, strict=True):
-        ids = torch.arange(capacity).repeat_interleave(row)
-        own[: len(ids)] = ids
-        visible[: len(ids)] = torch.cat([ids[1:], ids[-1:]]) - 1  # the patch of the next byte, less one
-    used = torch.where(lengths > 0, torch.arange(1, capacity + 1), 0).amax(1)
-    return PatchLayout(
-        offsets=torch.nn.functional.pad(lengths.cumsum(1), (1, 0)).int(),
-        patch_ids=patch_ids,
-        visible_ids=visible_ids,
-        num_patches=used.int(),
-        cu_patches=torch.nn.functional.pad(used.cumsum(0), (1, 0)).int(),
-        overflow=torch.zeros(batch, dtype=torch.int32),
-    )
+    return PatchLayout.from_lengths(lengths, int(sums.max()) if num_bytes is None else num_bytes, seq_lens=sums)
 
 
 def random_lengths(num_bytes: int, mean: float, batch: int = 1, seed: int = 0) -> torch.Tensor:

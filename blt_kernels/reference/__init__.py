@@ -5,6 +5,8 @@ from .encoder_cross_attention import encoder_cross_attention
 from .entropy import entropy
 from .hash_ngram_embedding import hash_ngram_embedding, hash_ngram_ids
 from .linear_entropy import linear_entropy
+from .patch_gather import patch_gather
+from .patch_pool import patch_pool
 from .segment import segment, segment_fixed, segment_spaces
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "hash_ngram_embedding",
     "hash_ngram_ids",
     "linear_entropy",
+    "patch_gather",
+    "patch_pool",
     "segment",
     "segment_fixed",
     "segment_spaces",

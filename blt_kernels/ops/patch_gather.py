@@ -1,0 +1,40 @@
+"""patch_gather: patches -> bytes, a row of its patch for each byte."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import reference
+from .._checks import FLOAT_DTYPES, check_choice, check_device, check_shape, check_tensor, fail_type
+from ..layout import PatchLayout
+
+_OP = "patch_gather"
+
+
+def patch_gather(y: torch.Tensor, layout: PatchLayout, which: str = "visible") -> torch.Tensor:
+    """Gives each byte a row of `y`: that of the last finished patch ("visible") or of its own patch ("own").
+
+    `out[b, i] = y[b, ids[b, i]]` with ids = `layout.visible_ids` or `layout.patch_ids`, and 0 where the id is -1.
+    "visible" is what a causal decoder may see, patch(i+1) - 1 (Byte Latent Transformer, arXiv 2412.09871, section
+    3.3); "own" undoes a pooling. The gradient of a row is the sum over the bytes that read it, in fp32 (fp64 for
+    float64) whatever the dtype; a row that no byte reads gets 0.
+
+    Args:
+        y: [B, C, D] float32, float64, bfloat16 or float16.
+        layout: of B rows and C slots; N bytes.
+        which: "visible" or "own".
+
+    Returns:
+        [B, N, D], dtype of `y`.
+
+    Raises:
+        TypeError: `y` is not a dense float tensor, `layout` not a PatchLayout.
+        ValueError: shapes or devices that do not fit, an unknown `which`.
+    """
+    check_tensor(_OP, "y", y, ndim=3, dtypes=FLOAT_DTYPES)
+    if not isinstance(layout, PatchLayout):
+        raise fail_type(_OP, "layout", "a PatchLayout", type(layout).__name__)
+    check_shape(_OP, "y", y, (layout.offsets.shape[0], layout.capacity, None))
+    check_device(_OP, "layout", layout.offsets, y.device, "y")
+    check_choice(_OP, "which", which, ("visible", "own"))
+    return reference.patch_gather(y, layout, which)

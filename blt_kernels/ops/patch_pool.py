@@ -1,0 +1,42 @@
+"""patch_pool: bytes -> patches, the reduction of each patch's bytes."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import reference
+from .._checks import FLOAT_DTYPES, check_choice, check_device, check_shape, check_tensor, fail_type
+from ..layout import PatchLayout
+
+_OP = "patch_pool"
+
+
+def patch_pool(x: torch.Tensor, layout: PatchLayout, reduce: str = "max") -> torch.Tensor:
+    """Reduces the bytes of each patch: `out[b, c] = reduce(x[b, offsets[b, c] : offsets[b, c+1]])`.
+
+    Byte Latent Transformer (arXiv 2412.09871), section 3.2.2: the local encoder's patch queries start from the pooled
+    bytes of their patch. An empty slot gives 0 and passes no gradient; a byte in no patch gets gradient 0.
+
+    "mean" and "sum" add in fp32 (fp64 for float64) whatever the dtype. "max" and "min" follow torch.amax and
+    torch.amin: a gradient is split equally among ties, and NaN wins (the patch's result is then NaN, and so is its
+    gradient at every byte of the patch).
+
+    Args:
+        x: [B, N, D] float32, float64, bfloat16 or float16.
+        layout: of B rows and N bytes; C slots.
+        reduce: "max", "mean", "min" or "sum".
+
+    Returns:
+        [B, C, D], dtype of `x`.
+
+    Raises:
+        TypeError: `x` is not a dense float tensor, `layout` not a PatchLayout.
+        ValueError: shapes or devices that do not fit, an unknown `reduce`.
+    """
+    check_tensor(_OP, "x", x, ndim=3, dtypes=FLOAT_DTYPES)
+    if not isinstance(layout, PatchLayout):
+        raise fail_type(_OP, "layout", "a PatchLayout", type(layout).__name__)
+    check_shape(_OP, "x", x, (layout.offsets.shape[0], layout.num_bytes, None))
+    check_device(_OP, "layout", layout.offsets, x.device, "x")
+    check_choice(_OP, "reduce", reduce, ("max", "mean", "min", "sum"))
+    return reference.patch_pool(x, layout, reduce)
