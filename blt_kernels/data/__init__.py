@@ -1,0 +1,47 @@
+"""From files to batches: read a corpus as a stream, shuffle and shard it, pack it into rows. Needs numpy alone.
+
+corpus = Corpus("texts/")
+train, held_out = split_corpus(corpus, seed=0)
+batches = PackedBatches(DocumentStream(train, seed=0), row_tokens=8192)
+for batch in batches: ...
+"""
+
+from blt_kernels.data.batches import Batch, PackedBatches
+from blt_kernels.data.corpus import DEFAULT_INCLUDE, Corpus, CorpusFile, Skipped
+from blt_kernels.data.readers import CorpusError
+from blt_kernels.data.split import split_corpus
+from blt_kernels.data.stream import DocumentStream
+from blt_kernels.data.tokens import (
+    BOE_ID,
+    BOS_ID,
+    BPE_ID,
+    BYTE_OFFSET,
+    EOS_ID,
+    IGNORE_INDEX,
+    PAD_ID,
+    VOCAB_SIZE,
+    decode,
+    encode,
+)
+
+__all__ = [
+    "BOE_ID",
+    "BOS_ID",
+    "BPE_ID",
+    "BYTE_OFFSET",
+    "DEFAULT_INCLUDE",
+    "EOS_ID",
+    "IGNORE_INDEX",
+    "PAD_ID",
+    "VOCAB_SIZE",
+    "Batch",
+    "Corpus",
+    "CorpusError",
+    "CorpusFile",
+    "DocumentStream",
+    "PackedBatches",
+    "Skipped",
+    "decode",
+    "encode",
+    "split_corpus",
+]

@@ -1,0 +1,200 @@
+"""Documents packed into rows of a fixed shape: by tokens, or by patches (constant capacity)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blt_kernels.data.stream import DocumentStream
+from blt_kernels.data.tokens import IGNORE_INDEX, PAD_ID, encode
+
+Segmenter = Callable[[NDArray[np.int64]], Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of N tokens. A *sequence* is a document or a part of one that lies in one row without a break; nothing
+    may be attended to, hashed or patched across sequences. Each row holds at most S, from its left end on.
+
+    tokens         int64 [B, N]    PAD_ID after the last sequence
+    targets        int64 [B, N]    the next token of the same document, also where that is in another sequence;
+                                   IGNORE_INDEX at EOS and padding. So every token of a document but its BOS is a
+                                   target exactly once.
+    sequence_ids   int32 [B, N]    0, 1, ... in each row; -1 at padding
+    seq_lens       int32 [B]       tokens before the padding
+    cu_seqlens     int32 [B, S+1]  where the sequences of each row start and end; repeats its last value, seq_lens[b].
+                                   With B = 1, cu_seqlens[0] is that of a packed batch.
+    patch_lengths  int64 [B, C]    tokens of each patch; 0 after the last; sums to seq_lens. None without a segmenter.
+    next_is_start  bool [B, S]     the document goes on in another sequence, with a new patch: so the last patch of this
+                                   one is finished. None without a segmenter.
+    """
+
+    tokens: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    sequence_ids: NDArray[np.int32]
+    seq_lens: NDArray[np.int32]
+    cu_seqlens: NDArray[np.int32]
+    patch_lengths: NDArray[np.int64] | None = None
+    next_is_start: NDArray[np.bool_] | None = None
+
+
+class PackedBatches:
+    """An iterator of Batch: each document of `documents` as BOS, bytes, EOS, packed back to back into rows.
+
+    row_tokens     N. Rows are filled one after the other; a document that does not fit goes on in the next row.
+    batch_size     B.
+    segmenter      called with the tokens of a whole document, int64 [n]; returns the lengths of its patches, integers
+                   of at least 1 that sum to n, as an array or sequence.
+    row_patches    C, with a segmenter. A row ends when it holds C patches, or where the next one would go beyond N:
+                   cuts are at patch boundaries. With N about 1.3 * C * mean length nearly all slots are used, and
+                   what varies is the padding. A patch of more than N tokens is cut into N, N, ..., rest.
+    max_sequence   longest sequence, in patches with a segmenter, else in tokens; longer ones are cut. It bounds the
+                   context of attention where N or C are large. None: no bound but the row.
+    max_sequences  S. A row that holds S sequences ends there. None: N / 128, at least 16; at most C.
+
+    Ends when `documents` does; the last rows may be short or empty, the shape stays. Raises TypeError/ValueError for
+    bad arguments and wrong patch lengths.
+
+    `state_dict()` is JSON-able and small. To read ahead of training, keep for each batch the state taken right after
+    it was made. Loading reads and segments the current document again, so it is exact for a segmenter that repeats
+    itself.
+    """
+
+    def __init__(
+        self,
+        documents: DocumentStream,
+        row_tokens: int,
+        batch_size: int = 1,
+        *,
+        segmenter: Segmenter | None = None,
+        row_patches: int | None = None,
+        max_sequence: int | None = None,
+        max_sequences: int | None = None,
+    ):
+        if not isinstance(documents, DocumentStream):
+            raise TypeError(f"PackedBatches: documents: expected a DocumentStream, got {type(documents).__name__}")
+        if (segmenter is None) != (row_patches is None):
+            raise ValueError("PackedBatches: row_patches: expected together with segmenter, got one of them")
+        sizes = {"row_tokens": row_tokens, "batch_size": batch_size}
+        optional = {"row_patches": row_patches, "max_sequence": max_sequence, "max_sequences": max_sequences}
+        for name, value in {**sizes, **{name: value for name, value in optional.items() if value is not None}}.items():
+            if not isinstance(value, int):
+                raise TypeError(f"PackedBatches: {name}: expected int, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"PackedBatches: {name}: expected at least 1, got {value}")
+        self.documents = documents
+        self.row_tokens = row_tokens
+        self.batch_size = batch_size
+        self.segmenter = segmenter
+        self.row_patches = row_patches
+        # Without a segmenter every token is a patch, and the same cutting serves.
+        self._capacity = row_patches or row_tokens
+        self.max_sequence = max_sequence or self._capacity
+        self.max_sequences = max_sequences or min(max(16, row_tokens // 128), self._capacity)
+        self._begin = documents.state_dict()  # before the current document
+        self._tokens = np.empty(0, np.int64)  # of the current document
+        self._ends = np.empty(0, np.int64)  # of its patches
+        self._offset = 0  # tokens of it that are in rows
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._have_document():
+            raise StopIteration
+        shape, sequences = (self.batch_size, self.row_tokens), (self.batch_size, self.max_sequences)
+        batch = Batch(
+            tokens=np.full(shape, PAD_ID, np.int64),
+            targets=np.full(shape, IGNORE_INDEX, np.int64),
+            sequence_ids=np.full(shape, -1, np.int32),
+            seq_lens=np.zeros(self.batch_size, np.int32),
+            cu_seqlens=np.zeros((self.batch_size, self.max_sequences + 1), np.int32),
+            patch_lengths=None if self.segmenter is None else np.zeros((self.batch_size, self._capacity), np.int64),
+            next_is_start=None if self.segmenter is None else np.zeros(sequences, np.bool_),
+        )
+        for row in range(self.batch_size):
+            self._fill(batch, row)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of `documents` before the current document, and how many of its tokens are done."""
+        return {"documents": self._begin, "offset": self._offset}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state` was taken, `documents` too. Raises ValueError as DocumentStream.load_state_dict, and
+        where the current document has become shorter."""
+        self.documents.load_state_dict(state["documents"])
+        self._begin = state["documents"]
+        self._tokens = self._ends = np.empty(0, np.int64)
+        self._offset = 0
+        if state["offset"]:
+            if not self._have_document() or state["offset"] > len(self._tokens):
+                raise ValueError(
+                    f"PackedBatches.load_state_dict: offset: expected at most the {len(self._tokens)} tokens of the "
+                    f"document, got {state['offset']}: the corpus has changed"
+                )
+            self._offset = state["offset"]
+
+    def _have_document(self) -> bool:
+        """Makes sure that the current document has tokens left; False at the end of the stream."""
+        if self._offset < len(self._tokens):
+            return True
+        begin = self.documents.state_dict()
+        document = next(self.documents, None)
+        if document is None:
+            return False
+        self._begin = begin
+        self._tokens = encode(document)
+        self._ends = np.arange(1, len(self._tokens) + 1) if self.segmenter is None else self._segment(self._tokens)
+        self._offset = 0
+        return True
+
+    def _segment(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The ends of the patches of a document."""
+        assert self.segmenter is not None
+        lengths = np.asarray(self.segmenter(tokens))
+        if lengths.dtype.kind not in "iu" or lengths.ndim != 1:
+            got = f"{lengths.dtype} {list(lengths.shape)}"
+            raise TypeError(f"PackedBatches: segmenter: expected integer lengths with one dimension, got {got}")
+        lengths = lengths.astype(np.int64)
+        if lengths.sum() != len(tokens) or (lengths < 1).any():
+            got = f"sum {lengths.sum()}, smallest {lengths.min(initial=0)}"
+            raise ValueError(f"PackedBatches: segmenter: expected lengths >= 1 with sum {len(tokens)}, got {got}")
+        ends = lengths.cumsum()
+        if lengths.max() > self.row_tokens:
+            cuts = [
+                np.arange(end - n + self.row_tokens, end, self.row_tokens) for end, n in zip(ends, lengths, strict=True)
+            ]
+            ends = np.union1d(ends, np.concatenate(cuts))
+        return ends
+
+    def _fill(self, batch: Batch, row: int) -> None:
+        used = patches = count = 0
+        while count < self.max_sequences and patches < self._capacity and self._have_document():
+            begin = self._offset
+            first = int(np.searchsorted(self._ends, begin, "right"))
+            room = np.searchsorted(self._ends, begin + self.row_tokens - used, "right")
+            last = min(int(room), first + self._capacity - patches, first + self.max_sequence)
+            if last == first:  # the next patch needs more tokens than are left
+                break
+            end = int(self._ends[last - 1])
+            n = end - begin
+            batch.tokens[row, used : used + n] = self._tokens[begin:end]
+            following = self._tokens[begin + 1 : end + 1]
+            batch.targets[row, used : used + len(following)] = following
+            batch.sequence_ids[row, used : used + n] = count
+            if batch.patch_lengths is not None and batch.next_is_start is not None:
+                batch.patch_lengths[row, patches : patches + last - first] = np.diff(
+                    self._ends[first:last], prepend=begin
+                )
+                batch.next_is_start[row, count] = end < len(self._tokens)
+            used += n
+            patches += last - first
+            count += 1
+            batch.cu_seqlens[row, count:] = used
+            self._offset = end
+        batch.seq_lens[row] = used

@@ -1,0 +1,48 @@
+"""A held-out part of a corpus."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from blt_kernels.data.corpus import Corpus, CorpusFile, order_key
+from blt_kernels.data.readers import CorpusError, kind_of
+
+
+def split_corpus(corpus: Corpus, holdout_bytes: int = 1 << 20, *, seed: int = 0) -> tuple[Corpus, Corpus]:
+    """Divides `corpus` into (training, held-out), the latter with at least `holdout_bytes` bytes of documents.
+
+    Files are visited in an order given by `seed` and read until enough is held out. Text files are held out whole
+    while others remain for training. JSON lines and Parquet files, and a text file that would be the last, are cut
+    where enough is reached: their first records (lines of text) are held out, the rest is for training. No record is
+    in both parts; equal records in different places may be. Only what is held out is read.
+
+    Raises TypeError/ValueError for bad arguments, CorpusError where nothing would be left for training.
+    """
+    if not isinstance(holdout_bytes, int):
+        raise TypeError(f"split_corpus: holdout_bytes: expected int, got {type(holdout_bytes).__name__}")
+    if holdout_bytes < 1:
+        raise ValueError(f"split_corpus: holdout_bytes: expected at least 1, got {holdout_bytes}")
+    # Short pieces, so that a text file is cut near where enough is reached.
+    pieces = min(corpus.max_document_bytes, max(4, holdout_bytes // 16))
+    reader = corpus.with_files(corpus.files, max_document_bytes=pieces)
+    training: dict[int, CorpusFile] = dict(enumerate(corpus.files))
+    held: dict[int, CorpusFile] = {}
+    missing = holdout_bytes
+    for index in sorted(training, key=lambda index: order_key(seed, "holdout", index)):
+        if missing <= 0:
+            break
+        held[index] = file = training.pop(index)
+        whole = bool(training) and kind_of(file.path) == "text"
+        for cursor, documents in reader.read(index):
+            missing -= sum(map(len, documents))
+            if missing <= 0 and not whole:
+                held[index], training[index] = replace(file, stop=cursor), replace(file, start=cursor)
+                break
+    rest = [training[index] for index in sorted(training)]
+    probe = corpus.with_files(rest)
+    if missing > 0 or not any(documents for index in range(len(rest)) for _, documents in probe.read(index)):
+        raise CorpusError(
+            f"split_corpus: holdout_bytes: {holdout_bytes} leaves nothing to train on in {corpus.origin}",
+            reason="empty",
+        )
+    return corpus.with_files(rest), corpus.with_files([held[index] for index in sorted(held)])
