@@ -375,8 +375,10 @@ def test_shuffle(mixed, documents_of_mixed):
 def test_order_never_changes(tmp_path):
     """A golden order: a release that changed it would break everybody's resumption."""
     (tmp_path / "a.jsonl").write_bytes(json_lines("abcdefgh"))
-    (tmp_path / "b.txt").write_text("b")
-    assert b"".join(DocumentStream(Corpus(tmp_path), seed=3, epochs=2)).decode() == "bfchgabedhabdfecgb"
+    for name in "xyz":
+        (tmp_path / f"{name}.txt").write_text(name)
+    stream = DocumentStream(Corpus(tmp_path), seed=3, epochs=2, buffer_documents=4)
+    assert b"".join(stream).decode() == "bzacfgdeyhxycbaefdgxhz"
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -471,6 +473,21 @@ def test_split(mixed, documents_of_mixed, seed, holdout):
     for file in train.files:  # no file in both, or held out up to where training starts
         assert file.path not in spans or spans[file.path] == (0, file.start)
     assert [f.name for f in split_corpus(mixed, holdout, seed=seed)[1].files] == [f.name for f in held.files]
+
+
+def test_split_takes_a_share_of_each_file(tmp_path):
+    for name, count in [("a", 1000), ("b", 1000), ("c", 2), ("d", 500)]:
+        (tmp_path / f"{name}.jsonl").write_bytes(json_lines([f"{name} {i:07d}" for i in range(count)]))
+    corpus = Corpus(tmp_path)
+    for seed in range(5):
+        train, held = split_corpus(corpus, 4000, seed=seed)
+        assert sorted([*train, *held]) == sorted(corpus)
+        assert 4000 <= sum(map(len, held)) < 4020
+        counts = [sum(document[:1] == letter for document in held) for letter in (b"a", b"b", b"c", b"d")]
+        assert counts[2] == 2 and min(counts[0], counts[1], counts[3]) >= 100
+    assert sum(map(len, split_corpus(corpus, 22_000)[1])) >= 22_000  # all but a little, in several rounds
+    with pytest.raises(CorpusError, match="leaves nothing"):
+        split_corpus(corpus, 22_518)
 
 
 def test_split_depends_on_the_seed(mixed):

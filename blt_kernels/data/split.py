@@ -11,10 +11,11 @@ from blt_kernels.data.readers import CorpusError, kind_of
 def split_corpus(corpus: Corpus, holdout_bytes: int = 1 << 20, *, seed: int = 0) -> tuple[Corpus, Corpus]:
     """Divides `corpus` into (training, held-out), the latter with at least `holdout_bytes` bytes of documents.
 
-    Files are visited in an order given by `seed` and read until enough is held out. Text files are held out whole
-    while others remain for training. JSON lines and Parquet files, and a text file that would be the last, are cut
-    where enough is reached: their first records (lines of text) are held out, the rest is for training. No record is
-    in both parts; equal records in different places may be. Only what is held out is read.
+    Files are visited in an order given by `seed` until enough is held out. A text file is held out whole while
+    others remain for training. JSON lines and Parquet files, and a text file that would be the last, give an equal
+    share each: their first records (lines of text) are held out, the rest is for training. So a file smaller than
+    its share is held out whole. No record is in both parts; equal records in different places may be. Only what is
+    held out is read.
 
     Raises TypeError/ValueError for bad arguments, CorpusError where nothing would be left for training.
     """
@@ -28,16 +29,22 @@ def split_corpus(corpus: Corpus, holdout_bytes: int = 1 << 20, *, seed: int = 0)
     training: dict[int, CorpusFile] = dict(enumerate(corpus.files))
     held: dict[int, CorpusFile] = {}
     missing = holdout_bytes
-    for index in sorted(training, key=lambda index: order_key(seed, "holdout", index)):
-        if missing <= 0:
-            break
-        held[index] = file = training.pop(index)
-        whole = bool(training) and kind_of(file.path) == "text"
-        for cursor, documents in reader.read(index):
-            missing -= sum(map(len, documents))
-            if missing <= 0 and not whole:
-                held[index], training[index] = replace(file, stop=cursor), replace(file, start=cursor)
+    while missing > 0 and training:  # again if some files were smaller than their share
+        order = sorted(training, key=lambda index: order_key(seed, "holdout", index))
+        for place, index in enumerate(order):
+            if missing <= 0:
                 break
+            share = -(-missing // (len(order) - place))
+            file = training.pop(index)
+            held[index] = replace(file, start=corpus.files[index].start)
+            whole = bool(training) and kind_of(file.path) == "text"
+            for cursor, documents in reader.read(index, file.start):
+                size = sum(map(len, documents))
+                missing -= size
+                share -= size
+                if share <= 0 and not whole:
+                    held[index], training[index] = replace(held[index], stop=cursor), replace(file, start=cursor)
+                    break
     rest = [training[index] for index in sorted(training)]
     probe = corpus.with_files(rest)
     if missing > 0 or not any(documents for index in range(len(rest)) for _, documents in probe.read(index)):
