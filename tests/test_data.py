@@ -1,4 +1,4 @@
-"""The data path: reading, corrupt input, order and resumption, packing. Needs no compiled library."""
+"""The data path: reading, corrupt input, order and resumption, packing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from blt_kernels import data
 from blt_kernels.data import Corpus, CorpusError, DocumentStream, PackedBatches, decode, encode, readers, split_corpus
 
 TEXTS = ["first\nline", "zweite Zeile äöü", "第三", "", "four\n" * 50, "\0 is fine in JSON"]
-slow_ok = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+slow_ok = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def json_lines(texts, key="text") -> bytes:
@@ -682,3 +682,23 @@ def test_batches_of_a_changed_document(tmp_path):
     state = first.state_dict()
     with pytest.raises(ValueError, match="offset: expected at most the 12 tokens of the document, got 99"):
         first.load_state_dict({**state, "offset": 99})
+
+
+def test_a_batch_makes_a_packed_layout(mixed):
+    """What training does with a batch: boundaries of sequences and patches agree, and a finished patch is visible."""
+    torch = pytest.importorskip("torch")
+    layout_of = pytest.importorskip("blt_kernels.layout", exc_type=ImportError).PatchLayout.from_lengths
+    cut = 0
+    for batch in PackedBatches(DocumentStream(mixed, epochs=1), 60, row_patches=10, segmenter=fixed(4)):
+        lengths, cu_seqlens = torch.from_numpy(batch.patch_lengths), torch.from_numpy(batch.cu_seqlens[0])
+        layout = layout_of(lengths, 60, cu_seqlens=cu_seqlens, next_is_start=torch.from_numpy(batch.next_is_start[0]))
+        assert layout.lengths().equal(lengths)
+        own, visible = layout.patch_ids[0].tolist(), layout.visible_ids[0].tolist()
+        assert own[batch.seq_lens[0] :] == [-1] * (60 - batch.seq_lens[0])
+        for (begin, end), goes_on in zip(pairwise(batch.cu_seqlens[0]), batch.next_is_start[0], strict=True):
+            if end > begin:
+                first = own[begin]
+                wanted = own[end - 1] - (not goes_on)
+                assert visible[end - 1] == (wanted if wanted >= first else -1)
+                cut += goes_on
+    assert cut > 0

@@ -6,12 +6,12 @@ batches = PackedBatches(DocumentStream(train, seed=0), row_tokens=8192)
 for batch in batches: ...
 """
 
-from blt_kernels.data.batches import Batch, PackedBatches
-from blt_kernels.data.corpus import DEFAULT_INCLUDE, Corpus, CorpusFile, Skipped
-from blt_kernels.data.readers import CorpusError
-from blt_kernels.data.split import split_corpus
-from blt_kernels.data.stream import DocumentStream
-from blt_kernels.data.tokens import (
+from .batches import Batch, PackedBatches
+from .corpus import DEFAULT_INCLUDE, Corpus, CorpusFile, Skipped
+from .readers import CorpusError
+from .split import split_corpus
+from .stream import DocumentStream
+from .tokens import (
     BOE_ID,
     BOS_ID,
     BPE_ID,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blt_kernels.data.stream import DocumentStream
-from blt_kernels.data.tokens import IGNORE_INDEX, PAD_ID, encode
+from .stream import DocumentStream
+from .tokens import IGNORE_INDEX, PAD_ID, encode
 
 Segmenter = Callable[[NDArray[np.int64]], Any]
 

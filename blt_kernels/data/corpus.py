@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from blt_kernels.data.readers import COMPRESSION, CorpusError, read_records, split_document
+from .readers import COMPRESSION, CorpusError, read_records, split_document
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Patterns = str | Sequence[str]

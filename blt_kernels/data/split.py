@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from blt_kernels.data.corpus import Corpus, CorpusFile, order_key
-from blt_kernels.data.readers import CorpusError, kind_of
+from .corpus import Corpus, CorpusFile, order_key
+from .readers import CorpusError, kind_of
 
 
 def split_corpus(corpus: Corpus, holdout_bytes: int = 1 << 20, *, seed: int = 0) -> tuple[Corpus, Corpus]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from blt_kernels.data.corpus import Corpus, order_key
+from .corpus import Corpus, order_key
 
 STATE_VERSION = 1
 
