@@ -1,0 +1,39 @@
+"""The local decoder: patches back to bytes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..layout import PatchLayout
+from ..nn import DecoderCrossAttention
+from .config import BLTConfig
+from .transformer import init_weights, make_layers, plan_attention
+
+
+class LocalDecoder(nn.Module):
+    """Layers over bytes; before each, a byte reads the K slots of the last patch finished before the next byte."""
+
+    def __init__(self, config: BLTConfig):
+        super().__init__()
+        self.config = config
+        shape = config.decoder
+        self.patch_embedding_projection = nn.Linear(config.latent.dim, config.slots_per_patch * shape.dim, bias=False)
+        self.cross_attn_layers = nn.ModuleList(
+            DecoderCrossAttention(shape.dim, shape.num_heads, eps=shape.norm_eps) for _ in range(shape.num_layers)
+        )
+        self.layers = make_layers(shape)
+        self.norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
+        init_weights(self, shape.num_layers)
+
+    def forward(
+        self, x: torch.Tensor, patches: torch.Tensor, layout: PatchLayout, documents: torch.Tensor
+    ) -> torch.Tensor:
+        """The encoder's byte states x [B, N, d] and latent patches [B, C, D] -> [B, N, d], normalised."""
+        plan = plan_attention(self.config.decoder, x, documents)
+        slots = self.patch_embedding_projection(patches).type_as(x)
+        slots = slots.unflatten(-1, (-1, x.shape[-1])).flatten(1, 2)  # [B, C*K, d]
+        for cross, layer in zip(self.cross_attn_layers, self.layers, strict=True):
+            x = torch.add(cross(x, slots, layout), x, alpha=2)  # the published residual is added twice
+            x = layer(x, plan)
+        return self.norm(x)

@@ -1,0 +1,40 @@
+"""The local encoder: bytes to patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..layout import PatchLayout
+from ..nn import EncoderCrossAttention
+from ..ops.patch_pool import patch_pool
+from .config import BLTConfig
+from .transformer import init_weights, make_layers, plan_attention
+
+
+class LocalEncoder(nn.Module):
+    """Layers over bytes; then each patch pools its bytes into K queries that read the same bytes by cross-attention."""
+
+    def __init__(self, config: BLTConfig):
+        super().__init__()
+        self.config = config
+        shape = config.encoder
+        self.embed_tokens = nn.Embedding(config.vocab_size, shape.dim)
+        self.layers = make_layers(shape)
+        self.patch_embedding_projection = nn.Linear(shape.dim, config.slots_per_patch * shape.dim, bias=False)
+        # One, after the last layer; the list is for the published parameter names.
+        self.cross_attn_layers = nn.ModuleList([EncoderCrossAttention(shape.dim, shape.num_heads, eps=shape.norm_eps)])
+        init_weights(self, shape.num_layers)
+
+    def forward(
+        self, x: torch.Tensor, layout: PatchLayout, documents: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Byte embeddings x [B, N, d] -> byte states [B, N, d] and patches [B, C, K*d]."""
+        plan = plan_attention(self.config.encoder, x, documents)
+        for layer in self.layers:
+            x = layer(x, plan)
+        slots = self.patch_embedding_projection(patch_pool(x, layout, reduce="max")).type_as(x)  # [B, C, K*d]
+        slots = slots.unflatten(-1, (-1, x.shape[-1])).flatten(1, 2)  # [B, C*K, d]
+        # The published residual is added twice.
+        slots = torch.add(self.cross_attn_layers[0](slots, x, layout), slots, alpha=2)
+        return x, slots.unflatten(1, (-1, self.config.slots_per_patch)).flatten(2)

@@ -1,0 +1,55 @@
+"""The entropy model: a small byte language model that says where the next byte is hard to guess."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..ops.linear_entropy import linear_entropy
+from .config import EntropyModelConfig
+from .loss import NextByteLoss, next_byte_loss
+from .transformer import document_ids, init_weights, make_layers, plan_attention
+
+
+class EntropyModel(nn.Module):
+    """A causal transformer over bytes whose attention is windowed and stays within documents.
+
+    Batches are padded on the right, where padding cannot be seen, or packed in one row with `cu_seqlens`. Parameters
+    carry the names of the published `patcher`.
+    """
+
+    def __init__(self, config: EntropyModelConfig):
+        super().__init__()
+        self.config = config
+        shape = config.transformer
+        self.embed_tokens = nn.Embedding(config.vocab_size, shape.dim)
+        self.layers = make_layers(shape)
+        self.norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
+        self.lm_head = nn.Linear(shape.dim, config.vocab_size, bias=False)
+        init_weights(self, shape.num_layers)
+
+    def hidden(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalised final states [B, N, dim] of tokens [B, N]."""
+        x = self.embed_tokens(tokens)
+        documents = None if cu_seqlens is None else document_ids(cu_seqlens, tokens.shape[1])
+        plan = plan_attention(self.config.transformer, x, documents)
+        for layer in self.layers:
+            x = layer(x, plan)
+        return self.norm(x)
+
+    def forward(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+        """Next-byte logits, float32 [B, N, V]."""
+        return self.lm_head(self.hidden(tokens, cu_seqlens=cu_seqlens)).float()
+
+    def loss(
+        self, tokens: torch.Tensor, targets: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None
+    ) -> NextByteLoss:
+        return next_byte_loss(self(tokens, cu_seqlens=cu_seqlens), targets)
+
+    @torch.no_grad()
+    def entropies(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+        """Next-byte entropies in nats, float32 [B, N]: [b, i] is of the prediction made at byte i, for byte i + 1.
+
+        The logits never reach memory whole, and their arithmetic is fp32 under autocast too.
+        """
+        return linear_entropy(self.hidden(tokens, cu_seqlens=cu_seqlens), self.lm_head.weight)

@@ -1,0 +1,107 @@
+"""Modules over the ops, with the parameters that published Byte Latent Transformers give them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .layout import PatchLayout
+from .ops.decoder_cross_attention import decoder_cross_attention
+from .ops.encoder_cross_attention import encoder_cross_attention
+from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding
+
+
+class HashNgramEmbedding(nn.Module):
+    """Adds to byte embeddings the table rows of the hashed n-grams that end at each byte.
+
+    One table [num_rows, dim] for each hash function and size, all in one `weight`, function-major. It starts at zero,
+    so that an n-gram never seen in training stays without effect.
+
+    Args:
+        num_rows, dim: shape of one table.
+        ngram_sizes: sizes of the n-grams in bytes.
+        num_functions: hash functions; the first primes of `blt_kernels.HASH_PRIMES`.
+        normalize, sparse_grad: see `blt_kernels.hash_ngram_embedding`.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        dim: int,
+        ngram_sizes: Sequence[int] = (3, 4, 5, 6, 7, 8),
+        *,
+        num_functions: int = 1,
+        normalize: bool = False,
+        sparse_grad: bool = False,
+    ):
+        super().__init__()
+        self.num_rows = num_rows
+        self.ngram_sizes = tuple(ngram_sizes)
+        self.primes = HASH_PRIMES[:num_functions]
+        self.normalize = normalize
+        self.sparse_grad = sparse_grad
+        self.weight = nn.Parameter(torch.zeros(num_functions * len(self.ngram_sizes) * num_rows, dim))
+
+    def forward(
+        self, tokens: torch.Tensor, base: torch.Tensor | None = None, *, cu_seqlens: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """tokens [B, N], base [B, N, dim] or None -> [B, N, dim]."""
+        return hash_ngram_embedding(
+            tokens,
+            self.weight,
+            base=base,
+            ngram_sizes=self.ngram_sizes,
+            num_rows=self.num_rows,
+            primes=self.primes,
+            cu_seqlens=cu_seqlens,
+            normalize=self.normalize,
+            sparse_grad=self.sparse_grad,
+        )
+
+    def extra_repr(self) -> str:
+        rows, dim = self.weight.shape
+        return f"{rows}, {dim}, num_rows={self.num_rows}, ngram_sizes={self.ngram_sizes}"
+
+
+class _PatchCrossAttention(nn.Module):
+    """Norms and projections of cross-attention between bytes and patch slots, all of width `dim`."""
+
+    def __init__(self, dim: int, num_heads: int, *, window: int = 1, eps: float = 1e-5):
+        super().__init__()
+        self.num_heads = num_heads
+        self.window = window
+        self.q_norm = nn.RMSNorm(dim, eps=eps)
+        self.k_norm = nn.RMSNorm(dim, eps=eps)
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.v_proj = nn.Linear(dim, dim, bias=False)
+        self.o_proj = nn.Linear(dim, dim, bias=False)
+
+    def _qkv(self, queries: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        queries, context = self.q_norm(queries), self.k_norm(context)
+        heads = (self.num_heads, -1)
+        return (
+            self.q_proj(queries).unflatten(-1, heads),
+            self.k_proj(context).unflatten(-1, heads),
+            self.v_proj(context).unflatten(-1, heads),
+        )
+
+
+class EncoderCrossAttention(_PatchCrossAttention):
+    """Patch slots read the bytes of their patch (with `window` w, of the last w patches)."""
+
+    def forward(self, slots: torch.Tensor, x: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
+        """slots [B, C*K, dim], bytes x [B, N, dim] -> [B, C*K, dim], without a residual; empty patches give 0."""
+        q, k, v = self._qkv(slots, x)
+        return self.o_proj(encoder_cross_attention(q, k, v, layout, window=self.window).flatten(-2))
+
+
+class DecoderCrossAttention(_PatchCrossAttention):
+    """Bytes read the slots of the last finished patch (with `window` w, of the last w)."""
+
+    def forward(self, x: torch.Tensor, slots: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
+        """bytes x [B, N, dim], slots [B, C*K, dim] -> [B, N, dim], without a residual; 0 where no patch is done."""
+        q, k, v = self._qkv(x, slots)
+        return self.o_proj(decoder_cross_attention(q, k, v, layout, window=self.window).flatten(-2))
