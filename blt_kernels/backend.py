@@ -13,6 +13,9 @@ from ._library import build_record
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 
+# Read once: ops ask on every call, and torch.compile cannot trace a file being read.
+_AVAILABLE = (*build_record().get("backends", ()), "reference")
+
 _forced: str | None = None
 _warned: set[str] = set()
 
@@ -40,7 +43,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def available_backends() -> tuple[str, ...]:
-    return (*build_record().get("backends", ()), "reference")
+    return _AVAILABLE
 
 
 def backend_for(op: str, device: torch.device) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import reference
+from .._autograd import register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_tensor, fail_value
+from ..backend import backend_for
 
 _OP = "entropy"
 
@@ -34,4 +38,29 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     check_tensor(_OP, "logits", logits, dtypes=FLOAT_DTYPES)
     if logits.dim() < 1 or logits.shape[-1] < 1:
         raise fail_value(_OP, "logits", "shape [..., V] with V >= 1", f"shape {tuple(logits.shape)}")
-    return reference.entropy(logits)
+    if backend_for(_OP, logits.device) == "reference":
+        return reference.entropy(logits)
+    return torch.ops.blt_kernels.entropy(logits)
+
+
+@torch.library.register_fake("blt_kernels::entropy")
+def _(logits: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.new_empty(logits.shape[:-1], dtype=dtype)
+
+
+@torch.library.register_fake("blt_kernels::entropy_backward")
+def _(grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+    return torch.ops.blt_kernels.entropy_backward(grad, *ctx.saved_tensors)
+
+
+torch.library.register_autograd("blt_kernels::entropy", _backward, setup_context=_setup_context)
+register_no_double_backward(_OP)

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__)
+#if defined(__SSE__)
 #include <immintrin.h>
 #endif
 
@@ -145,9 +145,31 @@ BLT_INLINE void store(T* p, Vec<Acc<T>> v) {
   }
 }
 
-// Lanes n and above are `fill`.
+#if defined(__AVX512F__)
+BLT_INLINE uint32_t first_lanes(int64_t n) { return (1u << n) - 1; }
+#elif defined(__AVX2__)
+BLT_INLINE __m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
+// Lanes n and above are `fill`. Nothing beyond p[n - 1] is read, by masked loads where the instruction set has them.
 template <class T>
 BLT_INLINE Vec<Acc<T>> load_n(const T* p, int64_t n, T fill = T{}) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 2) {
+    const __m256i bits = _mm256_mask_loadu_epi16(_mm256_set1_epi16(bit_cast<int16_t>(fill)), first_lanes(n), p);
+    return widen(bit_cast<U16>(bits), T{});
+  } else if constexpr (sizeof(T) == 4) {
+    return bit_cast<Vec<T>>(_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(n), p));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    const __m256i mask = first_lanes(n);
+    return bit_cast<Vec<T>>(
+        _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask)));
+  }
+#endif
   T buffer[kLanes<Acc<T>>];
   for (int64_t i = 0; i < kLanes<Acc<T>>; ++i) {
     buffer[i] = i < n ? p[i] : fill;
@@ -157,6 +179,17 @@ BLT_INLINE Vec<Acc<T>> load_n(const T* p, int64_t n, T fill = T{}) {
 
 template <class T>
 BLT_INLINE void store_n(T* p, Vec<Acc<T>> v, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 2) {
+    return _mm256_mask_storeu_epi16(p, first_lanes(n), bit_cast<__m256i>(narrow(v, T{})));
+  } else if constexpr (sizeof(T) == 4) {
+    return _mm512_mask_storeu_ps(p, first_lanes(n), bit_cast<__m512>(v));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm256_maskstore_ps(p, first_lanes(n), bit_cast<__m256>(v));
+  }
+#endif
   T buffer[kLanes<Acc<T>>];
   store(buffer, v);
   for (int64_t i = 0; i < n; ++i) {
@@ -184,28 +217,47 @@ BLT_INLINE void store1(T* p, Acc<T> value) {
 
 // ---- reductions and functions --------------------------------------------------------------------------------------
 
+template <class A, int64_t Bytes, class Combine>
+BLT_INLINE A fold(const void* lanes, Combine combine) {
+  if constexpr (Bytes == 2 * sizeof(A)) {
+    A last[2];
+    memcpy(last, lanes, Bytes);
+    return combine(last[0], last[1]);
+  } else {
+    typename VecOf<A, Bytes / 2>::type halves[2];
+    memcpy(halves, lanes, Bytes);
+    const typename VecOf<A, Bytes / 2>::type folded = combine(halves[0], halves[1]);
+    return fold<A, Bytes / 2>(&folded, combine);
+  }
+}
+
+// A fixed tree (lane i with lane i + half): the order of additions never depends on the shape of the tensor.
 template <class A>
 BLT_INLINE A horizontal_sum(Vec<A> v) {
-  // A fixed tree: the order of additions never depends on the shape of the tensor.
-  for (int64_t width = kLanes<A> / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) {
-      v[i] += v[i + width];
-    }
-  }
-  return v[0];
+  return fold<A, kVecBytes>(&v, [](auto a, auto b) { return a + b; });
 }
 
 template <class A>
 BLT_INLINE A horizontal_max(Vec<A> v) {
-  A m = v[0];
-  for (int64_t i = 1; i < kLanes<A>; ++i) {
-    m = v[i] > m ? v[i] : m;
-  }
-  return m;
+  return fold<A, kVecBytes>(&v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 template <class A>
-BLT_INLINE Vec<A> maximum(Vec<A> a, Vec<A> b) {  // b where a is NaN
+BLT_INLINE Vec<A> maximum(Vec<A> a, Vec<A> b) {  // b where either is NaN
+  // The comparison below becomes a compare and a blend when one side is a constant.
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) {
+    return bit_cast<F32>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(A) == 4) {
+    return bit_cast<F32>(_mm256_max_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+  }
+#elif defined(__SSE__)
+  if constexpr (sizeof(A) == 4) {
+    return bit_cast<F32>(_mm_max_ps(bit_cast<__m128>(a), bit_cast<__m128>(b)));
+  }
+#endif
   return a > b ? a : b;
 }
 
@@ -233,6 +285,60 @@ BLT_INLINE F32 exp(F32 x) {
 BLT_INLINE Vec<double> exp(Vec<double> x) {
   for (int64_t i = 0; i < kLanes<double>; ++i) {
     x[i] = ::exp(x[i]);
+  }
+  return x;
+}
+
+// 2^x for x <= 0, to within 1 ulp; below kExp2Floor the caller clamps, and 2^kExp2Floor is exactly 0. 13 instructions.
+template <class A>
+constexpr A kExp2Floor = A(-127);
+template <>
+constexpr double kExp2Floor<double> = -1100;
+
+BLT_INLINE F32 exp2_nonpositive(F32 x) {
+  const F32 shifted = x + 12582912.0f;
+  const F32 f = x - (shifted - 12582912.0f);
+  F32 p = splat<float>(1.53264729e-4f);  // minimax polynomial of 2^f on [-1/2, 1/2], 1 at 0
+  p = p * f + 1.33908074e-3f;
+  p = p * f + 9.61850584e-3f;
+  p = p * f + 5.55035993e-2f;
+  p = p * f + 2.40226477e-1f;
+  p = p * f + 6.93147182e-1f;
+  p = p * f + 1.0f;
+  return bit_cast<F32>(bit_cast<U32>(p) + (bit_cast<U32>(shifted) << 23));
+}
+
+BLT_INLINE Vec<double> exp2_nonpositive(Vec<double> x) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) {
+    x[i] = ::exp2(x[i]);
+  }
+  return x;
+}
+
+// ln x to within 1 ulp for normal, positive, finite x; NaN stays NaN.
+BLT_INLINE F32 log(F32 x) {
+  const I32 bits = bit_cast<I32>(x);
+  const I32 exponent = (bits - 0x3f3504f3) >> 23;  // x = m * 2^exponent, m in [sqrt(1/2), sqrt(2)]
+  const F32 e = __builtin_convertvector(exponent, F32);
+  const F32 f = bit_cast<F32>(bits - (exponent << 23)) - 1.0f;
+  F32 p = splat<float>(7.0376836292e-2f);  // minimax polynomial of (ln(1 + f) - f + f^2 / 2) / f^3 (Cephes)
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const F32 square = f * f;
+  const F32 small = p * f * square - e * 2.12194440e-4f - 0.5f * square;
+  const F32 result = e * 0.693359375f + (f + small);
+  return x == x ? result : x;
+}
+
+BLT_INLINE Vec<double> log(Vec<double> x) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) {
+    x[i] = ::log(x[i]);
   }
   return x;
 }

@@ -1,0 +1,124 @@
+// The entropy of rows of logits and its gradient, shared by entropy and linear_entropy.
+//
+// With t_i = (x_i - max x) / ln 2 <= 0, S = sum 2^t_i and W = sum t_i 2^t_i:   H = ln S - ln 2 * W / S,
+// two terms that are both >= 0. One exponential a logit; two passes over a row that lies in L1.
+// t is clamped where 2^t is 0, so that -inf contributes 0 * t = 0; NaN and +inf (inf - inf) reach W as NaN.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace blt::cpu::BLT_CPU_CAPABILITY {
+
+constexpr double kLn2 = 0.69314718055994530942, kLog2E = 1.4426950408889634074;
+
+BLT_INLINE float minus_infinity(float) { return -__builtin_inff(); }
+BLT_INLINE double minus_infinity(double) { return -__builtin_inf(); }
+BLT_INLINE bfloat16 minus_infinity(bfloat16) { return {0xff80}; }
+BLT_INLINE float16 minus_infinity(float16) { return {0xfc00}; }
+
+template <class A>
+BLT_INLINE Vec<A> scaled_logit(Vec<A> x, A max) {
+  const Vec<A> t = (x - max) * A(kLog2E);
+  return maximum<A>(splat<A>(kExp2Floor<A>), t);
+}
+
+template <class T>
+BLT_INLINE Acc<T> row_max(const T* x, int64_t vocab) {
+  using A = Acc<T>;
+  constexpr int64_t L = kLanes<A>;
+  const int64_t tail = vocab % L, whole = vocab - tail;
+  Vec<A> a = load_n(x + whole, tail, minus_infinity(T{})), b = a;
+  int64_t i = 0;
+  for (; i + 2 * L <= whole; i += 2 * L) {
+    a = maximum<A>(load(x + i), a);
+    b = maximum<A>(load(x + i + L), b);
+  }
+  if (i < whole) {
+    a = maximum<A>(load(x + i), a);
+  }
+  return horizontal_max<A>(maximum<A>(a, b));
+}
+
+// S and W, one partial sum a lane. The order of additions depends on V alone. A block has four chains of additions, for
+// the sake of the pipeline; blocks keep the rounding error of a long vocabulary from growing with V.
+template <class T>
+BLT_INLINE void row_sums(const T* x, int64_t vocab, Acc<T> max, Vec<Acc<T>>& sum, Vec<Acc<T>>& dot) {
+  using A = Acc<T>;
+  constexpr int64_t L = kLanes<A>, kChains = 4, kBlock = 64 * L;
+  Vec<A> sums[kChains], dots[kChains];
+  const auto add = [&](int64_t chain, Vec<A> v) {
+    const Vec<A> t = scaled_logit<A>(v, max);
+    const Vec<A> e = exp2_nonpositive(t);
+    sums[chain] += e;
+    dots[chain] += e * t;
+  };
+  sum = dot = Vec<A>{};
+  for (int64_t begin = 0; begin < vocab; begin += kBlock) {
+    for (int64_t chain = 0; chain < kChains; ++chain) {
+      sums[chain] = dots[chain] = Vec<A>{};
+    }
+    const int64_t end = min_of(begin + kBlock, vocab);
+    int64_t i = begin;
+    for (; i + kChains * L <= end; i += kChains * L) {
+      for (int64_t chain = 0; chain < kChains; ++chain) {
+        add(chain, load(x + i + chain * L));
+      }
+    }
+    for (; i + L <= end; i += L) {
+      add(0, load(x + i));
+    }
+    if (i < end) {
+      add(1, load_n(x + i, end - i, minus_infinity(T{})));
+    }
+    sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    dot += (dots[0] + dots[1]) + (dots[2] + dots[3]);
+  }
+}
+
+// out[r] = H of row r. Stage by stage for a block of rows: within one row each stage waits for the one before.
+template <class T>
+BLT_INLINE void row_entropies(const T* x, int64_t rows, int64_t vocab, Acc<T>* out) {
+  using A = Acc<T>;
+  constexpr int64_t L = kLanes<A>, kL1Bytes = 16384;
+  const int64_t block = max_of(1, min_of(L, kL1Bytes / (vocab * int64_t(sizeof(T)))));
+  for (int64_t begin = 0; begin < rows; begin += block) {
+    const int64_t n = min_of(block, rows - begin);
+    const T* row = x + begin * vocab;
+    A max[L];
+    Vec<A> sum[L], dot[L];
+    for (int64_t i = 0; i < n; ++i) {
+      max[i] = row_max(row + i * vocab, vocab);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      row_sums(row + i * vocab, vocab, max[i], sum[i], dot[i]);
+    }
+    Vec<A> s = splat<A>(1), w{};
+    for (int64_t i = 0; i < n; ++i) {
+      s[i] = horizontal_sum<A>(sum[i]);
+      w[i] = horizontal_sum<A>(dot[i]);
+    }
+    store_n(out + begin, log(s) - w / s * A(kLn2), n);
+  }
+}
+
+// dH/dx_i = -p_i (ln p_i + H) = p_i (W / S - t_i) ln 2: no cancellation of large terms, and p_i = 0 gives 0.
+template <class T>
+BLT_INLINE void row_gradient(const T* x, int64_t vocab, Acc<T> grad, T* out) {
+  using A = Acc<T>;
+  constexpr int64_t L = kLanes<A>;
+  const A max = row_max(x, vocab);
+  Vec<A> sum, dot;
+  row_sums(x, vocab, max, sum, dot);
+  const A s = horizontal_sum<A>(sum), mean = horizontal_sum<A>(dot) / s, scale = grad * A(kLn2) / s;
+  const auto gradient = [&](Vec<A> v) {
+    const Vec<A> t = scaled_logit<A>(v, max);
+    return exp2_nonpositive(t) * (mean - t) * scale;
+  };
+  const int64_t whole = vocab - vocab % L, tail = vocab - whole;
+  for (int64_t i = 0; i < whole; i += L) {
+    store(out + i, gradient(load(x + i)));
+  }
+  store_n(out + whole, gradient(load_n(x + whole, tail)), tail);
+}
+
+}  // namespace blt::cpu::BLT_CPU_CAPABILITY
