@@ -12,6 +12,7 @@ from .ops.linear_entropy import linear_entropy
 from .ops.patch_gather import patch_gather
 from .ops.patch_pool import patch_pool
 from .ops.segment import segment, segment_fixed, segment_spaces
+from .ops.segment_logits import segment_logits
 from .version import __version__
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "patch_pool",
     "segment",
     "segment_fixed",
+    "segment_logits",
     "segment_spaces",
     "use_backend",
 ]

@@ -8,6 +8,7 @@ from .linear_entropy import linear_entropy
 from .patch_gather import patch_gather
 from .patch_pool import patch_pool
 from .segment import segment, segment_fixed, segment_spaces
+from .segment_logits import segment_logits
 
 __all__ = [
     "decoder_cross_attention",
@@ -20,5 +21,6 @@ __all__ = [
     "patch_pool",
     "segment",
     "segment_fixed",
+    "segment_logits",
     "segment_spaces",
 ]

@@ -1,0 +1,59 @@
+"""segment_logits: entropies of the entropy model's logits and the patches they cut, in one pass."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import reference
+from .._checks import FLOAT_DTYPES, check_tensor, fail_value
+from ..layout import PatchLayout
+from .segment import check_options, check_rule
+
+_OP = "segment_logits"
+
+
+def segment_logits(
+    logits: torch.Tensor,
+    threshold: float,
+    *,
+    rule: str = "threshold",
+    delta: float | None = None,
+    max_patch_length: int | None = None,
+    seq_lens: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    bos_patch: bool = True,
+    capacity: int | None = None,
+) -> tuple[torch.Tensor, PatchLayout]:
+    """`entropy(logits)` and `segment` of it, bit for bit, in one call.
+
+    `logits[b, t]` is the entropy model's prediction made at byte t, for byte t + 1. The entropies are differentiable,
+    the layout is not. Bytes outside `seq_lens` or `cu_seqlens` belong to no patch, but their entropies are those of
+    their logits all the same: mask them where they are summed.
+
+    Args:
+        logits: [B, N, V], V >= 1, float32, float64, bfloat16 or float16.
+        threshold, rule, delta, max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity: as in `segment`.
+
+    Returns:
+        entropies: [B, N] float32 nats (float64 for float64 logits; the decisions compare in fp32), as in `entropy`.
+        layout: as in `segment`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `entropy` and `segment`.
+    """
+    check_tensor(_OP, "logits", logits, ndim=3, dtypes=FLOAT_DTYPES)
+    if logits.shape[-1] < 1:
+        raise fail_value(_OP, "logits", "shape [B, N, V] with V >= 1", f"shape {tuple(logits.shape)}")
+    check_rule(_OP, threshold, rule, delta)
+    check_options(_OP, logits[..., 0], "logits", max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity)
+    return reference.segment_logits(
+        logits,
+        threshold,
+        rule=rule,
+        delta=delta,
+        max_patch_length=max_patch_length,
+        seq_lens=seq_lens,
+        cu_seqlens=cu_seqlens,
+        bos_patch=bos_patch,
+        capacity=capacity,
+    )
