@@ -1,0 +1,25 @@
+"""Packages of the extra `train`, imported where they are used, so that the ops need torch and numpy alone."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def optional(module: str) -> Any:
+    """Imports `module`, or says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(f"{package} is missing: pip install 'blt_kernels[train]'") from error
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure (inches) that renders to files: no pyplot, no global state, no display."""
+    figure = optional("matplotlib.figure").Figure(figsize=(width, height))
+    optional("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    return figure
