@@ -11,7 +11,7 @@ from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding, hash_ng
 from .ops.linear_entropy import linear_entropy
 from .ops.patch_gather import patch_gather
 from .ops.patch_pool import patch_pool
-from .ops.segment import segment, segment_fixed, segment_spaces
+from .ops.segment import calibrate_threshold, segment, segment_fixed, segment_spaces
 from .ops.segment_logits import segment_logits
 from .version import __version__
 
@@ -21,6 +21,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "build_info",
+    "calibrate_threshold",
     "decoder_cross_attention",
     "encoder_cross_attention",
     "entropy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .._checks import INT_DTYPES, check_device, check_int, check_sequences, check_shape, check_tensor, fail_value
+from ..backend import backend_for
 from ..reference import layout as reference
 from ..reference.layout import Fields
 
@@ -27,9 +28,11 @@ def from_lengths(
     check_int(op, "num_bytes", num_bytes, 0, MAX_BYTES)
     sequences = check_sequences(op, lengths.shape[0], lengths.device, "lengths", seq_lens, cu_seqlens)
     _check_next_is_start(op, next_is_start, sequences, lengths.device, "lengths")
-    return reference.from_lengths(
-        lengths, num_bytes, seq_lens=seq_lens, cu_seqlens=cu_seqlens, next_is_start=next_is_start
-    )
+    if backend_for(op, lengths.device) == "reference":
+        return reference.from_lengths(
+            lengths, num_bytes, seq_lens=seq_lens, cu_seqlens=cu_seqlens, next_is_start=next_is_start
+        )
+    return torch.ops.blt_kernels.layout_from_lengths(lengths, num_bytes, seq_lens, cu_seqlens, next_is_start)
 
 
 def from_starts(
@@ -43,9 +46,11 @@ def from_starts(
     check_tensor(op, "mask", mask, ndim=2, dtypes=(torch.bool,))
     sequences = check_segmentation(op, mask, "mask", seq_lens, cu_seqlens, capacity)
     _check_next_is_start(op, next_is_start, sequences, mask.device, "mask")
-    return reference.from_starts(
-        mask, seq_lens=seq_lens, cu_seqlens=cu_seqlens, next_is_start=next_is_start, capacity=capacity
-    )
+    if backend_for(op, mask.device) == "reference":
+        return reference.from_starts(
+            mask, seq_lens=seq_lens, cu_seqlens=cu_seqlens, next_is_start=next_is_start, capacity=capacity
+        )
+    return torch.ops.blt_kernels.layout_from_starts(mask, seq_lens, cu_seqlens, next_is_start, capacity)
 
 
 def check_segmentation(
@@ -75,3 +80,45 @@ def _check_next_is_start(
         check_tensor(op, "next_is_start", next_is_start, dtypes=(torch.bool,))
         check_shape(op, "next_is_start", next_is_start, (sequences,))
         check_device(op, "next_is_start", next_is_start, device, owner)
+
+
+def fake_fields(
+    like: torch.Tensor, batch: int, num_bytes: int, capacity: int, cu_seqlens: torch.Tensor | None
+) -> Fields:
+    """Empty fields of these sizes, for the fakes of the ops that make layouts."""
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return (
+        like.new_empty(batch, capacity + 1, dtype=torch.int32),
+        like.new_empty(batch, num_bytes, dtype=torch.int32),
+        like.new_empty(batch, num_bytes, dtype=torch.int32),
+        like.new_empty(batch, dtype=torch.int32),
+        like.new_empty(sequences + 1, dtype=torch.int32),
+        like.new_empty(batch, dtype=torch.int32),
+    )
+
+
+def fake_segmentation(per_byte: torch.Tensor, cu_seqlens: torch.Tensor | None, capacity: int | None) -> Fields:
+    batch, num_bytes = per_byte.shape
+    return fake_fields(per_byte, batch, num_bytes, num_bytes if capacity is None else capacity, cu_seqlens)
+
+
+@torch.library.register_fake("blt_kernels::layout_from_lengths")
+def _(
+    lengths: torch.Tensor,
+    num_bytes: int,
+    seq_lens: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    next_is_start: torch.Tensor | None,
+) -> Fields:
+    return fake_fields(lengths, lengths.shape[0], num_bytes, lengths.shape[1], cu_seqlens)
+
+
+@torch.library.register_fake("blt_kernels::layout_from_starts")
+def _(
+    mask: torch.Tensor,
+    seq_lens: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    next_is_start: torch.Tensor | None,
+    capacity: int | None,
+) -> Fields:
+    return fake_segmentation(mask, cu_seqlens, capacity)

@@ -82,6 +82,7 @@ def from_lengths(
     lengths = lengths.long().clamp(min=0)
     if num_bytes is None:
         num_bytes = int(lengths.sum(1).max()) if lengths.shape[0] else 0
+    lengths = lengths.clamp(max=num_bytes + 2)  # too long either way, and the sum cannot wrap
     where = bytes_of((lengths.shape[0], num_bytes), lengths.device, seq_lens, cu_seqlens, op)
     real = where.real.sum(1, keepdim=True)  # [B, 1]: bytes from here on are not there
     ends = F.pad(lengths.cumsum(1), (1, 0))  # [B, P+1]
@@ -105,7 +106,7 @@ def _fields(
     slots = torch.arange(1, offsets.shape[1], device=offsets.device)
     num_patches = F.pad((offsets.diff() > 0) * slots, (1, 0)).amax(1)
     if packed:  # a sequence begins at the slot of its first byte; one without bytes where the next one does
-        begin = torch.cat([torch.zeros_like(where.end[:1]), where.end])
+        begin = F.pad(where.end, (1, 0))
         slot = F.pad(own[0], (0, 1), value=-1)[begin]
         cu_patches = torch.where(slot < 0, num_patches, slot)
         cu_patches = torch.where(begin == 0, 0, cu_patches)

@@ -1,0 +1,119 @@
+// Where patches start, for each rule, on the CPU. Position t of a sequence decides whether position t + 1 starts a patch.
+#include "cpu/segment.h"
+
+#include "cpu/vec.h"
+
+namespace blt::cpu::BLT_CPU_CAPABILITY {
+
+namespace {
+
+bool spacelike(int64_t u) {
+  const bool letter = (u >= 'A' && u <= 'Z') || (u >= 'a' && u <= 'z');
+  const bool digit = u >= '0' && u <= '9', continuation = u >= 0x80 && u < 0xc0;
+  return !(letter | digit | continuation);
+}
+
+// Decisions by value: `starts` is made of bytes, which may alias anything the compiler sees through a reference.
+template <Rule R>
+struct Decision {
+  const float* e;
+  const int64_t* tokens;
+  float threshold, delta;
+  int64_t byte_offset;
+  bool bos_patch;
+
+  // With the BOS patch e[0] is not used, so that the first difference of two used entropies is that of position 2.
+  static constexpr int64_t kForced = R == Rule::monotonic || R == Rule::combined ? 1 : 0;
+
+  BLT_INLINE int64_t byte(int64_t t) const {  // unsigned: a token at the end of int64 wraps
+    return int64_t(uint64_t(tokens[t]) - uint64_t(byte_offset));
+  }
+  BLT_INLINE uint8_t inner(int64_t t) const {  // t >= 1
+    if constexpr (R == Rule::threshold) {
+      return e[t] > threshold;
+    } else if constexpr (R == Rule::monotonic) {
+      return e[t] - e[t - 1] > threshold;
+    } else if constexpr (R == Rule::combined) {
+      return (e[t] > threshold) & (e[t] - e[t - 1] > delta);
+    } else {
+      return (byte(t) < 0) | (spacelike(byte(t)) & !spacelike(byte(t - 1)));
+    }
+  }
+  uint8_t operator()(int64_t t) const {
+    if (bos_patch && t <= kForced) {
+      return 1;
+    }
+    if (t > 0) {
+      return inner(t);
+    }
+    return R == Rule::threshold ? e[0] > threshold : R == Rule::spaces ? byte(0) < 0 : 0;
+  }
+};
+
+// Writes starts[0 .. n-1] of a sequence and returns the decision about the byte after it. n > 0.
+template <Rule R>
+uint8_t decide(const SegmentArgs& args, int64_t base, int64_t n, uint8_t* __restrict starts) {
+  const Decision<R> starts_after{args.entropies + base, args.tokens + base, args.threshold,
+                                 args.delta,            args.byte_offset,   args.bos_patch};
+  starts[0] = 1;
+  for (int64_t t = 0; t < min_of(2, n - 1); ++t) {
+    starts[t + 1] = starts_after(t);
+  }
+  for (int64_t t = 2; t < n - 1; ++t) {
+    starts[t + 1] = starts_after.inner(t);
+  }
+  return starts_after(n - 1);
+}
+
+uint8_t decide_fixed(const SegmentArgs& args, int64_t n, uint8_t* starts) {
+  memset(starts, 0, size_t(n));
+  starts[0] = 1;
+  const int64_t first = args.bos_patch ? 1 : args.patch_size;
+  for (int64_t t = first; t < n; t += args.patch_size) {
+    starts[t] = 1;
+  }
+  return n >= first && (n - first) % args.patch_size == 0;
+}
+
+}  // namespace
+
+void segment(const SegmentArgs& args, int64_t begin, int64_t end) {
+  for (int64_t s = begin; s < end; ++s) {
+    const int64_t base = args.seq_begin[s], n = args.seq_end[s] - base;
+    if (n <= 0) {
+      args.next_is_start[s] = 0;
+      continue;
+    }
+    uint8_t* starts = args.starts + base;
+    uint8_t next = 0;
+    switch (args.rule) {
+      case Rule::threshold:
+        next = decide<Rule::threshold>(args, base, n, starts);
+        break;
+      case Rule::monotonic:
+        next = decide<Rule::monotonic>(args, base, n, starts);
+        break;
+      case Rule::combined:
+        next = decide<Rule::combined>(args, base, n, starts);
+        break;
+      case Rule::spaces:
+        next = decide<Rule::spaces>(args, base, n, starts);
+        break;
+      case Rule::fixed:
+        next = decide_fixed(args, n, starts);
+        break;
+    }
+    if (args.max_patch_length > 0) {
+      int64_t length = 0;  // of the patch so far
+      for (int64_t i = 0; i < n; ++i) {
+        const bool cut = starts[i] | (length == args.max_patch_length);
+        starts[i] = cut;
+        length = cut ? 1 : length + 1;
+      }
+      next |= length == args.max_patch_length;
+    }
+    args.next_is_start[s] = next;
+  }
+}
+
+}  // namespace blt::cpu::BLT_CPU_CAPABILITY
