@@ -1,4 +1,4 @@
-"""What the two cross-attentions share: argument checks and autocast."""
+"""What the two cross-attentions share: argument checks, autocast, fakes and autograd."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .._autograd import register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_device, check_shape, check_tensor, describe, fail_type, fail_value
 from ..layout import PatchLayout
 
@@ -66,3 +67,39 @@ def _cast_for_autocast(x: torch.Tensor) -> torch.Tensor:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
+
+
+def register(op: str, num_layout_tensors: int) -> None:
+    """Fake kernels and autograd of `op(q, k, v, *layout tensors, scale, window) -> (out, lse)`."""
+
+    def fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=dtype)
+
+    def fake_backward(
+        grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lse: torch.Tensor, *others: Any
+    ) -> tuple[torch.Tensor, ...]:
+        needed = others[-3:]
+        return tuple(x.new_empty(x.shape if need else (0,)) for x, need in zip((q, k, v), needed, strict=True))
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        q, k, v, *layout, scale, window = inputs
+        lse = output[1]
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, lse, *layout)
+        ctx.scale, ctx.window = scale, window
+
+    def backward(ctx: Any, grad: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, ...]:
+        nothing = (None,) * (num_layout_tensors + 2)
+        needed = ctx.needs_input_grad[:3]
+        if grad is None:
+            return (None, None, None, *nothing)
+        op_backward = getattr(torch.ops.blt_kernels, f"{op}_backward")
+        grads = op_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.window, *needed)
+        return (*(x if need else None for x, need in zip(grads, needed, strict=True)), *nothing)
+
+    torch.library.register_fake(f"blt_kernels::{op}", fake)
+    torch.library.register_fake(f"blt_kernels::{op}_backward", fake_backward)
+    torch.library.register_autograd(f"blt_kernels::{op}", backward, setup_context=setup_context)
+    register_no_double_backward(op)

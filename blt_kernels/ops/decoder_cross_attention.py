@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from .. import reference
+from ..backend import backend_for
 from ..layout import PatchLayout
-from ._cross_attention import prepare
+from ._cross_attention import prepare, register
 
 _OP = "decoder_cross_attention"
 
@@ -50,4 +51,12 @@ def decoder_cross_attention(
         ValueError: shapes, devices or head counts that do not fit, window < 1.
     """
     q, k, v = prepare(_OP, q, k, v, layout, scale, window, slots="k")
-    return reference.decoder_cross_attention(q, k, v, layout, scale=scale, window=window)
+    if backend_for(_OP, q.device) == "reference":
+        return reference.decoder_cross_attention(q, k, v, layout, scale=scale, window=window)
+    out, _ = torch.ops.blt_kernels.decoder_cross_attention(
+        q, k, v, layout.visible_ids, layout.offsets, layout.cu_patches, scale, window
+    )
+    return out
+
+
+register(_OP, num_layout_tensors=3)

@@ -15,6 +15,7 @@
 #include "common/dtype.h"
 
 #define BLT_INLINE inline __attribute__((always_inline))
+#define BLT_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace blt::cpu::BLT_CPU_CAPABILITY {
 
@@ -35,6 +36,16 @@ template <class A>
 using Vec = typename VecOf<A>::type;
 template <class A>
 constexpr int64_t kLanes = kVecBytes / int64_t(sizeof(A));
+
+// The integer as wide as an element.
+template <size_t Bytes>
+struct IntOf {
+  using type = int32_t;
+};
+template <>
+struct IntOf<8> {
+  using type = int64_t;
+};
 
 // Arithmetic type of a storage type: fp64 in fp64, everything else in fp32.
 template <class T>
@@ -235,6 +246,42 @@ BLT_INLINE A fold(const void* lanes, Combine combine) {
 template <class A>
 BLT_INLINE A horizontal_sum(Vec<A> v) {
   return fold<A, kVecBytes>(&v, [](auto a, auto b) { return a + b; });
+}
+
+template <int64_t... I>
+struct Indices {};
+template <int64_t N, int64_t... I>
+struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
+template <int64_t... I>
+struct MakeIndices<0, I...> {
+  using type = Indices<I...>;
+};
+
+// a0 + a1, a2 + a3, ..., b0 + b1, b2 + b3, ...
+template <class A, int64_t... I>
+BLT_INLINE Vec<A> add_pairs(Vec<A> a, Vec<A> b, Indices<I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
+#else
+  using Mask = typename VecOf<typename IntOf<sizeof(A)>::type>::type;
+  return __builtin_shuffle(a, b, Mask{(2 * I)...}) + __builtin_shuffle(a, b, Mask{(2 * I + 1)...});
+#endif
+}
+
+// The sums of N registers at once, into sums[0 .. N - 1]; N rounded up to whole registers is written. Each sum is the
+// same tree of neighbouring lanes, whatever N and its place.
+template <class A, int64_t N, int64_t Width = kLanes<A>>
+BLT_INLINE void horizontal_sums(Vec<A>* v, A* sums) {
+  if constexpr (Width > 1) {
+    constexpr int64_t half = (N + 1) / 2;
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < half; ++i) {
+      v[i] = add_pairs<A>(v[2 * i], v[2 * i + 1 < N ? 2 * i + 1 : 2 * i], typename MakeIndices<kLanes<A>>::type{});
+    }
+    horizontal_sums<A, half, Width / 2>(v, sums);
+  } else {
+    memcpy(sums, v, size_t(N) * sizeof(v[0]));
+  }
 }
 
 template <class A>

@@ -1,0 +1,233 @@
+#include "ops/cross_attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace blt {
+
+namespace {
+
+using cpu::AttentionGroup;
+using cpu::CrossAttentionArgs;
+using cpu::CrossAttentionScratch;
+using Kernel = void (*)(const CrossAttentionArgs&, int64_t, int64_t, const CrossAttentionScratch&);
+
+constexpr int64_t kWorkPerThread = 1 << 15;  // elements: less is not worth waking a thread for
+constexpr int64_t kLine = 64;                // bytes: threads share no cache line, kernels may pad to a register
+
+int64_t lines(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+// What one group needs of a thread's work space, see CrossAttentionScratch.
+struct Space {
+  int64_t queries = 0, keys = 0, numbers = 0;
+
+  void include(int64_t q, int64_t kv, int64_t n) {
+    queries = std::max(queries, q), keys = std::max(keys, kv), numbers = std::max(numbers, n);
+  }
+};
+
+ScalarType arithmetic_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Keys that the queries of group i see, and queries that see its keys.
+int64_t visible_keys(const std::vector<AttentionGroup>& groups, int64_t i) {
+  const AttentionGroup& group = groups[i];
+  return group.first <= i ? group.kv_end - groups[group.first].kv_begin : 0;
+}
+int64_t viewing_queries(const std::vector<AttentionGroup>& groups, int64_t i) {
+  int64_t queries = 0;
+  for (int64_t other = i; other < groups[i].last; ++other) {
+    queries += groups[other].q_end - groups[other].q_begin;
+  }
+  return queries;
+}
+
+class Attention {
+ public:
+  Attention(AttentionPlan&& plan, const Tensor& q, const Tensor& k, const Tensor& v, std::optional<double> scale)
+      : groups_(std::move(plan.groups)), q_(blt::contiguous(q)), k_(blt::contiguous(k)), v_(blt::contiguous(v)) {
+    args.dtype = dtype_of(plan.op, "q", q);
+    args.windowed = plan.windowed;
+    args.heads = q.size(2);
+    args.kv_heads = k.size(2);
+    args.width = q.size(3);
+    args.scale = scale.value_or(1.0 / std::sqrt(double(args.width)));
+    args.q = q_.const_data_ptr();
+    args.k = k_.const_data_ptr();
+    args.v = v_.const_data_ptr();
+
+    const int64_t queries_per_key = args.heads / args.kv_heads;
+    int64_t cost = 0;
+    for (int64_t i = 0; i < int64_t(groups_.size()); ++i) {
+      AttentionGroup& group = groups_[i];
+      const int64_t queries = (group.q_end - group.q_begin) * queries_per_key, keys = visible_keys(groups_, i);
+      group.cost = cost;
+      cost += group.q_end - group.q_begin + std::max(keys, group.kv_end - group.kv_begin);
+      space_.include(queries, keys, cpu::cross_attention_numbers(queries, keys, args.windowed));
+    }
+    AttentionGroup total{};
+    total.cost = cost;
+    args.num_groups = int64_t(groups_.size());
+    groups_.push_back(total);
+    args.groups = groups_.data();
+  }
+
+  void run(Kernel kernel) const {
+    const int64_t total = groups_.back().cost * args.kv_heads;
+    const int64_t threads =
+        std::min<int64_t>(torch::stable::get_num_threads(), 1 + total * args.width / kWorkPerThread);
+    const int64_t q_bytes = lines(space_.queries * 8), kv_bytes = lines(space_.keys * 8);
+    const int64_t bytes = q_bytes + kv_bytes + lines(space_.numbers * 8);
+    Tensor space = empty({threads * bytes}, ScalarType::Byte);
+    char* const base = static_cast<char*>(space.mutable_data_ptr());
+    parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        char* const own = base + i * bytes;
+        kernel(args, total * i / threads, total * (i + 1) / threads,
+               {reinterpret_cast<int64_t*>(own), reinterpret_cast<int64_t*>(own + q_bytes), own + q_bytes + kv_bytes});
+      }
+    });
+  }
+
+  // Room for the queries that see one group's keys as well.
+  void include_viewers() {
+    for (int64_t i = 0; i < args.num_groups; ++i) {
+      const int64_t queries = viewing_queries(groups_, i) * (args.heads / args.kv_heads);
+      const int64_t keys = groups_[i].kv_end - groups_[i].kv_begin;
+      space_.include(queries, keys, cpu::cross_attention_numbers(keys, queries, true));
+    }
+  }
+
+  CrossAttentionArgs args{};
+
+ private:
+  std::vector<AttentionGroup> groups_;
+  Tensor q_, k_, v_;
+  Space space_;
+};
+
+}  // namespace
+
+AttentionPlan::AttentionPlan(const char* op, int64_t batch, int64_t capacity, const Tensor& cu_patches, int64_t window)
+    : op(op), windowed(window > 1), groups(size_t(batch * capacity)) {
+  check_dim(op, "cu_patches", cu_patches, 1);
+  check_dtype(op, "cu_patches", cu_patches, ScalarType::Int, "int32");
+  check_cpu(op, "cu_patches", cu_patches);
+  BLT_CHECK(window >= 1, op, ": window: expected at least 1, got ", window);
+  const int64_t sequences = cu_patches.size(0) - 1;
+  BLT_CHECK(batch == 1 ? sequences >= 0 : sequences == batch, op, ": cu_patches: expected size ", batch + 1, ", got ",
+            sequences + 1);
+  // First slots of the sequences of a row, and its end: those of cu_patches in the only row of a packed batch; the
+  // whole row where every row is a sequence of its own. Slots after the last sequence are one more.
+  std::vector<int64_t> starts{0};
+  if (batch == 1) {
+    const Tensor dense = blt::contiguous(cu_patches);
+    const int32_t* cu = dense.const_data_ptr<int32_t>();
+    for (int64_t s = 0; s <= sequences; ++s) {
+      BLT_CHECK(s == 0 ? cu[0] == 0 : cu[s] >= cu[s - 1] && cu[s] <= capacity, op,
+                ": cu_patches: expected non-decreasing values from 0 to at most ", capacity, ", got ", cu[s],
+                " at index ", s);
+      starts.push_back(cu[s]);
+    }
+  }
+  starts.push_back(capacity);
+  window = std::min(window, std::max<int64_t>(capacity, 1));
+  for (int64_t b = 0; b < batch; ++b) {
+    for (size_t s = 0; s + 1 < starts.size(); ++s) {
+      for (int64_t p = starts[s]; p < starts[s + 1]; ++p) {
+        cpu::AttentionGroup& group = groups[b * capacity + p];
+        group.first = b * capacity + std::max(starts[s], p - window + 1);
+        group.last = b * capacity + std::min(starts[s + 1], p + window);
+      }
+    }
+  }
+}
+
+void AttentionPlan::add_queries_without_keys(int64_t begin, int64_t end) {
+  if (begin < end) {
+    const int64_t self = int64_t(groups.size());
+    groups.push_back({begin, end, 0, 0, self + 1, self, 0});
+  }
+}
+
+void AttentionPlan::add_keys_without_queries(int64_t begin, int64_t end) {
+  if (begin < end) {
+    const int64_t self = int64_t(groups.size());
+    groups.push_back({0, 0, begin, end, self, self, 0});
+  }
+}
+
+void check_attention_inputs(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, int64_t batch) {
+  check_dim(op, "q", q, 4);
+  check_dim(op, "k", k, 4);
+  check_dim(op, "v", v, 4);
+  dtype_of(op, "q", q);
+  for (const auto& [name, t] : {std::pair{"k", &k}, std::pair{"v", &v}}) {
+    check_size(op, name, *t, 0, batch);
+    check_size(op, name, *t, 1, k.size(1));
+    check_size(op, name, *t, 2, k.size(2));
+    check_size(op, name, *t, 3, q.size(3));
+    BLT_CHECK(t->scalar_type() == q.scalar_type(), op, ": ", name, ": expected the dtype of q");
+    check_cpu(op, name, *t);
+  }
+  check_size(op, "q", q, 0, batch);
+  check_cpu(op, "q", q);
+  BLT_CHECK(q.size(3) >= 1, op, ": q: expected a head dimension of at least 1, got ", q.size(3));
+  BLT_CHECK(q.size(2) >= 1 && k.size(2) >= 1 && q.size(2) % k.size(2) == 0, op, ": q: expected a positive multiple of the ",
+            k.size(2), " heads of k, got ", q.size(2));
+}
+
+std::tuple<Tensor, Tensor> attention_forward(AttentionPlan plan, const Tensor& q, const Tensor& k, const Tensor& v,
+                                             std::optional<double> scale) {
+  Attention attention(std::move(plan), q, k, v, scale);
+  Tensor out = empty({q.size(0), q.size(1), q.size(2), q.size(3)}, q.scalar_type());
+  Tensor lse = empty({q.size(0), q.size(1), q.size(2)}, arithmetic_type(q));
+  attention.args.out = out.mutable_data_ptr();
+  attention.args.lse = lse.mutable_data_ptr();
+  attention.run(cpu::cross_attention_cpu());
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(AttentionPlan plan, const Tensor& grad, const Tensor& q,
+                                                      const Tensor& k, const Tensor& v, const Tensor& lse,
+                                                      std::optional<double> scale, bool need_q, bool need_k,
+                                                      bool need_v) {
+  const char* op = plan.op;
+  check_dim(op, "grad", grad, 4);
+  check_dim(op, "lse", lse, 3);
+  for (int64_t d = 0; d < 4; ++d) {
+    check_size(op, "grad", grad, d, q.size(d));
+    if (d < 3) check_size(op, "lse", lse, d, q.size(d));
+  }
+  BLT_CHECK(grad.scalar_type() == q.scalar_type(), op, ": grad: expected the dtype of q");
+  BLT_CHECK(lse.scalar_type() == arithmetic_type(q), op, ": lse: expected float32, or float64 where q is");
+  check_cpu(op, "grad", grad);
+  check_cpu(op, "lse", lse);
+  const Tensor grad_dense = blt::contiguous(grad), lse_dense = blt::contiguous(lse);
+  Attention attention(std::move(plan), q, k, v, scale);
+  CrossAttentionArgs& args = attention.args;
+  args.grad = grad_dense.const_data_ptr();
+  args.lse_in = lse_dense.const_data_ptr();
+  const auto gradient = [](const Tensor& t, bool needed, void*& data) {
+    Tensor out = needed ? empty({t.size(0), t.size(1), t.size(2), t.size(3)}, t.scalar_type())
+                        : empty({0}, t.scalar_type());
+    data = needed ? out.mutable_data_ptr() : nullptr;
+    return out;
+  };
+  Tensor grad_q = gradient(q, need_q, args.grad_q);
+  Tensor grad_k = gradient(k, need_k, args.grad_k);
+  Tensor grad_v = gradient(v, need_v, args.grad_v);
+  if (args.windowed) {
+    Tensor row_terms = empty({q.size(0), q.size(1), q.size(2), 2}, arithmetic_type(q));
+    args.row_terms = row_terms.mutable_data_ptr();
+    attention.run(cpu::cross_attention_backward_queries_cpu());
+    attention.include_viewers();
+    attention.run(cpu::cross_attention_backward_keys_cpu());
+  } else {
+    attention.run(cpu::cross_attention_backward_queries_cpu());
+  }
+  return {grad_q, grad_k, grad_v};
+}
+
+}  // namespace blt
