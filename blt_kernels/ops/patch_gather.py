@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import reference
+from .._autograd import register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_choice, check_device, check_shape, check_tensor, fail_type
+from ..backend import backend_for
 from ..layout import PatchLayout
 
 _OP = "patch_gather"
@@ -37,4 +41,31 @@ def patch_gather(y: torch.Tensor, layout: PatchLayout, which: str = "visible") -
     check_shape(_OP, "y", y, (layout.offsets.shape[0], layout.capacity, None))
     check_device(_OP, "layout", layout.offsets, y.device, "y")
     check_choice(_OP, "which", which, ("visible", "own"))
-    return reference.patch_gather(y, layout, which)
+    if backend_for(_OP, y.device) == "reference":
+        return reference.patch_gather(y, layout, which)
+    return torch.ops.blt_kernels.patch_gather(y, layout.visible_ids if which == "visible" else layout.patch_ids)
+
+
+@torch.library.register_fake("blt_kernels::patch_gather")
+def _fake(y: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return y.new_empty((*ids.shape, y.shape[2]))
+
+
+@torch.library.register_fake("blt_kernels::patch_gather_backward")
+def _fake_backward(grad: torch.Tensor, ids: torch.Tensor, capacity: int) -> torch.Tensor:
+    return grad.new_empty((grad.shape[0], capacity, grad.shape[2]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+    y, ids = inputs
+    ctx.capacity = y.shape[1]
+    ctx.save_for_backward(ids)
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    (ids,) = ctx.saved_tensors
+    return torch.ops.blt_kernels.patch_gather_backward(grad, ids, ctx.capacity), None
+
+
+torch.library.register_autograd("blt_kernels::patch_gather", _backward, setup_context=_setup_context)
+register_no_double_backward(_OP)

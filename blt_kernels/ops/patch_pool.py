@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import reference
+from .._autograd import register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_choice, check_device, check_shape, check_tensor, fail_type
+from ..backend import backend_for
 from ..layout import PatchLayout
 
 _OP = "patch_pool"
@@ -39,4 +43,41 @@ def patch_pool(x: torch.Tensor, layout: PatchLayout, reduce: str = "max") -> tor
     check_shape(_OP, "x", x, (layout.offsets.shape[0], layout.num_bytes, None))
     check_device(_OP, "layout", layout.offsets, x.device, "x")
     check_choice(_OP, "reduce", reduce, ("max", "mean", "min", "sum"))
-    return reference.patch_pool(x, layout, reduce)
+    if backend_for(_OP, x.device) == "reference":
+        return reference.patch_pool(x, layout, reduce)
+    return torch.ops.blt_kernels.patch_pool(x, layout.offsets, reduce)
+
+
+@torch.library.register_fake("blt_kernels::patch_pool")
+def _fake(x: torch.Tensor, offsets: torch.Tensor, reduce: str) -> torch.Tensor:
+    return x.new_empty((x.shape[0], offsets.shape[1] - 1, x.shape[2]))
+
+
+@torch.library.register_fake("blt_kernels::patch_pool_backward")
+def _fake_backward(
+    grad: torch.Tensor,
+    offsets: torch.Tensor,
+    x: torch.Tensor | None,
+    out: torch.Tensor | None,
+    num_bytes: int,
+    reduce: str,
+) -> torch.Tensor:
+    return grad.new_empty((grad.shape[0], num_bytes, grad.shape[2]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, str], output: torch.Tensor) -> None:
+    x, offsets, ctx.reduce = inputs
+    ctx.num_bytes = x.shape[1]
+    # Only max and min need the values again, to see which bytes won.
+    ctx.save_for_backward(offsets, *((x, output) if ctx.reduce in ("max", "min") else ()))
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    offsets, *values = ctx.saved_tensors
+    x, out = values or (None, None)
+    grad_x = torch.ops.blt_kernels.patch_pool_backward(grad, offsets, x, out, ctx.num_bytes, ctx.reduce)
+    return grad_x, None, None
+
+
+torch.library.register_autograd("blt_kernels::patch_pool", _backward, setup_context=_setup_context)
+register_no_double_backward(_OP)

@@ -75,4 +75,16 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
   }
 }
 
+// The least number of rows of this width that is worth a thread.
+inline int64_t grain(int64_t width) { return width < 1 ? 1 : (32768 + width - 1) / width; }
+
+// Whether rows (the last dimension) of a fresh output are better written past the caches (`stream` in cpu/vec.h): it is
+// too large to be found in one later, and whole aligned registers cover it.
+inline bool wants_streaming(const Tensor& out) {
+  constexpr int64_t kLargerThanCaches = int64_t(32) << 20, kLine = 64;
+  const int64_t element = int64_t(out.element_size()), row = out.size(out.dim() - 1) * element;
+  return out.numel() * element >= kLargerThanCaches && row % kLine == 0 &&
+         reinterpret_cast<uintptr_t>(out.const_data_ptr()) % kLine == 0;
+}
+
 }  // namespace blt

@@ -208,6 +208,40 @@ BLT_INLINE void store_n(T* p, Vec<Acc<T>> v, int64_t n) {
   }
 }
 
+// Stores a whole register past the caches, which saves reading the line first: for outputs that would not stay in any
+// cache (see wants_streaming in common/tensor.h). p is aligned to the bytes stored; stream_fence() after the last one.
+template <class T>
+BLT_INLINE void stream(T* p, Vec<Acc<T>> v) {
+#if defined(__SSE2__)
+  constexpr int64_t bytes = kLanes<Acc<T>> * int64_t(sizeof(T));
+  alignas(64) T buffer[kLanes<Acc<T>>];
+  store(buffer, v);
+#if defined(__AVX512F__)
+  if constexpr (bytes == 64) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bit_cast<__m512i>(buffer));
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (bytes == 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(buffer));
+  }
+#endif
+  if constexpr (bytes == 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), bit_cast<__m128i>(buffer));
+  } else if constexpr (bytes == 8) {
+    _mm_stream_si64(reinterpret_cast<long long*>(p), bit_cast<long long>(buffer));
+  }
+#else
+  store(p, v);
+#endif
+}
+
+BLT_INLINE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // One element.
 template <class T>
 BLT_INLINE Acc<T> load1(const T* p) {

@@ -1,0 +1,19 @@
+#pragma once
+
+#include "common/dtype.h"
+#include "cpu/dispatch.h"
+
+namespace blt::cpu {
+
+struct PatchGatherArgs {
+  int64_t num_bytes, capacity, row_bytes;  // N, C, D * size of an element
+  bool stream;                             // non-temporal stores of out
+  const int32_t* ids;                      // [B, N]; negative: zeros
+  const void* y;                           // [B, C, D]
+  void* out;                               // [B, N, D]
+};
+
+// Rows begin..end of the flattened [B * N] bytes.
+BLT_CPU_KERNEL(patch_gather, const PatchGatherArgs& args, int64_t begin, int64_t end)
+
+}  // namespace blt::cpu
