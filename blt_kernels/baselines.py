@@ -21,10 +21,12 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from ._checks import fail_type, fail_value
+
 Text = bytes | Iterable[bytes]  # one document, or several
 
 COMPRESSORS = ("gzip", "xz", "zstd")
-# Of a larger dictionary the last 64 MiB are used: xz takes 11 times as much memory, and 1-2 s of a core per MiB.
+# Of a larger dictionary the last 64 MiB are used: xz takes 11 times as much memory, and about 1 s of a core per MiB.
 DICTIONARY_BYTES = 1 << 26
 
 
@@ -47,15 +49,16 @@ def compress_bits_per_byte(
         - "... given training text": the bytes of output that `text` adds to the compressed dictionary, with a window
           that spans both. gzip reaches back 32 KiB, so its dictionary is the last 32 KiB (its name says so).
     """
+    op = "compress_bits_per_byte"
     for name in compressors:
         if name not in COMPRESSORS:
-            raise ValueError(f"compress_bits_per_byte: compressors: expected names out of {COMPRESSORS}, got {name!r}")
+            raise fail_value(op, "compressors", f"names out of {COMPRESSORS}", repr(name))
     if not 0 <= preset <= 9:
-        raise ValueError(f"compress_bits_per_byte: preset: expected 0 to 9, got {preset}")
-    data = b"".join(_documents(text))
+        raise fail_value(op, "preset", "0 to 9", preset)
+    data = b"".join(_documents(op, "text", text))
     if not data:
-        raise ValueError("compress_bits_per_byte: text: expected at least one byte, got none")
-    seen, truncated = _tail(dictionary, DICTIONARY_BYTES)
+        raise fail_value(op, "text", "at least one byte", "none")
+    seen, truncated = _tail(_documents(op, "dictionary", dictionary), DICTIONARY_BYTES)
     given = f"given the last {DICTIONARY_BYTES >> 20} MiB of the training text" if truncated else "given training text"
 
     sizes: dict[str, int] = {}
@@ -97,26 +100,26 @@ def start_compressors(
 def _run(future: Future[dict[str, float]], work: Callable[[], dict[str, float]]) -> None:
     if not future.set_running_or_notify_cancel():
         return
-    if sys.platform == "linux":  # the one system where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    if sys.platform == "linux":  # the one system where this is the thread's own priority
+        os.nice(10)
     try:
         future.set_result(work())
     except BaseException as error:
         future.set_exception(error)
 
 
-def _documents(text: Text) -> Iterator[bytes]:
+def _documents(op: str, argument: str, text: Text) -> Iterator[bytes]:
     for document in [text] if isinstance(text, bytes) else text:
         if not isinstance(document, bytes):
-            raise TypeError(f"text: expected bytes or an iterable of bytes, got {type(document).__name__}")
+            raise fail_type(op, argument, "bytes or an iterable of bytes", f"an item of type {type(document).__name__}")
         yield document
 
 
-def _tail(text: Text, size: int) -> tuple[bytes, bool]:
+def _tail(documents: Iterable[bytes], size: int) -> tuple[bytes, bool]:
     """The last `size` bytes, and whether there were more."""
     tail = bytearray()
     truncated = False
-    for document in _documents(text):
+    for document in documents:
         tail += document
         if len(tail) > 2 * size:
             del tail[:-size]
@@ -131,7 +134,8 @@ def _gzip(data: bytes, seen: bytes) -> int:
 
 
 def _xz(data: bytes, seen: bytes, preset: int) -> int:
-    window = max(4096, len(seen) + len(data))
+    # Alone, the 64 MiB of xz -9; with a dictionary, room for that as well.
+    window = max(4096, min(len(seen) + len(data), DICTIONARY_BYTES * (2 if seen else 1)))
     filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": window}]
     compressor = lzma.LZMACompressor(lzma.FORMAT_XZ, filters=filters)
     packed = compressor.compress(seen) + compressor.compress(data) + compressor.flush()
@@ -149,7 +153,7 @@ def _xz(data: bytes, seen: bytes, preset: int) -> int:
 def _zstd(data: bytes, seen: bytes) -> int:
     import zstandard
 
-    window_log = min(max(10, (len(seen) + len(data) - 1).bit_length()), zstandard.WINDOWLOG_MAX)
+    window_log = min(max(10, (len(seen) + len(data) - 1).bit_length()), 27)  # 128 MiB, as --long has it
     parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=window_log, enable_ldm=True)
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     if seen:
@@ -201,15 +205,13 @@ class NgramModel:
 
     def __init__(self, order: int = 3) -> None:
         if not 0 <= order <= 6:  # 7 symbols of 9 bits fit one int64 key
-            raise ValueError(f"NgramModel: order: expected 0 to 6, got {order}")
+            raise fail_value("NgramModel", "order", "0 to 6", order)
         self.order = order
         self._levels: list[_Level] = []  # by length of context
 
     def fit(self, documents: Text) -> NgramModel:
         """Counts the documents, replacing what was counted before. Memory grows with the distinct n-grams."""
-        ngrams, counts = _count(documents, self.order)
-        if not len(ngrams):
-            raise ValueError("NgramModel.fit: documents: expected at least one byte, got none")
+        ngrams, counts = _count("NgramModel.fit", documents, self.order)
         levels = [_Level.build(ngrams, counts)]
         for length in reversed(range(self.order)):
             # Kneser-Ney: a shorter n-gram counts once for every different symbol that precedes it.
@@ -220,9 +222,7 @@ class NgramModel:
 
     def bits_per_byte(self, documents: Text) -> float:
         """-log2 probability of the documents' bytes, per byte (see the head of this module for what is counted)."""
-        ngrams, counts = _count(documents, self.order)
-        if not len(ngrams):
-            raise ValueError("NgramModel.bits_per_byte: documents: expected at least one byte, got none")
+        ngrams, counts = _count("NgramModel.bits_per_byte", documents, self.order)
         return float(-(np.log2(self._probabilities(ngrams)) @ counts) / counts.sum())
 
     def distribution(self, prefix: bytes) -> _Floats:
@@ -261,10 +261,10 @@ def _discounts(counts: _Ints) -> _Floats:
     return np.array([0, single, single, single])
 
 
-def _count(documents: Text, order: int) -> tuple[_Ints, _Ints]:
+def _count(op: str, documents: Text, order: int) -> tuple[_Ints, _Ints]:
     """The distinct n-grams (context of `order` symbols, byte) as sorted keys, and how often each occurs."""
     ngrams = counts = np.empty(0, np.int64)
-    for symbols in _symbol_blocks(documents, order):
+    for symbols in _symbol_blocks(_documents(op, "documents", documents), order):
         for start in range(0, len(symbols) - order, _BLOCK):
             block = symbols[start : start + _BLOCK + order].astype(np.int64)
             size = len(block) - order
@@ -274,15 +274,17 @@ def _count(documents: Text, order: int) -> tuple[_Ints, _Ints]:
             keys, new = np.unique(keys[(keys & _SYMBOL_MASK) != _BOS], return_counts=True)
             ngrams, owner = np.unique(np.concatenate((ngrams, keys)), return_inverse=True)
             counts = np.bincount(owner, weights=np.concatenate((counts, new))).astype(np.int64)
+    if not len(ngrams):
+        raise fail_value(op, "documents", "at least one byte", "none")
     return ngrams, counts
 
 
-def _symbol_blocks(documents: Text, order: int) -> Iterator[npt.NDArray[np.uint16]]:
+def _symbol_blocks(documents: Iterable[bytes], order: int) -> Iterator[npt.NDArray[np.uint16]]:
     """Whole documents, each with `order` BOS symbols before it, joined to blocks of _BLOCK symbols or more."""
     bos = np.full(order, _BOS, np.uint16)
     parts: list[npt.NDArray[np.uint16]] = []
     size = 0
-    for document in _documents(documents):
+    for document in documents:
         parts += [bos, np.frombuffer(document, np.uint8).astype(np.uint16)]
         size += order + len(document)
         if size >= _BLOCK:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import fail_value
+from ._checks import fail_type, fail_value
 from ._optional import new_figure, optional
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 _SPECIAL = {0: "BOE", 1: "BOS", 2: "EOS", 3: "SEP"}
 _BYTE_OFFSET = 4
-_NEWLINE = "↵"
 # Pale blue, yellow, orange: low to high entropy, all readable under black text.
 _RAMP = np.array([[214, 232, 245], [255, 240, 184], [255, 176, 122]], np.float64)
 _SHADE = 0.9  # of every other patch in the terminal, where neighbours must be told apart by colour alone
 _ROW = 96  # tokens in a row of the picture
 _MAX_PICTURE = 4800
+_INTEGERS = {"tokens": "bytes or a sequence of token ids", "lengths": "a sequence of integers"}
 _GREY, _ORANGE = "#5b6b7a", "#c2410c"
 
 
@@ -45,7 +45,7 @@ class _Glyph:
     text: str
     start: int
     size: int
-    kind: str  # "text", "escape" or "special"
+    kind: str  # "text", "escape", "newline" or "special"
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def render_terminal(
         style = "" if colour is None else f"black on {colour}"
         cell = text_module.Text()
         for glyph in patch.glyphs:
-            dim = glyph.kind != "text"
-            cell.append(glyph.text, f"{style} italic" if dim else style)
-            text.append(glyph.text, f"{style} italic" if dim else style)
-            if glyph.text == _NEWLINE:
+            glyph_style = style if glyph.kind == "text" else f"{style} italic"
+            cell.append(glyph.text, glyph_style)
+            text.append(glyph.text, glyph_style)
+            if glyph.kind == "newline":
                 text.append("\n")
         if patch.index >= 0:
             grid.add_row(str(patch.index), cell, str(patch.start), str(patch.size), _nats(patch.entropy))
@@ -93,11 +93,14 @@ def render_html(
     patches, _ = _patches("render_html", tokens, lengths, entropies)
     spans, rows = [], []
     for patch, colour in zip(patches, _colours(patches), strict=True):
-        content = "".join(
+        marked = [
             html.escape(glyph.text) if glyph.kind == "text" else f"<i>{html.escape(glyph.text)}</i>"
             for glyph in patch.glyphs
+        ]
+        content = "".join(marked)
+        broken = "".join(
+            f"{mark}\n" if glyph.kind == "newline" else mark for mark, glyph in zip(marked, patch.glyphs, strict=True)
         )
-        broken = content.replace(f"<i>{_NEWLINE}</i>", f"<i>{_NEWLINE}</i>\n")
         if patch.index < 0:
             spans.append(broken)
             continue
@@ -241,12 +244,13 @@ def _patches(op: str, tokens: Any, lengths: Any, entropies: Any) -> tuple[list[_
     else:
         ids = np.asarray(tokens)
     sizes = np.maximum(np.asarray(lengths), 0)
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise fail_value(op, "tokens", "bytes or a sequence of token ids", f"{ids.dtype} of shape {ids.shape}")
+    for argument, value in (("tokens", ids), ("lengths", sizes)):
+        if value.size and value.dtype.kind not in "iu":
+            raise fail_type(op, argument, _INTEGERS[argument], f"dtype {value.dtype}")
+        if value.ndim != 1:
+            raise fail_value(op, argument, _INTEGERS[argument], f"shape {value.shape}")
     if ids.size and not 0 <= ids.min() <= ids.max() < _BYTE_OFFSET + 256:
         raise fail_value(op, "tokens", "ids of 0 to 259", f"{ids.min()} to {ids.max()}")
-    if sizes.ndim != 1 or (sizes.size and sizes.dtype.kind not in "iu"):
-        raise fail_value(op, "lengths", "a sequence of integers", f"{sizes.dtype} of shape {sizes.shape}")
     if sizes.sum() > len(ids) + 1:
         raise fail_value(op, "lengths", f"a sum of at most {len(ids)} tokens and the next", int(sizes.sum()))
     values = np.full(len(ids), np.nan) if entropies is None else np.asarray(entropies, np.float64)
@@ -288,7 +292,7 @@ def _character(data: bytes) -> tuple[str, int, str]:
         except UnicodeDecodeError:
             continue
         if character == "\n":
-            return _NEWLINE, size, "escape"
+            return "↵", size, "newline"
         if character.isprintable():
             return character, size, "text"
         if size > 1:  # not \xa0, which would read as the byte a0

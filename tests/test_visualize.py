@@ -82,6 +82,11 @@ def test_each_patch_is_one_span_of_escaped_text() -> None:
     assert flat[1].startswith("\\treturn \\x1b[31m&\\u00a0<EOS>")
 
 
+def test_the_arrow_itself_is_no_line_break() -> None:
+    assert Spans(render_html("a↵b".encode(), [5])).spans == ["a↵b"]
+    assert terminal("a↵b".encode(), [5], table=False).splitlines()[0] == "a↵b"
+
+
 def test_html_is_self_contained_and_escaped() -> None:
     page = render_html(b"<script>alert('x')</script>", [27], [0.5] * 27, threshold=1.25, title="<b>&")
     assert "<script" not in page
@@ -217,9 +222,9 @@ def test_errors(tmp_path: Path) -> None:
             function([1, 260], [2])
         with pytest.raises(ValueError, match=f"{op}: tokens: expected bytes or a sequence of token ids"):
             function(torch.zeros(1, 3, dtype=torch.int64), [3])
-        with pytest.raises(ValueError, match=f"{op}: tokens: expected bytes or a sequence of token ids"):
+        with pytest.raises(TypeError, match=f"{op}: tokens: expected bytes or a sequence of token ids, got dtype <U3"):
             function("abc", [3])
-        with pytest.raises(ValueError, match=f"{op}: lengths: expected a sequence of integers"):
+        with pytest.raises(TypeError, match=f"{op}: lengths: expected a sequence of integers"):
             function(b"abc", [1.5])
     with pytest.raises(ValueError, match=r"save_png: tokens: expected 1 to 4800 of them.*got 4801"):
         save_png(tmp_path / "p.png", b"x" * 4801, [4801], np.ones(4801))
