@@ -226,8 +226,8 @@ def calibrate_threshold(
     check_options(op, entropies, "entropies", max_patch_length, seq_lens, cu_seqlens, bos_patch, None)
     e = entropies.detach().float()
 
-    def mean_length(threshold: float) -> float:
-        layout = segment(
+    def cut(threshold: float) -> PatchLayout:
+        return segment(
             e,
             threshold,
             rule=rule,
@@ -237,11 +237,14 @@ def calibrate_threshold(
             cu_seqlens=cu_seqlens,
             bos_patch=bos_patch,
         )
-        return int((layout.patch_ids >= 0).sum()) / max(1, int(layout.num_patches.sum()))
 
-    low, high = mean_length(-math.inf), mean_length(math.inf)
-    if high == 0:
+    def mean_length(threshold: float) -> float:
+        return num_bytes / int(cut(threshold).num_patches.sum())
+
+    num_bytes = int((cut(math.inf).patch_ids >= 0).sum())
+    if num_bytes == 0:
         raise fail_value(op, "entropies", "at least one real byte", f"shape {tuple(entropies.shape)}")
+    low, high = mean_length(-math.inf), mean_length(math.inf)
     if not low <= patch_size <= high:
         reach = f"a mean length that some threshold reaches here, {low:.6g} .. {high:.6g}"
         raise fail_value(op, "patch_size", reach, patch_size)

@@ -8,8 +8,8 @@ namespace blt::cpu::BLT_CPU_CAPABILITY {
 namespace {
 
 struct Row {
-  int64_t byte_base;            // of the row in [B * N]
-  int64_t seq_begin, seq_end;   // its sequences
+  int64_t byte_base;           // of the row in [B * N]
+  int64_t seq_begin, seq_end;  // its sequences
   int32_t *offsets, *patch_ids, *visible_ids;
 };
 

@@ -10,9 +10,9 @@ struct LayoutArgs {
   int64_t num_bytes, capacity;  // N, C
   // The sequences: one a row, or all in row 0. Byte ranges in the flattened [B * N].
   bool packed;
-  int64_t num_sequences;                // S
-  const int64_t *seq_begin, *seq_end;   // [S]
-  const uint8_t* next_is_start;         // [S], 0 or 1
+  int64_t num_sequences;               // S
+  const int64_t *seq_begin, *seq_end;  // [S]
+  const uint8_t* next_is_start;        // [S], 0 or 1
   // layout_from_starts only
   const uint8_t* starts;  // [B, N], not 0 where a patch starts
   bool merge;             // a capacity was given: starts beyond it share slots

@@ -14,11 +14,11 @@ struct SegmentArgs {
   int64_t max_patch_length;  // 0: none
   float threshold, delta;
   int64_t byte_offset, patch_size;
-  const float* entropies;                               // [B, N]: threshold, monotonic, combined
-  const int64_t* tokens;                                // [B, N]: spaces
+  const float* entropies;              // [B, N]: threshold, monotonic, combined
+  const int64_t* tokens;               // [B, N]: spaces
   const int64_t *seq_begin, *seq_end;  // [S], in the flattened [B * N]
-  uint8_t* starts;                                      // [B, N]; bytes outside the sequences are left alone
-  uint8_t* next_is_start;                               // [S]: the byte after the sequence starts a patch
+  uint8_t* starts;                     // [B, N]; bytes outside the sequences are left alone
+  uint8_t* next_is_start;              // [S]: the byte after the sequence starts a patch
 };
 
 // Sequences begin..end.

@@ -26,9 +26,9 @@ std::vector<int64_t> read_ints(const char* op, const char* argument, const Tenso
 
 LayoutFields empty_fields(const Sequences& sequences, int64_t capacity) {
   const int64_t batch = sequences.batch, num_bytes = sequences.num_bytes;
-  BLT_CHECK(num_bytes <= INT32_MAX && capacity < INT32_MAX, "PatchLayout: a row holds at most 2^31 - 1 bytes");
+  BLT_CHECK(num_bytes <= INT32_MAX && capacity <= INT32_MAX, "PatchLayout: a row holds at most 2^31 - 1 bytes");
   const auto int32 = [](std::vector<int64_t> sizes) { return empty(std::move(sizes), ScalarType::Int); };
-  return {int32({batch, capacity + 1}), int32({batch, num_bytes}),           int32({batch, num_bytes}),
+  return {int32({batch, capacity + 1}), int32({batch, num_bytes}),       int32({batch, num_bytes}),
           int32({batch}),               int32({sequences.count() + 1}), int32({batch})};
 }
 
@@ -93,8 +93,8 @@ LayoutFields layout_from_starts_cpu(const Tensor& mask, const std::optional<Tens
   return layout_of_starts(op, static_cast<const uint8_t*>(dense.const_data_ptr()), sequences, next.data(), capacity);
 }
 
-// Cumulative, clipped offsets of one row of lengths. Returns whether the byte after the last real one is known to be the
-// first of its slot.
+// Offsets of one row of lengths, cut at `real` bytes. Returns whether the lengths reach beyond them, and the byte there
+// is the first of its slot.
 template <class Int>
 bool read_lengths(const char* op, const Int* lengths, int64_t slots, int64_t num_bytes, int64_t real,
                   int32_t* offsets) {
@@ -129,19 +129,19 @@ LayoutFields layout_from_lengths_cpu(const Tensor& lengths, int64_t num_bytes, c
   cpu::LayoutArgs args = layout_args(sequences, next.data(), fields);
 
   const Tensor dense = blt::contiguous(lengths);
-  const int64_t last = sequences.count() - 1;
   for (int64_t b = 0; b < batch; ++b) {
     int32_t* offsets = args.offsets + b * (slots + 1);
-    const int64_t end = sequences.packed ? (last < 0 ? 0 : sequences.end[size_t(last)])
-                                         : sequences.end[size_t(b)] - b * num_bytes;
+    // The sequences of the row; the real bytes end with the last one.
+    const size_t from = sequences.packed ? 0 : size_t(b), to = sequences.packed ? sequences.end.size() : from + 1;
+    const int64_t end = from == to ? 0 : sequences.end[to - 1];
+    const int64_t real = end - b * num_bytes;
     const bool next_starts =
-        is_int32 ? read_lengths(op, dense.const_data_ptr<int32_t>() + b * slots, slots, num_bytes, end, offsets)
-                 : read_lengths(op, dense.const_data_ptr<int64_t>() + b * slots, slots, num_bytes, end, offsets);
-    args.overflow[b] = 0;
-    // Only the sequences that end where the row does have that next byte.
-    for (int64_t s = sequences.packed ? 0 : b; !next_is_start && s <= (sequences.packed ? last : b); ++s) {
-      next[size_t(s)] = next_starts && sequences.end[size_t(s)] - b * num_bytes == end;
+        is_int32 ? read_lengths(op, dense.const_data_ptr<int32_t>() + b * slots, slots, num_bytes, real, offsets)
+                 : read_lengths(op, dense.const_data_ptr<int64_t>() + b * slots, slots, num_bytes, real, offsets);
+    for (size_t s = from; s < to && !next_is_start; ++s) {
+      next[s] = next_starts && sequences.end[s] == end;
     }
+    args.overflow[b] = 0;
   }
   if (sequences.packed) {
     int64_t c = 0;
@@ -168,8 +168,9 @@ Sequences parse_sequences(const char* op, int64_t batch, int64_t num_bytes, cons
     const auto cu = read_ints(op, "cu_seqlens", *cu_seqlens);
     BLT_CHECK(!cu.empty() && cu[0] == 0, op, ": cu_seqlens: expected 0 as the first value");
     for (size_t s = 1; s < cu.size(); ++s) {
-      BLT_CHECK(cu[s - 1] <= cu[s] && cu[s] <= num_bytes, op, ": cu_seqlens: expected values that rise from 0 to at most ",
-                num_bytes, ", got ", cu[s], " after ", cu[s - 1]);
+      BLT_CHECK(cu[s - 1] <= cu[s] && cu[s] <= num_bytes, op,
+                ": cu_seqlens: expected values that rise from 0 to at most ", num_bytes, ", got ", cu[s], " after ",
+                cu[s - 1]);
     }
     out.begin.assign(cu.begin(), cu.end() - 1);
     out.end.assign(cu.begin() + 1, cu.end());
