@@ -1,4 +1,4 @@
-// Where patches start on the CPU, for each rule. Position t of a sequence decides whether position t + 1 starts a patch.
+// Where patches start, on the CPU: position t of a sequence decides whether position t + 1 starts a patch.
 #include "cpu/segment.h"
 
 #include "cpu/vec.h"
