@@ -1,0 +1,526 @@
+"""The thin BLT: shapes, causality, packing and padding, linear windows, what a step costs, training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_no_recompile, random_lengths
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from blt_kernels import PatchLayout, segment, use_backend
+from blt_kernels.model import (
+    BLT,
+    BLTConfig,
+    EntropyModel,
+    EntropyModelConfig,
+    TransformerConfig,
+    latent_capacity,
+    next_byte_loss,
+)
+from blt_kernels.model.transformer import attend, plan_attention, rotate
+
+SMALL = BLTConfig(
+    encoder=TransformerConfig(16, 2, 2, 24, window=6),
+    latent=TransformerConfig(24, 2, 2, 32),
+    decoder=TransformerConfig(16, 2, 2, 24, window=6),
+    ngram_sizes=(2, 3),
+    hash_rows=31,
+    sparse_grad=False,
+)
+SMALL_ENTROPY = EntropyModelConfig(TransformerConfig(16, 2, 2, 24, window=6))
+DOCUMENTS = (13, 1, 22, 7)  # bytes of the documents that tests pack and pad
+
+
+def make_blt(config: BLTConfig = SMALL, dtype: torch.dtype = torch.float64) -> BLT:
+    """A model in which every parameter matters: tables start at zero otherwise."""
+    torch.manual_seed(0)
+    model = BLT(config).to(dtype)
+    if model.encoder_hash_tok_embedding is not None:
+        torch.nn.init.normal_(model.encoder_hash_tok_embedding.weight)
+    return model
+
+
+def make_tokens(*shape: int) -> torch.Tensor:
+    tokens = torch.randint(4, 260, shape)
+    tokens[:, 0] = 1
+    return tokens
+
+
+def make_entropies(tokens: torch.Tensor) -> torch.Tensor:
+    """Values that depend on each token alone, so that they are causal and agree between packed and padded batches."""
+    return (tokens * 37 % 101).float() / 10
+
+
+def make_batch(batch: int, num_bytes: int, patch_size: float = 4.5) -> tuple[torch.Tensor, PatchLayout]:
+    """Random tokens, and patches of random lengths that fill all rows."""
+    return make_tokens(batch, num_bytes), PatchLayout.from_lengths(random_lengths(num_bytes, patch_size, batch))
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_published_parameter_counts() -> None:
+    with torch.device("meta"):
+        entropy_model = EntropyModel(EntropyModelConfig.preset("100M"))
+        models = {name: BLT(BLTConfig.preset(name)) for name in ("tiny", "400M", "1B", "7B")}
+    assert count(entropy_model) == pytest.approx(99.5e6, rel=1e-3)
+    tables = {name: m.encoder_hash_tok_embedding.weight.numel() for name, m in models.items()}
+    assert tables["1B"] == 6 * 500002 * 1024
+    assert count(models["1B"]) == pytest.approx(4.5e9, rel=0.01)
+    assert tables["7B"] == 6 * 500002 * 1280
+    # The paper's table rounds: latent 470M, 1B, 6.4B; decoder 50M, 113M, 120M; encoder 7M, 12M, 20M.
+    published = {"400M": (470e6, 50e6, 7e6), "1B": (1.28e9, 113e6, 12e6), "7B": (6.4e9, 120e6, 20e6)}
+    for name, (latent, decoder, encoder) in published.items():
+        assert count(models[name].global_transformer.layers) == pytest.approx(latent, rel=0.05)
+        assert count(models[name].local_decoder.layers) == pytest.approx(decoder, rel=0.05)
+        assert count(models[name].local_encoder.layers) == pytest.approx(encoder, rel=0.1)
+    assert 1e6 < count(models["tiny"]) - tables["tiny"] < 5e6
+
+
+def test_state_dict_has_the_published_names() -> None:
+    with torch.device("meta"):
+        model, entropy_model = BLT(BLTConfig.preset("7B")), EntropyModel(EntropyModelConfig.preset("100M"))
+        direct = BLT(BLTConfig.preset("1B"))
+    layer = {f"self_attn.{p}_proj" for p in "qkvo"} | {f"mlp.{p}_proj" for p in ("gate", "up", "down")}
+    layer |= {"input_layernorm", "post_attention_layernorm"}
+    cross = {f"{p}_proj" for p in "qkvo"} | {"q_norm", "k_norm"}
+
+    def stack(prefix: str, layers: int, cross_layers: int = 0) -> set[str]:
+        names = {f"{prefix}layers.{i}.{n}.weight" for i in range(layers) for n in layer}
+        return names | {f"{prefix}cross_attn_layers.{i}.{n}.weight" for i in range(cross_layers) for n in cross}
+
+    expected = stack("local_encoder.", 1, 1) | stack("global_transformer.", 32) | stack("local_decoder.", 6, 6)
+    expected |= {f"local_encoder.{n}.weight" for n in ("embed_tokens", "patch_embedding_projection")}
+    expected |= {f"local_decoder.{n}.weight" for n in ("norm", "patch_embedding_projection")}
+    expected |= {"encoder_hash_tok_embedding.weight", "lm_head.weight"}
+    expected |= {"global_transformer.token_embedding_projection.weight"}
+    assert set(model.state_dict()) == expected
+    assert "global_transformer.token_embedding_projection.weight" not in direct.state_dict()  # K*d = D
+    assert set(entropy_model.state_dict()) == stack("", 14) | {
+        f"{n}.weight" for n in ("embed_tokens", "norm", "lm_head")
+    }
+    assert model.local_encoder.patch_embedding_projection.weight.shape == (4 * 1280, 1280)
+    assert model.local_decoder.patch_embedding_projection.weight.shape == (4 * 1280, 4096)
+
+
+@pytest.mark.parametrize("config", [*map(BLTConfig.preset, ("tiny", "400M", "1B", "7B")), SMALL])
+def test_config_survives_json(config: BLTConfig) -> None:
+    assert BLTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_entropy_config_survives_json() -> None:
+    for config in map(EntropyModelConfig.preset, ("tiny", "100M")):
+        assert EntropyModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: TransformerConfig(0, 1, 1, 8), ValueError, "dim: expected at least 1, got 0"),
+        (lambda: TransformerConfig(8, 1.0, 1, 8), TypeError, "num_layers: expected an int, got 1.0"),
+        (lambda: TransformerConfig(10, 1, 2, 8), ValueError, r"dim: expected a multiple of 2 \* num_heads = 4, got 10"),
+        (lambda: TransformerConfig(8, 1, 2, 8, window=0), ValueError, "window: expected at least 1, got 0"),
+        (lambda: TransformerConfig(8, 1, 2, 8, norm_eps=math.inf), ValueError, "norm_eps: expected a positive finite"),
+        (lambda: TransformerConfig(8, 1, 2, 8, rope_theta="x"), TypeError, "rope_theta: expected a number"),
+        (lambda: EntropyModelConfig(None), TypeError, "transformer: expected a TransformerConfig, got NoneType"),
+        (lambda: dataclasses.replace(SMALL, latent=7), TypeError, "latent: expected a TransformerConfig, got int"),
+        (
+            lambda: dataclasses.replace(SMALL, decoder=TransformerConfig(32, 1, 2, 24)),
+            ValueError,
+            "decoder.dim: expected encoder.dim = 16, got 32",
+        ),
+        (
+            lambda: dataclasses.replace(SMALL, latent=TransformerConfig(32, 1, 2, 24, window=4)),
+            ValueError,
+            "latent.window: expected None",
+        ),
+        (lambda: dataclasses.replace(SMALL, ngram_sizes=3), TypeError, "ngram_sizes: expected a tuple of ints"),
+        (lambda: dataclasses.replace(SMALL, ngram_sizes=(3, 0)), ValueError, "ngram_sizes: expected sizes of at least"),
+        (lambda: dataclasses.replace(SMALL, ngram_sizes=(3, "a")), TypeError, "ngram_sizes: expected a tuple of ints"),
+        (lambda: dataclasses.replace(SMALL, hash_functions=12), ValueError, "hash_functions: expected at most 11"),
+        (lambda: dataclasses.replace(SMALL, hash_dim=0), ValueError, "hash_dim: expected at least 1, got 0"),
+        (lambda: dataclasses.replace(SMALL, sparse_grad=1), TypeError, "sparse_grad: expected a bool, got 1"),
+        (lambda: BLTConfig.from_dict([]), TypeError, "config: expected a JSON object, got list"),
+        (lambda: BLTConfig.from_dict(SMALL.to_dict() | {"depth": 3}), ValueError, "depth: expected one of the fields"),
+        (lambda: BLTConfig.from_dict({}), ValueError, "BLTConfig: encoder: expected a value"),
+        (lambda: BLTConfig.preset("3B"), ValueError, "preset: expected one of 'tiny', '400M', '1B', '7B', got '3B'"),
+        (lambda: EntropyModelConfig.preset("x"), ValueError, "preset: expected one of 'tiny', '100M'"),
+    ],
+)
+def test_config_errors_name_the_field(make, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make()
+
+
+# ---- self-attention --------------------------------------------------------------------------------------------------
+
+
+def naive_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor, window: int | None
+) -> torch.Tensor:
+    """Every pair of positions, one dense mask."""
+    i = torch.arange(q.shape[1])
+    distance = i[:, None] - i
+    seen = (distance >= 0) & (distance < (window or len(i))) & (documents[:, :, None] == documents[:, None])
+    scores = torch.einsum("bihe,bjhe->bhij", q, k) / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
+    return torch.einsum("bhij,bjhe->bihe", weights, v)
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 7, 20, 33])
+@pytest.mark.parametrize("window", [1, 2, 5, 6, None])
+@pytest.mark.parametrize("packed", [False, True])
+def test_attention_equals_a_dense_mask(length: int, window: int | None, packed: bool) -> None:
+    config = TransformerConfig(8, 1, 2, 8, window=window)
+    q, k, v = torch.randn(3, 2, length, 2, 4, dtype=torch.float64)
+    documents = torch.randint(0, 2, (2, length)).cumsum(1) if packed else None
+    plan = plan_attention(config, q.flatten(2), documents)
+    everything = torch.zeros(2, length) if documents is None else documents
+    torch.testing.assert_close(attend(q, k, v, plan), naive_attention(q, k, v, everything, window))
+
+
+def test_rotation_is_the_published_one() -> None:
+    config = TransformerConfig(8, 1, 1, 8, rope_theta=100.0)
+    x = torch.randn(1, 5, 1, 8)
+    plan = plan_attention(config, x.flatten(2), torch.tensor([[0, 0, 4, 4, 4]]))
+    got = rotate(x, plan.rotation)
+    for row, position in enumerate((0, 1, 0, 1, 2)):  # counted from the start of the document
+        for pair in range(4):
+            angle = position * 100.0 ** (-2 * pair / 8)
+            a, b = x[0, row, 0, 2 * pair], x[0, row, 0, 2 * pair + 1]
+            expected = (a * math.cos(angle) - b * math.sin(angle), a * math.sin(angle) + b * math.cos(angle))
+            torch.testing.assert_close(got[0, row, 0, 2 * pair : 2 * pair + 2], torch.stack(expected))
+    assert rotate(x.bfloat16(), plan.rotation).dtype == torch.bfloat16
+
+
+class Memory(TorchDispatchMode):
+    """Sums and maximises the elements of every tensor that an operator makes; views count, which does no harm here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+                self.total += tensor.numel()
+        return out
+
+
+def test_windowed_training_step_is_linear_in_bytes() -> None:
+    model = EntropyModel(dataclasses.replace(SMALL_ENTROPY, transformer=TransformerConfig(16, 2, 2, 24, window=32)))
+    cost = {}
+    for num_bytes in (1024, 4096):
+        tokens = make_tokens(1, num_bytes)
+        with Memory() as memory, FlopCounterMode(display=False) as flops:
+            model.loss(tokens, tokens).mean.backward()
+        cost[num_bytes] = memory.largest, memory.total, flops.get_total_flops()
+    for small, large in zip(cost[1024], cost[4096], strict=True):
+        assert 3.9 * small < large < 4.1 * small
+
+
+# ---- the entropy model -----------------------------------------------------------------------------------------------
+
+
+def pack(rows: list[torch.Tensor], tail: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of tokens as one row [1, N] and cu_seqlens; `tail` bytes of padding after the last."""
+    lengths = torch.tensor([0, *(len(row) for row in rows)])
+    return torch.cat([*rows, torch.zeros(tail, dtype=torch.int64)])[None], lengths.cumsum(0).int()
+
+
+def test_entropy_model_packed_equals_padded_equals_alone() -> None:
+    model = EntropyModel(SMALL_ENTROPY).double()
+    rows = [make_tokens(1, n)[0] for n in DOCUMENTS]
+    tokens, cu_seqlens = pack(rows, tail=5)
+    packed = model(tokens, cu_seqlens=cu_seqlens)[0, : sum(DOCUMENTS)].split(DOCUMENTS)
+    padded = model(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
+    for i, row in enumerate(rows):
+        alone = model(row[None])[0]
+        torch.testing.assert_close(packed[i], alone)
+        torch.testing.assert_close(padded[i, : len(row)], alone)
+
+
+def test_entropies_are_those_of_the_logits() -> None:
+    model = EntropyModel(SMALL_ENTROPY)
+    tokens = make_tokens(2, 40)
+    entropies = model.entropies(tokens)
+    log_p = model(tokens).log_softmax(-1)
+    torch.testing.assert_close(entropies, -(log_p.exp() * log_p).sum(-1))
+    assert entropies.dtype == torch.float32 and not entropies.requires_grad
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.entropies(tokens).dtype == torch.float32
+
+
+# ---- the whole model -------------------------------------------------------------------------------------------------
+
+
+def packed_and_padded(rows: list[torch.Tensor]) -> tuple[tuple, tuple]:
+    """(tokens, layout, cu_seqlens) of the documents packed in one row, and the same with one document a row."""
+    tokens, cu_seqlens = pack(rows, tail=4)
+    packed = segment(make_entropies(tokens), 5.0, cu_seqlens=cu_seqlens)
+    padded_tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    seq_lens = torch.tensor([len(row) for row in rows])
+    padded = segment(make_entropies(padded_tokens), 5.0, seq_lens=seq_lens)
+    return (tokens, packed, cu_seqlens), (padded_tokens, padded, None)
+
+
+@pytest.mark.parametrize("hash_dim", [None, 5])
+def test_packed_equals_padded_equals_alone(hash_dim: int | None) -> None:
+    model = make_blt(dataclasses.replace(SMALL, hash_dim=hash_dim))
+    rows = [make_tokens(1, n)[0] for n in DOCUMENTS]
+    (tokens, layout, cu_seqlens), (padded_tokens, padded_layout, _) = packed_and_padded(rows)
+    packed = model(tokens, layout, cu_seqlens=cu_seqlens)[0, : sum(DOCUMENTS)].split(DOCUMENTS)
+    padded = model(padded_tokens, padded_layout)
+    for i, row in enumerate(rows):
+        alone = model(row[None], segment(make_entropies(row[None]), 5.0).trim())[0]
+        torch.testing.assert_close(packed[i], alone)
+        torch.testing.assert_close(padded[i, : len(row)], alone)
+
+
+def test_left_padding_changes_nothing() -> None:
+    model = make_blt()
+    tokens = make_tokens(1, 30)
+    layout = PatchLayout.from_lengths(torch.tensor([[1, 4, 6, 3, 9, 7]]))
+    starts = torch.zeros(1, 40, dtype=torch.bool)
+    starts[0, 10 + layout.offsets[0, :-1]] = True
+    padded_layout = PatchLayout.from_starts(starts, capacity=8)
+    padded = model(F.pad(tokens, (10, 0)), padded_layout)
+    torch.testing.assert_close(padded[:, 10:], model(tokens, layout))
+
+
+def test_a_byte_changes_no_earlier_logits() -> None:
+    """Through n-grams, pooling, patches and patching itself: the decision about a byte is made before it."""
+    model = make_blt()
+    tokens = make_tokens(1, 40)
+    logits = model(tokens, segment(make_entropies(tokens), 5.0))
+    for j in range(1, 40):
+        changed = tokens.clone()
+        changed[0, j] = (changed[0, j] + 50) % 256 + 4
+        other = model(changed, segment(make_entropies(changed), 5.0))
+        torch.testing.assert_close(other[:, :j], logits[:, :j])
+        assert (other[:, j] - logits[:, j]).abs().max() > 1e-6
+
+
+def test_a_prefix_gives_the_prefix_of_the_logits() -> None:
+    model = make_blt()
+    tokens = make_tokens(1, 40)
+    logits = model(tokens, segment(make_entropies(tokens), 5.0))
+    for n in range(1, 40):
+        prefix = tokens[:, :n]
+        got = model(prefix, segment(make_entropies(prefix), 5.0).trim())
+        torch.testing.assert_close(got, logits[:, :n])
+
+
+def test_double_residual() -> None:
+    """out = 2x + wo(attention), in encoder and decoder, as the published weights need it."""
+    model = make_blt()
+    for cross in (*model.local_encoder.cross_attn_layers, *model.local_decoder.cross_attn_layers):
+        torch.nn.init.zeros_(cross.o_proj.weight)
+    tokens, layout = make_batch(1, 20)
+    x = model.embed(tokens)
+    documents = torch.ones(1, 20, dtype=torch.int64)
+    states, patches = model.local_encoder(x, layout, documents)
+    plan = plan_attention(SMALL.encoder, x, documents)
+    for layer in model.local_encoder.layers:
+        x = layer(x, plan)
+    torch.testing.assert_close(states, x)
+    lengths = layout.lengths()[0].tolist()
+    pooled = torch.stack([part.amax(0) for part in x[0].split(lengths)])[None]
+    torch.testing.assert_close(patches, 2 * model.local_encoder.patch_embedding_projection(pooled))
+    for layer in model.local_decoder.layers:
+        x = layer(2 * x, plan)
+    latent = torch.randn(1, layout.capacity, SMALL.latent.dim, dtype=torch.float64)
+    torch.testing.assert_close(model.local_decoder(states, latent, layout, documents), model.local_decoder.norm(x))
+
+
+def test_gradients_reach_every_parameter() -> None:
+    model = make_blt(dataclasses.replace(SMALL, hash_dim=5, sparse_grad=True), torch.float32)
+    tokens, layout = make_batch(2, 64)
+    model.loss(tokens, tokens.roll(-1, 1), layout).mean.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.is_sparse == (name == "encoder_hash_tok_embedding.weight")
+        dense = parameter.grad.to_dense()
+        assert dense.isfinite().all() and dense.abs().max() > 0, name
+
+
+def test_tables_start_at_zero_and_learn() -> None:
+    model = BLT(SMALL)
+    tokens, layout = make_batch(1, 40)
+    assert not model.encoder_hash_tok_embedding.weight.any()
+    model.loss(tokens, tokens.roll(-1, 1), layout).mean.backward()
+    assert model.encoder_hash_tok_embedding.weight.grad.any()
+
+
+@pytest.mark.parametrize("sparse_grad", [False, True])
+def test_reference_backend_gives_the_same_loss_and_gradients(sparse_grad: bool) -> None:
+    model = make_blt(dataclasses.replace(SMALL, sparse_grad=sparse_grad), torch.float32)
+    rows = [make_tokens(1, n)[0] for n in DOCUMENTS]
+    for tokens, layout, cu_seqlens in packed_and_padded(rows):
+        results = []
+        for backend in ("cpu", "reference"):
+            model.zero_grad()
+            with use_backend(backend):
+                loss = model.loss(tokens, tokens.roll(-1, 1), layout, cu_seqlens=cu_seqlens).mean
+                loss.backward()
+            results.append([loss.detach(), *(p.grad.to_dense() for p in model.parameters())])
+        for ours, reference in zip(*results, strict=True):
+            torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_autocast() -> None:
+    model = make_blt(dtype=torch.float32)
+    tokens, layout = make_batch(2, 64)
+    exact = model.loss(tokens, tokens.roll(-1, 1), layout).mean
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(tokens, layout)
+        loss = next_byte_loss(logits, tokens.roll(-1, 1)).mean
+    loss.backward()
+    assert logits.dtype == loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_compiles_once_for_any_raggedness() -> None:
+    model = make_blt(dtype=torch.float32)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with assert_no_recompile():
+        for seed in range(4):
+            tokens = make_tokens(2, 48)
+            starts = torch.rand(2, 48, generator=torch.Generator().manual_seed(seed)) < 0.2
+            starts[:, 0] = True
+            layout = PatchLayout.from_starts(starts, capacity=24)
+            model.zero_grad()
+            logits = compiled(tokens, layout)
+            logits.square().mean().backward()
+            torch.testing.assert_close(logits, model(tokens, layout), rtol=1e-4, atol=1e-5)
+
+
+def test_learns() -> None:
+    """A repeated text is soon learnt, with the tables under SparseAdam and the rest under AdamW."""
+    model = BLT(dataclasses.replace(SMALL, sparse_grad=True))
+    tables = [model.encoder_hash_tok_embedding.weight]
+    dense = [p for p in model.parameters() if p is not tables[0]]
+    optimizers = [torch.optim.AdamW(dense, lr=1e-2), torch.optim.SparseAdam(tables, lr=1e-2)]
+    text = torch.tensor(list(b"the cat sat on the mat and the dog sat on the log. " * 4)) + 4
+    tokens = torch.cat([torch.tensor([1]), text])[None]
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    layout = segment(make_entropies(inputs), 5.0).trim()
+    for _ in range(40):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = model.loss(inputs, targets, layout).mean
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert loss < 0.5
+
+
+# ---- the loss --------------------------------------------------------------------------------------------------------
+
+
+def test_loss_counts_what_it_should() -> None:
+    logits = torch.randn(2, 5, 260, dtype=torch.bfloat16)
+    targets = torch.randint(0, 260, (2, 5), dtype=torch.int32)
+    targets[1, 2:] = -100
+    loss = next_byte_loss(logits, targets)
+    log_p = logits.float().log_softmax(-1)
+    expected = -sum(log_p[b, i, targets[b, i]] for b, i in (targets >= 0).nonzero().tolist())
+    assert loss.num_bytes == 7
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(loss.mean, expected / 7)
+    torch.testing.assert_close(loss.bits_per_byte(), expected / 7 / math.log(2))
+    nothing = next_byte_loss(logits, torch.full((2, 5), -100))
+    assert nothing.num_bytes == 0 and nothing.mean == 0
+
+
+# ---- capacity --------------------------------------------------------------------------------------------------------
+
+
+def latent_flops(model: BLT, tokens: torch.Tensor, layout: PatchLayout, **kwargs) -> int:
+    """Matrix-product FLOPs of the latent transformer in one training step."""
+    model.zero_grad()
+    with FlopCounterMode(display=False) as counter:
+        model.loss(tokens, tokens, layout, **kwargs).mean.backward()
+    return sum(counter.get_flop_counts()["BLT.global_transformer"].values())
+
+
+def test_latent_flops_are_those_of_the_used_patches() -> None:
+    """Rows of a constant number of patches (a) waste nothing; trim(multiple_of=128) (c) less than a tenth;
+    latent_capacity (b) as much more as its docstring says."""
+    model = BLT(dataclasses.replace(SMALL, latent=TransformerConfig(256, 2, 2, 512)))
+    patch_size, num_patches = 4.5, 512
+
+    # (a) Rows end where their patches do, and bytes are padded.
+    lengths = random_lengths(4096, patch_size, batch=2)[:, :num_patches]
+    num_bytes = int(1.3 * num_patches * patch_size)
+    cut = PatchLayout.from_lengths(lengths, num_bytes, seq_lens=lengths.sum(1))
+    assert (cut.lengths() > 0).all() and cut.num_bytes > lengths.sum(1).max()
+    alone = sum(
+        latent_flops(model, make_tokens(1, int(row.sum())), PatchLayout.from_lengths(row[None])) for row in lengths
+    )
+    assert latent_flops(model, make_tokens(2, num_bytes), cut) <= 1.1 * alone
+
+    tokens, lengths = make_tokens(1, 8192), random_lengths(8192, patch_size)
+    exact = PatchLayout.from_lengths(lengths)
+    assert exact.num_patches.item() == exact.capacity
+    needed = latent_flops(model, tokens, exact)
+    starts = torch.zeros(1, 8192, dtype=torch.bool)
+    starts[0, exact.offsets[0, :-1]] = True
+    assert latent_flops(model, tokens, PatchLayout.from_starts(starts).trim(multiple_of=128)) <= 1.1 * needed
+    inside = PatchLayout.from_starts(starts, capacity=latent_capacity(8192, patch_size))
+    assert not inside.overflow.any()
+    ratio = inside.capacity / exact.capacity
+    assert ratio < 1.35 and latent_flops(model, tokens, inside) <= ratio**2 * needed
+
+
+def test_latent_capacity() -> None:
+    assert latent_capacity(8192, 4.5) == 2304  # 1.25 * 8192 / 4.5 = 2275.6
+    assert latent_capacity(8192, 1.0) == 8192
+    assert latent_capacity(100, 4.5) == 100
+
+
+def test_refuses_a_slot_for_every_byte() -> None:
+    model = make_blt()
+    tokens = make_tokens(1, 300)
+    layout = segment(make_entropies(tokens), 5.0)
+    with pytest.raises(
+        ValueError, match=r"layout.capacity: expected fewer slots than the 300 bytes.*trim\(\).*got 300"
+    ):
+        model(tokens, layout)
+    torch.testing.assert_close(model(tokens, layout, byte_patches=True), model(tokens, layout.trim()))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"tokens": torch.zeros(1, 20)}, TypeError, "tokens: expected dtype int32 or int64, got float32"),
+        ({"tokens": torch.zeros(20, dtype=torch.int64)}, ValueError, "tokens: expected 2 dimensions"),
+        ({"tokens": torch.zeros(1, 21, dtype=torch.int64)}, ValueError, r"patch_ids: expected shape \(1, 21\)"),
+        ({"layout": None}, TypeError, "layout: expected a PatchLayout, got NoneType"),
+        ({"cu_seqlens": torch.zeros(2)}, TypeError, "cu_seqlens: expected dtype int32 or int64"),
+        ({"cu_seqlens": [0, 20]}, TypeError, "cu_seqlens: expected a torch.Tensor, got list"),
+    ],
+)
+def test_forward_errors(change: dict, error: type[Exception], words: str) -> None:
+    tokens, layout = make_batch(1, 20)
+    with pytest.raises(error, match=words):
+        make_blt()(**({"tokens": tokens, "layout": layout} | change))
+
+
+def test_packing_needs_one_row() -> None:
+    tokens, layout = make_batch(2, 20)
+    with pytest.raises(ValueError, match=r"BLT: cu_seqlens: expected tokens of one row \(B = 1\)"):
+        make_blt()(tokens, layout, cu_seqlens=torch.tensor([0, 20]))
