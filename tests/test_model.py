@@ -460,7 +460,9 @@ def latent_flops(model: BLT, tokens: torch.Tensor, layout: PatchLayout, **kwargs
 def test_latent_flops_are_those_of_the_used_patches() -> None:
     """Rows of a constant number of patches (a) waste nothing; trim(multiple_of=128) (c) less than a tenth;
     latent_capacity (b) as much more as its docstring says."""
-    model = BLT(dataclasses.replace(SMALL, latent=TransformerConfig(256, 2, 2, 512)))
+    local = TransformerConfig(16, 1, 2, 24, window=64)
+    latent = TransformerConfig(128, 2, 2, 256)
+    model = BLT(dataclasses.replace(SMALL, encoder=local, latent=latent, decoder=local))
     patch_size, num_patches = 4.5, 512
 
     # (a) Rows end where their patches do, and bytes are padded.
