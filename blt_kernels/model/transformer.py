@@ -16,7 +16,7 @@ class AttentionPlan:
     """What all self-attention layers of a stack share in one forward pass.
 
     Attributes:
-        rotation: complex [1 or B, L, 1, E/2], the rotary embedding of each position.
+        rotation: float32 [1 or B, L, 1, E/2, 2], cosine and sine of the angle by which each pair of entries turns.
         mask: bool, True where a query sees a key. None: plainly causal. [1 or B, 1, L, L], or, with `block`, one mask
             per block of queries: [B * blocks, 1, block, 3 * block].
         block: queries that attend together in windowed attention; 0 where attention is not windowed.
@@ -45,7 +45,7 @@ def plan_attention(config: TransformerConfig, x: torch.Tensor, documents: torch.
         positions = positions - torch.searchsorted(documents, documents)
     pairs = torch.arange(0, config.head_dim, 2, device=x.device, dtype=torch.float32)
     angles = positions[..., None, None] * config.rope_theta ** (-pairs / config.head_dim)  # [1 or B, L, 1, E/2]
-    rotation = torch.polar(torch.ones_like(angles), angles)
+    rotation = torch.stack((angles.cos(), angles.sin()), -1)
 
     if config.window is not None and config.window < length:
         block = -(-config.window // 2)
@@ -78,13 +78,16 @@ def _with_two_before(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of x [B, L, H, E], in at least fp32; entries 2i and 2i + 1 are one pair.
-
-    A complex product is one pass over x in eager mode, where real arithmetic takes five.
-    """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+    """Rotary embedding of x [B, L, H, E], in at least fp32; entries 2i and 2i + 1 are one pair."""
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        # Inductor fuses real arithmetic and has no complex numbers.
+        (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
+        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1)
+    else:
+        # One pass over x, where real arithmetic takes five.
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    return turned.flatten(-2).to(x.dtype)
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
