@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import reference
+from .._autograd import register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_device, check_tensor, fail_value
+from ..backend import backend_for
 
 _OP = "linear_entropy"
 
@@ -38,4 +42,38 @@ def linear_entropy(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             _OP, "hidden", f"shape [..., D] with D = {weight.shape[1]} (weight)", f"shape {tuple(hidden.shape)}"
         )
     check_device(_OP, "weight", weight, hidden.device, "hidden")
-    return reference.linear_entropy(hidden, weight)
+    if backend_for(_OP, hidden.device) == "reference":
+        return reference.linear_entropy(hidden, weight)
+    return torch.ops.blt_kernels.linear_entropy(hidden, weight)
+
+
+@torch.library.register_fake("blt_kernels::linear_entropy")
+def _(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
+    return hidden.new_empty(hidden.shape[:-1], dtype=dtype)
+
+
+@torch.library.register_fake("blt_kernels::linear_entropy_backward")
+def _(
+    grad: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, needs_hidden: bool, needs_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        hidden.new_empty(hidden.shape if needs_hidden else (0,)),
+        weight.new_empty(weight.shape if needs_weight else (0,)),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    needs_hidden, needs_weight = ctx.needs_input_grad
+    grad_hidden, grad_weight = torch.ops.blt_kernels.linear_entropy_backward(
+        grad, *ctx.saved_tensors, needs_hidden, needs_weight
+    )
+    return grad_hidden if needs_hidden else None, grad_weight if needs_weight else None
+
+
+torch.library.register_autograd("blt_kernels::linear_entropy", _backward, setup_context=_setup_context)
+register_no_double_backward(_OP)

@@ -59,6 +59,11 @@ struct AccOf<double> {
 template <class T>
 using Acc = typename AccOf<T>::type;
 
+template <class A, class B>
+constexpr bool kSame = false;
+template <class A>
+constexpr bool kSame<A, A> = true;
+
 template <class To, class From>
 BLT_INLINE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
