@@ -19,7 +19,7 @@ A benchmark is a script that yields cases and hands over to `main`:
 
 `cases` may be a generator: a case is built, checked, timed and dropped before the next, so closures hold its tensors.
 `check` runs before any timing and raises when the results are wrong. Variants are called without arguments; the first
-is the op under test, the "x slower" column compares the others with it.
+is the op under test, the "x slower" column compares the others with it. `geometric_lengths` draws ragged patches.
 
     python benchmarks/patch_pool.py [--json] [--case SUBSTRING] [--rounds 15]
 
@@ -85,6 +85,15 @@ def run(cases: Iterable[Case], rounds: int = 15, only: str = "") -> list[dict[st
         rows += _time_case(case, rounds)
         gc.collect()
     return rows
+
+
+def geometric_lengths(batch: int, num_bytes: int, mean: float) -> torch.Tensor:
+    """Patch lengths [batch, P] with this mean, spread as segmented text has them; every row sums to num_bytes."""
+    starts = torch.rand(batch, num_bytes) < 1 / mean
+    starts[:, 0] = True
+    end = torch.tensor([num_bytes])
+    rows = [torch.diff(row.nonzero().flatten(), append=end) for row in starts]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def main(op: str, cases: Callable[[], Iterable[Case]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from harness import Case, main
+from harness import Case, geometric_lengths, main
 
 from blt_kernels import PatchLayout, patch_pool
 
@@ -21,19 +21,10 @@ def scatter_reduce(x: torch.Tensor, ids: torch.Tensor, capacity: int) -> torch.T
     return out.scatter_reduce(1, ids[:, :, None].expand_as(x), x, "amax", include_self=False)
 
 
-def geometric_lengths(batch: int, num_bytes: int) -> torch.Tensor:
-    """Patch lengths [batch, P] of mean MEAN_PATCH, spread as segmented text has them; every row sums to num_bytes."""
-    starts = torch.rand(batch, num_bytes) < 1 / MEAN_PATCH
-    starts[:, 0] = True
-    ends = torch.tensor([num_bytes])
-    rows = [torch.diff(row.nonzero().flatten(), append=ends) for row in starts]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
 def cases() -> Iterator[Case]:
     torch.manual_seed(0)
     for batch, num_bytes, width in SHAPES:
-        yield from cases_of(f"mean {MEAN_PATCH}", geometric_lengths(batch, num_bytes), num_bytes, width)
+        yield from cases_of(f"mean {MEAN_PATCH}", geometric_lengths(batch, num_bytes, MEAN_PATCH), num_bytes, width)
     yield from cases_of("one patch", torch.tensor([[16384]]), 16384, 1024)
 
 

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  // columns whose accumulators stay in the first-level cache
 constexpr int64_t kChunk = 128;   // rows added in one run: sums of longer patches are sums of sums, for accuracy
-constexpr int64_t kLong = 64;     // rows of which a strip of columns may not stay cached, as strides share cache sets
+constexpr int64_t kLong = 64;     // rows from which a strip of columns may fall out of the cache, as its lines share sets
 
 template <Reduce R, class V>
 BLT_INLINE V combine(V acc, V v) {
@@ -23,7 +23,8 @@ BLT_INLINE V combine(V acc, V v) {
   }
 }
 
-// Calls body(d, whole, n) for each register of columns; `whole` is a constant, so that loads of n = kLanes stay plain.
+// Calls body(d, n) for each register of columns d .. d + n - 1. n is a constant for whole registers, so that their loads
+// and stores stay plain.
 template <class A, class Body>
 BLT_INLINE void for_columns(int64_t width, const Body& body) {
   int64_t d = 0;
@@ -161,11 +162,11 @@ void spread_short(const T* x, const T* out, const T* grad, T* grad_x, int64_t ro
   }
 }
 
-// Ties of a patch that the caches cannot hold: row after row, in blocks of columns.
+// max and min of a patch that the caches cannot hold: row after row, in blocks of columns.
 template <class T, bool Stream>
 void spread_long(const T* x, const T* out, const T* grad, T* grad_x, int64_t rows, int64_t stride, int64_t width) {
   using A = Acc<T>;
-  alignas(64) A share[kBlock];
+  alignas(64) A share[kBlock];  // first the number of ties
   for (int64_t block = 0; block < width; block += kBlock) {
     const int64_t columns = min_of(kBlock, width - block);
     memset(share, 0, sizeof(share));

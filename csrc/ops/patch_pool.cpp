@@ -78,8 +78,8 @@ void parallel_patches(const PatchPoolArgs& args, const std::vector<int64_t>& wor
   });
 }
 
-// `t`, contiguous, once it is known to have the sizes, dtype and device of a companion of `grad`.
-Tensor like(const char* op, const char* argument, const Tensor& t, const Tensor& grad, std::vector<int64_t> sizes) {
+// `t`, contiguous, after a check that it has these sizes and the dtype of `grad`.
+Tensor dense_like(const char* op, const char* argument, const Tensor& t, const Tensor& grad, std::vector<int64_t> sizes) {
   blt::check_dim(op, argument, t, int64_t(sizes.size()));
   for (size_t d = 0; d < sizes.size(); ++d) {
     blt::check_size(op, argument, t, int64_t(d), sizes[d]);
@@ -116,8 +116,8 @@ Tensor patch_pool_backward_cpu(const Tensor& grad, const Tensor& offsets, const 
   std::optional<Tensor> x_dense, out_dense;
   if (kind == Reduce::max || kind == Reduce::min) {
     BLT_CHECK(x.has_value() && out.has_value(), op, ": x, out: expected tensors for reduce = ", reduce);
-    x_dense = like(op, "x", *x, grad, {batch, num_bytes, width});
-    out_dense = like(op, "out", *out, grad, {batch, capacity, width});
+    x_dense = dense_like(op, "x", *x, grad, {batch, num_bytes, width});
+    out_dense = dense_like(op, "out", *out, grad, {batch, capacity, width});
   }
   Tensor grad_x = blt::empty({batch, num_bytes, width}, grad.scalar_type());
   const size_t size = size_t(batch * num_bytes * width) * grad.element_size();
