@@ -9,16 +9,24 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._autograd import register_no_double_backward
 from .._checks import (
     FLOAT_DTYPES,
     INT_DTYPES,
     check_device,
+    check_int,
+    check_sequences,
     check_shape,
     check_tensor,
+    describe,
     fail_type,
     fail_value,
 )
+from ..backend import backend_for
 from ..reference.hash_ngram_embedding import HASH_PRIMES
+
+INT64_MAX = 2**63 - 1
+MAX_TABLES = 1024  # kMaxTables of csrc/cpu/hash_ngram_embedding.h
 
 
 def hash_ngram_ids(
@@ -53,7 +61,9 @@ def hash_ngram_ids(
     """
     op = "hash_ngram_ids"
     ngram_sizes, num_rows, primes = _check_hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens)
-    return reference.hash_ngram_ids(tokens, ngram_sizes, num_rows, primes=primes, cu_seqlens=cu_seqlens)
+    if backend_for(op, tokens.device) == "reference":
+        return reference.hash_ngram_ids(tokens, ngram_sizes, num_rows, primes=primes, cu_seqlens=cu_seqlens)
+    return torch.ops.blt_kernels.hash_ngram_ids(tokens, ngram_sizes, num_rows, primes, cu_seqlens)
 
 
 def hash_ngram_embedding(
@@ -105,40 +115,113 @@ def hash_ngram_embedding(
         check_device(op, "base", base, tokens.device, "tokens")
         check_shape(op, "base", base, (*tokens.shape, table.shape[1]))
         if (base.dtype == torch.float64) != (table.dtype == torch.float64):
-            raise fail_type(op, "base", f"a dtype that goes with a {table.dtype} table", base.dtype)
-    return reference.hash_ngram_embedding(
-        tokens,
-        table,
-        base=base,
-        ngram_sizes=ngram_sizes,
-        num_rows=num_rows,
-        primes=primes,
-        cu_seqlens=cu_seqlens,
-        normalize=normalize,
-        sparse_grad=sparse_grad,
+            expected = f"a dtype that goes with a {describe([table.dtype])} table"
+            raise fail_type(op, "base", expected, describe([base.dtype]))
+    if sparse_grad and not torch.compiler.is_compiling():
+        keep_coalesced(table)
+    if backend_for(op, tokens.device) == "reference":
+        return reference.hash_ngram_embedding(
+            tokens,
+            table,
+            base=base,
+            ngram_sizes=ngram_sizes,
+            num_rows=num_rows,
+            primes=primes,
+            cu_seqlens=cu_seqlens,
+            normalize=normalize,
+            sparse_grad=sparse_grad,
+        )
+    return torch.ops.blt_kernels.hash_ngram_embedding(
+        tokens, table, base, ngram_sizes, num_rows, primes, cu_seqlens, normalize, sparse_grad
     )
+
+
+def keep_coalesced(table: Tensor) -> None:
+    """Lets `table.grad` say that it is coalesced, which autograd forgets when it stores a sparse gradient.
+
+    torch.optim.SparseAdam would sort and copy the gradient again. `hash_ngram_embedding(sparse_grad=True)` calls this
+    on leaf tables, except inside torch.compile: there call it once, beside the parameter's creation. Calling it again
+    does nothing; whether the rows really ascend is checked each time.
+    """
+    if table.is_leaf and table.requires_grad:
+        hooks = table._post_accumulate_grad_hooks
+        if hooks is None or _mark_coalesced not in hooks.values():
+            table.register_post_accumulate_grad_hook(_mark_coalesced)
+
+
+def _mark_coalesced(table: Tensor) -> None:
+    grad = table.grad
+    if grad is not None and grad.layout == torch.sparse_coo and grad.sparse_dim() == 1 and not grad.is_coalesced():
+        rows = grad._indices()[0]
+        if bool((rows[1:] > rows[:-1]).all()):
+            grad._coalesced_(True)
 
 
 def _check_hash(
     op: str, tokens: Any, ngram_sizes: Any, num_rows: Any, primes: Any, cu_seqlens: Any
 ) -> tuple[list[int], int, list[int]]:
     check_tensor(op, "tokens", tokens, ndim=2, dtypes=INT_DTYPES)
-    ngram_sizes = _check_ints(op, "ngram_sizes", ngram_sizes, minimum=1)
-    primes = _check_ints(op, "primes", primes, minimum=-(2**63))
-    (num_rows,) = _check_ints(op, "num_rows", [num_rows], minimum=1)
-    if cu_seqlens is not None:
-        check_tensor(op, "cu_seqlens", cu_seqlens, ndim=1, dtypes=INT_DTYPES)
-        check_device(op, "cu_seqlens", cu_seqlens, tokens.device, "tokens")
-        if tokens.shape[0] != 1:
-            raise fail_value(op, "cu_seqlens", "tokens of one row (B = 1)", f"tokens of shape {tuple(tokens.shape)}")
-        if cu_seqlens.shape[0] == 0:
-            raise fail_value(op, "cu_seqlens", "at least one offset", "none")
-    return ngram_sizes, num_rows, primes
+    check_int(op, "num_rows", num_rows, 1, INT64_MAX)
+    for argument, values, low in (("ngram_sizes", ngram_sizes, 1), ("primes", primes, -INT64_MAX)):
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise fail_type(op, argument, "a sequence of ints", type(values).__name__)
+        if not values:
+            raise fail_value(op, argument, "at least one", "none")
+        for value in values:
+            check_int(op, argument, value, low, INT64_MAX)
+    if len(primes) * len(ngram_sizes) > MAX_TABLES:
+        got = f"{len(primes)} * {len(ngram_sizes)}"
+        raise fail_value(op, "ngram_sizes", f"at most {MAX_TABLES} (times primes)", got)
+    check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens)
+    return list(ngram_sizes), num_rows, list(primes)
 
 
-def _check_ints(op: str, argument: str, values: Any, minimum: int) -> list[int]:
-    if not isinstance(values, Sequence) or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        raise fail_type(op, argument, "integers", repr(values))
-    if not values or not all(minimum <= v < 2**63 for v in values):
-        raise fail_value(op, argument, f"at least one integer, each at least {minimum} and below 2**63", repr(values))
-    return list(values)
+@torch.library.register_fake("blt_kernels::hash_ngram_ids")
+def _ids_fake(tokens, ngram_sizes, num_rows, primes, cu_seqlens):
+    return tokens.new_empty((*tokens.shape, len(primes) * len(ngram_sizes)), dtype=torch.int64)
+
+
+@torch.library.register_fake("blt_kernels::hash_ngram_embedding")
+def _fake(tokens, table, base, ngram_sizes, num_rows, primes, cu_seqlens, normalize, sparse_grad):
+    return table.new_empty((*tokens.shape, table.shape[1]), dtype=None if base is None else base.dtype)
+
+
+@torch.library.register_fake("blt_kernels::hash_ngram_embedding_backward")
+def _backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype):
+    return grad.new_empty((len(primes) * len(ngram_sizes) * num_rows, grad.shape[2]), dtype=table_dtype)
+
+
+@torch.library.register_fake("blt_kernels::hash_ngram_embedding_sparse_backward")
+def _sparse_backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype):
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return tokens.new_empty(rows, dtype=torch.int64), grad.new_empty((rows, grad.shape[2]), dtype=table_dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    tokens, table, _, *hash_args, cu_seqlens, normalize, sparse_grad = inputs
+    ctx.save_for_backward(tokens, cu_seqlens)  # the ids are hashed again: cheaper than G int64 a byte
+    ctx.hash_args, ctx.normalize, ctx.sparse_grad = hash_args, normalize, sparse_grad
+    ctx.table_shape, ctx.table_dtype = table.shape, table.dtype
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    grad_table = grad_base = None
+    if ctx.needs_input_grad[1]:
+        tokens, cu_seqlens = ctx.saved_tensors
+        args = (grad, tokens, *ctx.hash_args, cu_seqlens, ctx.normalize, ctx.table_dtype)
+        if ctx.sparse_grad:
+            rows, values = torch.ops.blt_kernels.hash_ngram_embedding_sparse_backward(*args)
+            grad_table = torch.sparse_coo_tensor(
+                rows[None], values, ctx.table_shape, is_coalesced=True, check_invariants=False
+            )
+        else:
+            grad_table = torch.ops.blt_kernels.hash_ngram_embedding_backward(*args)
+    if ctx.needs_input_grad[2]:
+        num_sizes = len(ctx.hash_args[0])
+        grad_base = grad / (num_sizes + 1) if ctx.normalize else grad
+    return None, grad_table, grad_base, *[None] * 6
+
+
+torch.library.register_autograd("blt_kernels::hash_ngram_embedding", _backward, setup_context=_setup_context)
+register_no_double_backward("hash_ngram_embedding")
+register_no_double_backward("hash_ngram_embedding", "hash_ngram_embedding_sparse_backward")

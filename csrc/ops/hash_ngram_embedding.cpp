@@ -1,0 +1,248 @@
+// hash_ngram_ids and hash_ngram_embedding: rolling hashes of the tokens, and the table rows they name, summed.
+#include <algorithm>
+#include <numeric>
+
+#include "common/tensor.h"
+#include "cpu/hash_ngram_embedding.h"
+#include "ops/layout.h"
+
+namespace {
+
+using blt::Tensor;
+using blt::cpu::HashArgs;
+using blt::cpu::HashRowCounts;
+using Ints = std::vector<int64_t>;
+
+// Checked arguments of the hash, and the storage that HashArgs points into.
+struct Hash {
+  Tensor tokens;
+  Ints sizes, size_numbers, bounds, primes;
+  HashArgs args{};
+  int64_t positions, tables;
+
+  Hash(const char* op, const Tensor& tokens_, const Ints& ngram_sizes, int64_t num_rows, const Ints& primes_,
+       const std::optional<Tensor>& cu_seqlens)
+      : tokens(blt::contiguous(tokens_)), size_numbers(ngram_sizes.size()), primes(primes_) {
+    blt::check_dim(op, "tokens", tokens, 2);
+    BLT_CHECK(!ngram_sizes.empty(), op, ": ngram_sizes: expected at least one size");
+    BLT_CHECK(!primes.empty(), op, ": primes: expected at least one prime");
+    BLT_CHECK(num_rows >= 1, op, ": num_rows: expected at least 1, got ", num_rows);
+    positions = tokens.numel();
+    tables = int64_t(primes.size() * ngram_sizes.size());
+    BLT_CHECK(tables <= blt::cpu::kMaxTables, op, ": expected at most ", blt::cpu::kMaxTables, " tables, got ", tables);
+
+    std::iota(size_numbers.begin(), size_numbers.end(), 0);
+    std::stable_sort(size_numbers.begin(), size_numbers.end(),
+                     [&](int64_t a, int64_t b) { return ngram_sizes[a] < ngram_sizes[b]; });
+    for (const int64_t number : size_numbers) {
+      BLT_CHECK(ngram_sizes[number] >= 1, op, ": ngram_sizes: expected sizes of at least 1, got ", ngram_sizes[number]);
+      sizes.push_back(ngram_sizes[number]);
+    }
+    const blt::Sequences sequences =
+        blt::parse_sequences(op, tokens.size(0), tokens.size(1), std::nullopt, cu_seqlens);
+    bounds = sequences.begin;
+    if (sequences.packed) {  // bytes after the last offset are one more sequence
+      bounds.push_back(sequences.end.empty() ? 0 : sequences.end.back());
+    }
+    bounds.push_back(positions);
+
+    if (tokens.scalar_type() == blt::ScalarType::Long) {
+      args.tokens64 = tokens.const_data_ptr<int64_t>();
+    } else {
+      blt::check_dtype(op, "tokens", tokens, blt::ScalarType::Int, "int32 or int64");
+      args.tokens32 = tokens.const_data_ptr<int32_t>();
+    }
+    args.bounds = bounds.data();
+    args.num_bounds = int64_t(bounds.size());
+    args.sizes = sizes.data();
+    args.size_numbers = size_numbers.data();
+    args.num_sizes = int64_t(sizes.size());
+    args.primes = primes.data();
+    args.num_primes = int64_t(primes.size());
+    args.num_rows = num_rows;
+    args.reciprocal = UINT64_MAX / uint64_t(num_rows);
+    args.wrap = (UINT64_MAX % uint64_t(num_rows) + 1) % uint64_t(num_rows);
+  }
+  Hash(const Hash&) = delete;
+};
+
+Tensor hash_ngram_ids_cpu(const Tensor& tokens, const Ints& ngram_sizes, int64_t num_rows, const Ints& primes,
+                          const std::optional<Tensor>& cu_seqlens) {
+  const Hash hash("hash_ngram_ids", tokens, ngram_sizes, num_rows, primes, cu_seqlens);
+  Tensor ids = blt::empty({tokens.size(0), tokens.size(1), hash.tables}, blt::ScalarType::Long);
+  int64_t* const out = ids.mutable_data_ptr<int64_t>();
+  const auto kernel = blt::cpu::hash_ngram_ids_cpu();
+  blt::parallel_for(hash.positions, 1024, [&](int64_t begin, int64_t end) { kernel(hash.args, out, begin, end); });
+  return ids;
+}
+
+// fp64 goes with fp64; the other three mix.
+void check_dtypes(const char* op, const char* argument, blt::DType dtype, blt::DType table) {
+  BLT_CHECK((dtype == blt::DType::f64) == (table == blt::DType::f64), op, ": ", argument,
+            ": float64 goes with a float64 table only");
+}
+
+// sparse_grad is for autograd, which learns of it through this op.
+Tensor hash_ngram_embedding_cpu(const Tensor& tokens, const Tensor& table, const std::optional<Tensor>& base,
+                                const Ints& ngram_sizes, int64_t num_rows, const Ints& primes,
+                                const std::optional<Tensor>& cu_seqlens, bool normalize, bool sparse_grad) {
+  constexpr const char* op = "hash_ngram_embedding";
+  const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
+  blt::check_dim(op, "table", table, 2);
+  blt::check_cpu(op, "table", table);
+  BLT_CHECK(table.size(0) % hash.tables == 0 && table.size(0) / hash.tables == num_rows, op, ": table: expected ",
+            hash.tables, " * ", num_rows, " rows, got ", table.size(0));
+  const int64_t width = table.size(1);
+  BLT_CHECK(width <= 1 || table.stride(1) == 1, op, ": table: expected rows of adjacent elements");
+  const blt::DType table_dtype = blt::dtype_of(op, "table", table);
+  std::optional<Tensor> base_dense;
+  if (base) {
+    blt::check_dim(op, "base", *base, 3);
+    blt::check_cpu(op, "base", *base);
+    blt::check_size(op, "base", *base, 0, tokens.size(0));
+    blt::check_size(op, "base", *base, 1, tokens.size(1));
+    blt::check_size(op, "base", *base, 2, width);
+    check_dtypes(op, "base", blt::dtype_of(op, "base", *base), table_dtype);
+    base_dense = blt::contiguous(*base);
+  }
+  Tensor out = blt::empty({tokens.size(0), tokens.size(1), width}, base ? base->scalar_type() : table.scalar_type());
+  if (width == 0) {
+    return out;
+  }
+  const blt::cpu::HashEmbeddingArgs args{hash.args,
+                                         table_dtype,
+                                         blt::dtype_of(op, "base", out),
+                                         width,
+                                         table.const_data_ptr(),
+                                         table.stride(0),
+                                         base ? base_dense->const_data_ptr() : nullptr,
+                                         out.mutable_data_ptr(),
+                                         blt::wants_streaming(out),
+                                         normalize ? double(ngram_sizes.size() + 1) : 1.0};
+  const auto kernel = blt::cpu::hash_ngram_embedding_cpu();
+  blt::parallel_for(hash.positions, 16384 / (hash.tables * width),
+                    [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  return out;
+}
+
+// Sum of grad over the positions that read each table row: (rows, values) of the rows read, or the whole table.
+std::tuple<Tensor, Tensor> table_gradient(const char* op, const Tensor& grad, const Hash& hash, bool normalize,
+                                          blt::ScalarType table_dtype, bool dense) {
+  blt::check_dim(op, "grad", grad, 3);
+  blt::check_cpu(op, "grad", grad);
+  blt::check_size(op, "grad", grad, 0, hash.tokens.size(0));
+  blt::check_size(op, "grad", grad, 1, hash.tokens.size(1));
+  const Tensor grad_dense = blt::contiguous(grad);
+  const int64_t width = grad.size(2), positions = hash.positions, tables = hash.tables, num_rows = hash.args.num_rows;
+  int64_t position_bits = 0;
+  while (positions >> position_bits != 0) {
+    ++position_bits;
+  }
+  BLT_CHECK(num_rows - 1 <= INT64_MAX >> position_bits, op, ": num_rows: expected num_rows * tokens below 2**63, got ",
+            num_rows, " * ", positions);
+
+  const auto ints = [](int64_t size) { return blt::empty({size}, blt::ScalarType::Long); };
+  Tensor keys = ints(tables * positions), scratch = ints(tables * positions);
+  std::vector<HashRowCounts> counts(static_cast<size_t>(tables)), before;
+  const blt::cpu::HashSortArgs sort{hash.args,
+                                    positions,
+                                    position_bits,
+                                    static_cast<uint64_t*>(keys.mutable_data_ptr()),
+                                    static_cast<uint64_t*>(scratch.mutable_data_ptr()),
+                                    counts.data()};
+  const auto keys_kernel = blt::cpu::hash_ngram_keys_cpu();
+  const auto sort_kernel = blt::cpu::hash_ngram_sort_cpu();
+  blt::parallel_for(positions, 1024, [&](int64_t begin, int64_t end) { keys_kernel(sort, begin, end); });
+  blt::parallel_for(tables, 1, [&](int64_t begin, int64_t end) { sort_kernel(sort, begin, end); });
+  HashRowCounts total{};
+  for (const HashRowCounts& column : counts) {
+    before.push_back(total);
+    total.rows += column.rows;
+    total.shared_rows += column.shared_rows;
+    total.shared_entries += column.shared_entries;
+  }
+
+  Tensor rows = ints(total.rows), shared_rows = ints(total.shared_rows), shared_begin = ints(total.shared_rows + 1),
+         shared_positions = ints(total.shared_entries);
+  Tensor out = blt::empty({dense ? tables * num_rows : total.rows, width}, table_dtype);
+  const blt::DType out_dtype = blt::dtype_of(op, "table_dtype", out);
+  const blt::cpu::HashGradArgs args{blt::dtype_of(op, "grad", grad),
+                                    out_dtype,
+                                    width,
+                                    tables,
+                                    dense,
+                                    blt::wants_streaming(out),
+                                    normalize ? double(hash.args.num_sizes + 1) : 1.0,
+                                    grad_dense.const_data_ptr(),
+                                    out.mutable_data_ptr(),
+                                    rows.mutable_data_ptr<int64_t>(),
+                                    scratch.mutable_data_ptr<int64_t>(),  // the sort is done with it
+                                    shared_rows.mutable_data_ptr<int64_t>(),
+                                    shared_begin.mutable_data_ptr<int64_t>(),
+                                    shared_positions.mutable_data_ptr<int64_t>()};
+  check_dtypes(op, "grad", args.grad_dtype, out_dtype);
+  args.shared_begin[total.shared_rows] = total.shared_entries;
+  const auto list_kernel = blt::cpu::hash_ngram_list_rows_cpu();
+  const auto sole_kernel = blt::cpu::hash_ngram_sole_rows_cpu();
+  const auto shared_kernel = blt::cpu::hash_ngram_shared_rows_cpu();
+  const auto unread_kernel = blt::cpu::hash_ngram_unread_rows_cpu();
+  blt::parallel_for(tables, 1,
+                    [&](int64_t begin, int64_t end) { list_kernel(sort, args, before.data(), begin, end); });
+  blt::parallel_for(positions, 16, [&](int64_t begin, int64_t end) { sole_kernel(args, begin, end); });
+  // Tiles of columns: threads share a row that every position reads, too.
+  const int64_t entries = total.shared_entries, tile = blt::cpu::kSharedTile, tiles = (width + tile - 1) / tile;
+  blt::parallel_for(tiles * entries, 64, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t t = begin / entries, stop = std::min(end, (t + 1) * entries);
+      shared_kernel(args, total.shared_rows, begin - t * entries, stop - t * entries, t * tile,
+                    std::min(width, (t + 1) * tile));
+      begin = stop;
+    }
+  });
+  if (dense) {
+    blt::parallel_for(tables * num_rows, 64,
+                      [&](int64_t begin, int64_t end) { unread_kernel(args, total.rows, begin, end); });
+  }
+  return {rows, out};
+}
+
+Tensor hash_ngram_embedding_backward_cpu(const Tensor& grad, const Tensor& tokens, const Ints& ngram_sizes,
+                                         int64_t num_rows, const Ints& primes, const std::optional<Tensor>& cu_seqlens,
+                                         bool normalize, blt::ScalarType table_dtype) {
+  constexpr const char* op = "hash_ngram_embedding_backward";
+  const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
+  return std::get<1>(table_gradient(op, grad, hash, normalize, table_dtype, true));
+}
+
+std::tuple<Tensor, Tensor> hash_ngram_embedding_sparse_backward_cpu(const Tensor& grad, const Tensor& tokens,
+                                                                    const Ints& ngram_sizes, int64_t num_rows,
+                                                                    const Ints& primes,
+                                                                    const std::optional<Tensor>& cu_seqlens,
+                                                                    bool normalize, blt::ScalarType table_dtype) {
+  constexpr const char* op = "hash_ngram_embedding_sparse_backward";
+  const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
+  return table_gradient(op, grad, hash, normalize, table_dtype, false);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(blt_kernels, m) {
+  m.def(
+      "hash_ngram_ids(Tensor tokens, int[] ngram_sizes, int num_rows, int[] primes, Tensor? cu_seqlens) -> Tensor");
+  m.def(
+      "hash_ngram_embedding(Tensor tokens, Tensor table, Tensor? base, int[] ngram_sizes, int num_rows, int[] primes, "
+      "Tensor? cu_seqlens, bool normalize, bool sparse_grad) -> Tensor");
+  m.def(
+      "hash_ngram_embedding_backward(Tensor grad, Tensor tokens, int[] ngram_sizes, int num_rows, int[] primes, "
+      "Tensor? cu_seqlens, bool normalize, ScalarType table_dtype) -> Tensor");
+  m.def(
+      "hash_ngram_embedding_sparse_backward(Tensor grad, Tensor tokens, int[] ngram_sizes, int num_rows, int[] primes, "
+      "Tensor? cu_seqlens, bool normalize, ScalarType table_dtype) -> (Tensor rows, Tensor values)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(blt_kernels, CPU, m) {
+  m.impl("hash_ngram_ids", TORCH_BOX(&hash_ngram_ids_cpu));
+  m.impl("hash_ngram_embedding", TORCH_BOX(&hash_ngram_embedding_cpu));
+  m.impl("hash_ngram_embedding_backward", TORCH_BOX(&hash_ngram_embedding_backward_cpu));
+  m.impl("hash_ngram_embedding_sparse_backward", TORCH_BOX(&hash_ngram_embedding_sparse_backward_cpu));
+}
