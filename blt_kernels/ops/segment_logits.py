@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import reference
 from .._checks import FLOAT_DTYPES, check_tensor, fail_value
+from ..backend import backend_for
 from ..layout import PatchLayout
+from .layout import fake_segmentation
 from .segment import check_options, check_rule
 
 _OP = "segment_logits"
@@ -46,14 +50,49 @@ def segment_logits(
         raise fail_value(_OP, "logits", "shape [B, N, V] with V >= 1", f"shape {tuple(logits.shape)}")
     check_rule(_OP, threshold, rule, delta)
     check_options(_OP, logits[..., 0], "logits", max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity)
-    return reference.segment_logits(
-        logits,
-        threshold,
-        rule=rule,
-        delta=delta,
-        max_patch_length=max_patch_length,
-        seq_lens=seq_lens,
-        cu_seqlens=cu_seqlens,
-        bos_patch=bos_patch,
-        capacity=capacity,
+    if backend_for(_OP, logits.device) == "reference":
+        return reference.segment_logits(
+            logits,
+            threshold,
+            rule=rule,
+            delta=delta,
+            max_patch_length=max_patch_length,
+            seq_lens=seq_lens,
+            cu_seqlens=cu_seqlens,
+            bos_patch=bos_patch,
+            capacity=capacity,
+        )
+    entropies, *fields = torch.ops.blt_kernels.segment_logits(
+        logits, threshold, rule, delta, max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity
     )
+    return entropies, PatchLayout(*fields)
+
+
+@torch.library.register_fake("blt_kernels::segment_logits")
+def _(
+    logits: torch.Tensor,
+    threshold: float,
+    rule: str,
+    delta: float | None,
+    max_patch_length: int | None,
+    seq_lens: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    bos_patch: bool,
+    capacity: int | None,
+) -> tuple[torch.Tensor, ...]:
+    entropies = logits.new_empty(
+        logits.shape[:-1], dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32
+    )
+    return entropies, *fake_segmentation(entropies, cu_seqlens, capacity)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.save_for_backward(inputs[0])
+
+
+def _backward(ctx: Any, grad: torch.Tensor, *layout_grads: None) -> tuple[torch.Tensor | None, ...]:
+    # The op's other eight arguments have no gradient.
+    return torch.ops.blt_kernels.entropy_backward(grad, *ctx.saved_tensors), *[None] * 8
+
+
+torch.library.register_autograd("blt_kernels::segment_logits", _backward, setup_context=_setup_context)

@@ -1,55 +1,59 @@
 // entropy: logits -> entropy of each row's softmax, in nats.
-#include "common/tensor.h"
+#include "ops/entropy.h"
+
 #include "cpu/entropy.h"
+
+namespace blt {
 
 namespace {
 
-using blt::Tensor;
-
-constexpr const char* kOp = "entropy";
-constexpr int64_t kGrain = 32;  // rows a thread takes at least: some microseconds
-
 // [..., V] -> [...], checked.
-std::vector<int64_t> row_sizes(const Tensor& logits) {
-  BLT_CHECK(logits.dim() >= 1 && logits.size(-1) >= 1, kOp, ": logits: expected shape [..., V] with V >= 1");
+std::vector<int64_t> row_sizes(const char* op, const Tensor& logits) {
+  check_cpu(op, "logits", logits);
+  BLT_CHECK(logits.dim() >= 1 && logits.size(-1) >= 1, op, ": logits: expected shape [..., V] with V >= 1");
   const auto sizes = logits.sizes();
   return {sizes.begin(), sizes.end() - 1};
 }
 
-blt::ScalarType result_dtype(const Tensor& logits) {
-  return logits.scalar_type() == blt::ScalarType::Double ? blt::ScalarType::Double : blt::ScalarType::Float;
+ScalarType result_dtype(const Tensor& logits) {
+  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-Tensor entropy(const Tensor& logits) {
-  const blt::DType dtype = blt::dtype_of(kOp, "logits", logits);
-  Tensor out = blt::empty(row_sizes(logits), result_dtype(logits));
-  const Tensor dense = blt::contiguous(logits);
-  const blt::cpu::EntropyArgs args{dtype, logits.size(-1), dense.const_data_ptr(), out.mutable_data_ptr()};
-  const auto kernel = blt::cpu::entropy_cpu();
-  blt::parallel_for(out.numel(), kGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-  return out;
-}
+Tensor entropy_op(const Tensor& logits) { return entropy("entropy", logits); }
 
-Tensor entropy_backward(const Tensor& grad, const Tensor& logits) {
-  const blt::DType dtype = blt::dtype_of(kOp, "logits", logits);
-  const auto sizes = row_sizes(logits);
-  blt::check_cpu(kOp, "grad", grad);
-  blt::check_dim(kOp, "grad", grad, int64_t(sizes.size()));
+Tensor entropy_backward_op(const Tensor& grad, const Tensor& logits) {
+  constexpr const char* op = "entropy";
+  const DType dtype = dtype_of(op, "logits", logits);
+  const auto sizes = row_sizes(op, logits);
+  check_cpu(op, "grad", grad);
+  check_dim(op, "grad", grad, int64_t(sizes.size()));
   for (size_t i = 0; i < sizes.size(); ++i) {
-    blt::check_size(kOp, "grad", grad, int64_t(i), sizes[i]);
+    check_size(op, "grad", grad, int64_t(i), sizes[i]);
   }
-  BLT_CHECK(grad.scalar_type() == result_dtype(logits), kOp, ": grad: expected the dtype of the entropies");
+  BLT_CHECK(grad.scalar_type() == result_dtype(logits), op, ": grad: expected the dtype of the entropies");
   const Tensor grad_dense = blt::contiguous(grad), dense = blt::contiguous(logits);
   const auto full = logits.sizes();
-  Tensor out = blt::empty({full.begin(), full.end()}, logits.scalar_type());
-  const blt::cpu::EntropyBackwardArgs args{dtype, logits.size(-1), grad_dense.const_data_ptr(), dense.const_data_ptr(),
-                                           out.mutable_data_ptr()};
-  const auto kernel = blt::cpu::entropy_backward_cpu();
-  blt::parallel_for(grad.numel(), kGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  Tensor out = empty({full.begin(), full.end()}, logits.scalar_type());
+  const cpu::EntropyBackwardArgs args{dtype, logits.size(-1), grad_dense.const_data_ptr(), dense.const_data_ptr(),
+                                      out.mutable_data_ptr()};
+  parallel_for(grad.numel(), grain(args.vocab),
+               [&, kernel = cpu::entropy_backward_cpu()](int64_t begin, int64_t end) { kernel(args, begin, end); });
   return out;
 }
 
 }  // namespace
+
+Tensor entropy(const char* op, const Tensor& logits) {
+  const DType dtype = dtype_of(op, "logits", logits);
+  Tensor out = empty(row_sizes(op, logits), result_dtype(logits));
+  const Tensor dense = blt::contiguous(logits);
+  const cpu::EntropyArgs args{dtype, logits.size(-1), dense.const_data_ptr(), out.mutable_data_ptr()};
+  parallel_for(out.numel(), grain(args.vocab),
+               [&, kernel = cpu::entropy_cpu()](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  return out;
+}
+
+}  // namespace blt
 
 STABLE_TORCH_LIBRARY_FRAGMENT(blt_kernels, m) {
   m.def("entropy(Tensor logits) -> Tensor");
@@ -57,6 +61,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blt_kernels, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(blt_kernels, CPU, m) {
-  m.impl("entropy", TORCH_BOX(&entropy));
-  m.impl("entropy_backward", TORCH_BOX(&entropy_backward));
+  m.impl("entropy", TORCH_BOX(&blt::entropy_op));
+  m.impl("entropy_backward", TORCH_BOX(&blt::entropy_backward_op));
 }
