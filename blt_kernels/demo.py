@@ -1,0 +1,130 @@
+"""`make demo`: from raw text to a trained BLT in a few minutes on a CPU, with honest comparisons beside it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from .baselines import NgramModel, compress_bits_per_byte
+from .data import Corpus, DocumentStream, split_corpus
+from .evaluate import RowShape, bits_per_byte, held_out_batches
+from .model import BLT, EntropyModel
+from .optim import OptimConfig, Optimizers
+from .patcher import Patcher
+from .plots import save_loss_curve
+from .progress import training_progress
+from .recipes import entropy_patcher, new_blt, new_entropy_model, standard_library, train_model
+from .show import print_bits, show_patches
+from .train import METRICS_FILE, TrainConfig, Trainer, loss_of
+
+PATCH_SIZE = 4.5
+HOLDOUT_BYTES = 1 << 20
+SAMPLE = "def forward(self, hidden_states, mask=None):\n    return self.dropout(hidden_states)\n"
+# Shares of the time: the rest goes to calibration, evaluation and the baselines.
+ENTROPY_SHARE = 0.15
+BLT_SHARE = 0.6
+
+ENTROPY_SHAPE = RowShape(batch_size=8, row_tokens=512)
+BLT_SHAPE = RowShape(batch_size=8, row_tokens=768, row_patches=128)
+ENTROPY_OPTIM = OptimConfig(learning_rate=4e-3, warmup_steps=20)
+BLT_OPTIM = OptimConfig(learning_rate=4e-3, sparse_learning_rate=2e-2, warmup_steps=40)
+
+
+def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: float, seed: int) -> None:
+    """Trains both models under `run`, prints held-out bits per byte beside the baselines, and draws the loss curve."""
+    begin = time.perf_counter()
+    corpus = Corpus(data, max_document_bytes=1 << 16) if data else standard_library()
+    train, held_out = split_corpus(corpus, HOLDOUT_BYTES, seed=seed)
+    held_out_bytes = sum(map(len, held_out))
+    console.print(f"text: {corpus.origin}, {len(train.files)} files to train on, {held_out_bytes:,} bytes held out")
+
+    entropy_model = new_entropy_model("tiny", seed)
+    _train(console, "entropy model", entropy_model, train, held_out, ENTROPY_SHAPE, ENTROPY_OPTIM, run / "entropy",
+           ENTROPY_SHARE * minutes * 60, seed)  # fmt: skip
+    patcher = entropy_patcher(entropy_model, train, threshold=None, patch_size=PATCH_SIZE, seed=seed)
+    console.print(f"threshold for {PATCH_SIZE} bytes per patch: {patcher.config.threshold:.4f} nats")
+
+    blt = new_blt("tiny", seed)
+    trainer = _train(console, "BLT", blt, train, held_out, BLT_SHAPE, BLT_OPTIM, run / "blt",
+                     BLT_SHARE * minutes * 60, seed, patcher)  # fmt: skip
+
+    console.print("evaluating all of the held-out text ...")
+    blt.eval()
+    bits, count = bits_per_byte(blt, held_out_batches(held_out, BLT_SHAPE, patcher))
+    entropy_bits, _ = bits_per_byte(entropy_model, held_out_batches(held_out, ENTROPY_SHAPE))
+    seen = list(documents_seen(train, seed, trainer.bytes_seen))
+    rows = {"BLT": bits, "entropy model": entropy_bits}
+    rows["order-3 n-gram, same training bytes"] = NgramModel(3).fit(seen).bits_per_byte(held_out)
+    rows |= compress_bits_per_byte(held_out, dictionary=seen)
+
+    show_patches(console, patcher, SAMPLE.encode(), html=run / "patches.html", png=run / "patches.png")
+    save_loss_curve(run / "loss.png", run / "blt" / METRICS_FILE, baselines=rows)
+    print_bits(console, f"bits per byte on {count:,} held-out bytes", rows)
+    seconds = time.perf_counter() - begin
+    result = {"bits_per_byte": rows, "held_out_bytes": count, "trained_bytes": trainer.bytes_seen, "seconds": seconds}
+    (run / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    console.print(f"{seconds:.0f} s in all; loss curve, patches and figures in {run}/")
+
+
+def documents_seen(train: Corpus, seed: int, num_bytes: int) -> Iterator[bytes]:
+    """The documents that a run over `num_bytes` bytes has read, the last one whole."""
+    total = 0
+    for document in DocumentStream(train, seed=seed):
+        if total >= num_bytes:
+            return
+        total += len(document)
+        yield document
+
+
+def _train(
+    console: Console,
+    name: str,
+    model: EntropyModel | BLT,
+    train: Corpus,
+    held_out: Corpus,
+    shape: RowShape,
+    optim: OptimConfig,
+    run: Path,
+    seconds: float,
+    seed: int,
+    patcher: Patcher | None = None,
+) -> Trainer:
+    autocast, step_seconds = _measure(model, train, shape, optim, patcher)
+    steps = max(20, int(seconds / step_seconds))
+    config = TrainConfig(
+        steps, optim, autocast, log_every=5, eval_every=max(1, steps // 10), checkpoint_every=steps, seed=seed
+    )
+    with training_progress(console, name, steps) as on_step:
+        return train_model(model, train, held_out, shape, config, run, patcher=patcher, on_step=on_step)
+
+
+def _measure(
+    model: EntropyModel | BLT, train: Corpus, shape: RowShape, optim: OptimConfig, patcher: Patcher | None
+) -> tuple[bool, float]:
+    """Whether bfloat16 autocast pays on this machine, and the median seconds of a step, its batch included.
+
+    Measured on a copy of the model. bfloat16 products are about three times as fast where the processor has them, and
+    slower where it does not.
+    """
+    copied = copy.deepcopy(model)
+    optimizers = Optimizers(copied, optim, 100)
+    batches = shape.batches(DocumentStream(train, seed=1), patcher)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for step in range(14):
+        autocast = step % 2 == 1
+        begin = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = loss_of(copied, next(batches)).mean
+        loss.backward()
+        optimizers.step()
+        times[autocast].append(time.perf_counter() - begin)
+    medians = {autocast: statistics.median(seconds[2:]) for autocast, seconds in times.items()}
+    best = min(medians, key=lambda autocast: medians[autocast])
+    return best, medians[best]

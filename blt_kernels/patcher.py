@@ -1,0 +1,136 @@
+"""From the tokens of a document to its patches, for data loading, evaluation and display."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ._checks import check_choice, fail_value
+from .data import PackedBatches
+from .layout import PatchLayout
+from .model import EntropyModel, EntropyModelConfig
+from .ops.segment import calibrate_threshold, segment, segment_fixed, segment_spaces
+
+METHODS = ("entropy", "spaces", "fixed")
+
+
+@dataclasses.dataclass(frozen=True)
+class PatcherConfig:
+    """How documents are cut into patches; the arguments of `segment`, `segment_spaces` and `segment_fixed`.
+
+    `threshold` (nats) and `delta` belong to method "entropy", `patch_size` to "fixed".
+    """
+
+    method: str = "entropy"
+    rule: str = "threshold"
+    threshold: float | None = None
+    delta: float | None = None
+    patch_size: int | None = None
+    max_patch_length: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("PatcherConfig", "method", self.method, METHODS)
+        if self.method == "entropy" and self.threshold is None:
+            raise fail_value("PatcherConfig", "threshold", "a number of nats for method 'entropy'", None)
+        if self.method == "fixed" and self.patch_size is None:
+            raise fail_value("PatcherConfig", "patch_size", "a number of bytes for method 'fixed'", None)
+
+
+class Patcher:
+    """Cuts documents into patches; with method "entropy" it owns the frozen entropy model.
+
+    Called with the tokens of one document (int64 [n], BOS and EOS included) it returns the patch lengths
+    (int64 [p], each at least 1, sum n): the segmenter of `data.PackedBatches`.
+    """
+
+    def __init__(self, config: PatcherConfig, entropy_model: EntropyModel | None = None):
+        if (config.method == "entropy") != (entropy_model is not None):
+            raise fail_value(
+                "Patcher",
+                "entropy_model",
+                "a model for method 'entropy' and none otherwise",
+                type(entropy_model).__name__,
+            )
+        self.config = config
+        self.entropy_model = entropy_model.eval().requires_grad_(False) if entropy_model is not None else None
+
+    def entropies(self, tokens: NDArray[np.int64]) -> torch.Tensor:
+        """float32 [1, n], nats: the entropy of the prediction made at each token for the next one."""
+        assert self.entropy_model is not None
+        return self.entropy_model.entropies(torch.from_numpy(tokens)[None])
+
+    def layout(self, tokens: NDArray[np.int64]) -> PatchLayout:
+        """The layout of one document: B = 1, N = C = n."""
+        config, row = self.config, torch.from_numpy(tokens)[None]
+        if config.method == "entropy":
+            assert config.threshold is not None
+            return segment(
+                self.entropies(tokens),
+                config.threshold,
+                rule=config.rule,
+                delta=config.delta,
+                max_patch_length=config.max_patch_length,
+            )
+        if config.method == "spaces":
+            return segment_spaces(row, max_patch_length=config.max_patch_length)
+        assert config.patch_size is not None
+        return segment_fixed(row, config.patch_size, max_patch_length=config.max_patch_length)
+
+    def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        layout = self.layout(tokens)
+        return layout.lengths()[0, : int(layout.num_patches[0])].numpy()
+
+    def state(self) -> dict[str, Any]:
+        """The configurations, JSON-able; see `weights`."""
+        model = None if self.entropy_model is None else self.entropy_model.config.to_dict()
+        return {"config": dataclasses.asdict(self.config), "entropy_model": model}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The state dict of the entropy model; empty where there is none."""
+        return {} if self.entropy_model is None else self.entropy_model.state_dict()
+
+    @staticmethod
+    def from_state(state: dict[str, Any], weights: dict[str, torch.Tensor]) -> Patcher:
+        model = None
+        if state["entropy_model"] is not None:
+            model = EntropyModel(EntropyModelConfig.from_dict(state["entropy_model"]))
+            model.load_state_dict(weights)
+        return Patcher(PatcherConfig(**state["config"]), model)
+
+
+@torch.no_grad()
+def calibrate(
+    model: EntropyModel,
+    batches: PackedBatches,
+    patch_size: float,
+    *,
+    num_bytes: int = 1 << 20,
+    rule: str = "threshold",
+    delta: float | None = None,
+    max_patch_length: int | None = None,
+) -> float:
+    """The threshold (nats) at which the first `num_bytes` tokens of `batches` have patches of `patch_size` bytes.
+
+    `batches` are packed rows with B = 1. Raises ValueError with the reachable range where `patch_size` is out of reach.
+    """
+    entropies, starts, total = [], [torch.zeros(1, dtype=torch.int64)], 0
+    for batch in batches:
+        used = int(batch.seq_lens[0])
+        cu_seqlens = torch.from_numpy(batch.cu_seqlens[0])
+        entropies.append(model.entropies(torch.from_numpy(batch.tokens), cu_seqlens=cu_seqlens)[:, :used])
+        starts.append(cu_seqlens[1:] + total)
+        total += used
+        if total >= num_bytes:
+            break
+    return calibrate_threshold(
+        torch.cat(entropies, dim=1),
+        patch_size,
+        rule=rule,
+        delta=delta,
+        max_patch_length=max_patch_length,
+        cu_seqlens=torch.cat(starts),
+    )

@@ -1,0 +1,129 @@
+"""Whole training runs: what the CLI and the demo do, as functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoint import list_checkpoints
+from .data import Corpus, DocumentStream
+from .evaluate import RowShape, bits_per_byte, held_out_batches
+from .model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
+from .patcher import Patcher, PatcherConfig, calibrate
+from .train import TrainConfig, Trainer
+
+# Held-out bytes that are evaluated while training goes on; the whole held-out text is evaluated by `eval`.
+WATCHED_BYTES = 1 << 16
+
+
+def open_run(run: Path, resume: bool) -> None:
+    """Refuses to write a new run over an old one, and to resume where there is nothing.
+
+    Raises:
+        ValueError: says which of the two, and what to do.
+    """
+    exists = bool(list_checkpoints(run)) or (run / "metrics.jsonl").exists()
+    if exists and not resume:
+        raise ValueError(f"{run}: there is a run here already; continue it with --resume, or choose another --run")
+    if resume and not list_checkpoints(run):
+        raise ValueError(f"{run}: there is no checkpoint to resume from")
+
+
+def train_model(
+    model: EntropyModel | BLT,
+    train: Corpus,
+    held_out: Corpus | None,
+    shape: RowShape,
+    config: TrainConfig,
+    run: Path,
+    *,
+    patcher: Patcher | None = None,
+    resume: bool = False,
+    on_step: Callable[[dict[str, Any]], None] = lambda metrics: None,
+    notes: dict[str, Any] | None = None,
+) -> Trainer:
+    """Trains `model` on `train` as `config` says, watching bits per byte on the beginning of `held_out`."""
+    open_run(run, resume)
+    batches = shape.batches(DocumentStream(train, seed=config.seed), patcher)
+    watched = [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, EntropyModel | BLT)
+        return {"held_out_bits_per_byte": bits_per_byte(model, watched)[0]}
+
+    trainer = Trainer(
+        model,
+        batches,
+        config,
+        run,
+        patcher=patcher,
+        evaluate=evaluate if watched else None,
+        on_step=on_step,
+        notes={"rows": dataclasses.astuple(shape), **(notes or {})},
+    )
+    if resume:
+        trainer.resume()
+    trainer.train()
+    return trainer
+
+
+def row_tokens_for(row_patches: int, patch_size: float) -> int:
+    """N for rows of `row_patches` patches of `patch_size` bytes on average: 1.3 times the mean, rounded up to 8."""
+    return math.ceil(1.3 * row_patches * patch_size / 8) * 8
+
+
+def new_entropy_model(preset: str, seed: int) -> EntropyModel:
+    """An untrained entropy model with weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return EntropyModel(EntropyModelConfig.preset(preset))
+
+
+def new_blt(preset: str, seed: int) -> BLT:
+    """An untrained BLT with weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BLT(BLTConfig.preset(preset))
+
+
+def entropy_patcher(
+    model: EntropyModel,
+    train: Corpus,
+    *,
+    threshold: float | None,
+    patch_size: float,
+    seed: int,
+    rule: str = "threshold",
+    delta: float | None = None,
+    max_patch_length: int | None = None,
+) -> Patcher:
+    """A patcher by entropy; without a threshold, the one that gives patches of `patch_size` bytes on `train`."""
+    model.eval()
+    if threshold is None:
+        batches = RowShape(1, 1 << 16).batches(DocumentStream(train, seed=seed, epochs=1))
+        threshold = calibrate(model, batches, patch_size, rule=rule, delta=delta, max_patch_length=max_patch_length)
+    config = PatcherConfig(rule=rule, threshold=threshold, delta=delta, max_patch_length=max_patch_length)
+    return Patcher(config, model)
+
+
+def standard_library() -> Corpus:
+    """The source of Python's own standard library: real text that every machine has.
+
+    Without the tests, which not every distribution ships (and some of which are broken on purpose), and without the
+    generated tables of `encodings` and `pydoc_data`.
+    """
+    left_out = ("site-packages", "dist-packages", "__pycache__", "test", "tests", "encodings", "pydoc_data")
+    return Corpus(
+        sysconfig.get_paths()["stdlib"],
+        include="*.py",
+        exclude=tuple(f"*/{name}/*" for name in left_out),
+        on_error="skip",
+        max_document_bytes=1 << 16,
+    )

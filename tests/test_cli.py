@@ -1,0 +1,106 @@
+"""The command line, from raw text to a trained model, on small text and few steps."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import blt_kernels
+
+pytest.importorskip("typer")
+
+
+def run(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from blt_kernels.cli import main; main()", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if check:
+        assert result.returncode == 0, f"{arguments}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(8):
+        (folder / f"{i}.txt").write_text("".join(f"def f_{i}_{j}(x):\n    return x + {j}\n" for j in range(60)))
+    (folder / "more.jsonl").write_text(json.dumps({"text": "a line of text\n" * 50}) + "\nnot json\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An entropy model and a BLT, trained for three steps each by the CLI."""
+    folder = tmp_path_factory.mktemp("runs")
+    shared = ("--steps", 3, "--batch-size", 2, "--on-error", "skip", "--holdout-bytes", 1000)
+    first = run("train-entropy", texts, "--run", folder / "entropy", "--row-tokens", 128, *shared)
+    assert "skipped: 1 json" in first.stdout and "more.jsonl, line 2" in first.stdout.replace("\n", "")
+    arguments = ("--entropy-model", folder / "entropy", "--row-patches", 32, "--patch-size", 4.5)
+    run("train", texts, "--run", folder / "blt", "--threshold", "auto", *arguments, *shared)
+    return folder
+
+
+def test_training_writes_metrics_and_checkpoints(runs: Path) -> None:
+    for name in ("entropy", "blt"):
+        lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] == 3 and "held_out_bits_per_byte" in lines[-1]
+        assert (runs / name / "step-00000003" / "state.json").exists()
+
+
+def test_calibrate_prints_a_threshold(texts: Path, runs: Path) -> None:
+    arguments = ("--entropy-model", runs / "entropy", "--patch-size", 3, "--on-error", "skip")
+    assert 0 < float(run("calibrate", texts, *arguments).stdout) < 6
+
+
+def test_eval_stands_beside_compressors(texts: Path, runs: Path) -> None:
+    result = json.loads(run("eval", runs / "blt", texts / "0.txt", "--json").stdout)
+    assert result["bytes"] == (texts / "0.txt").stat().st_size
+    assert {"BLT", "gzip -9", "xz -9e"} <= result["bits_per_byte"].keys()
+    assert "bits per byte" in run("eval", runs / "entropy", texts / "0.txt").stdout
+
+
+def test_patch_shows_and_draws(runs: Path, tmp_path: Path) -> None:
+    text = "def f(x): return x"
+    out = run("patch", text, "--model", runs / "blt", "--png", tmp_path / "p.png", "--html", tmp_path / "p.html")
+    assert "def" in out.stdout
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert "<html" in (tmp_path / "p.html").read_text()
+    (tmp_path / "in.txt").write_text(text)
+    assert run("patch", "--file", tmp_path / "in.txt", "--model", runs / "entropy", "--threshold", 1.0).stdout
+
+
+def test_doctor() -> None:
+    assert blt_kernels.build_info()["cpu_capability"] in run("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("eval", "nowhere", "nothing.txt"), "no such file"),
+        (("train-entropy", "nothing.txt", "--run", "r"), "no such file"),
+        (("patch", "--model", "nowhere"), "expected a text or --file, got neither"),
+        (("patch", "x", "--model", "nowhere"), "no checkpoint here"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments, check=False)
+    assert result.returncode == 1
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_from_nothing(texts: Path, runs: Path, tmp_path: Path) -> None:
+    again = run("train-entropy", texts / "0.txt", "--run", runs / "entropy", check=False)
+    assert again.returncode == 1 and "--resume" in again.stderr
+    nothing = run("train-entropy", texts / "0.txt", "--run", tmp_path / "new", "--resume", check=False)
+    assert nothing.returncode == 1 and "no checkpoint to resume from" in nothing.stderr
+
+
+def test_help_names_every_command() -> None:
+    text = run("--help").stdout
+    for command in ("train-entropy", "calibrate", "train", "eval", "patch", "doctor", "demo"):
+        assert re.search(rf"\b{command}\b", text)

@@ -1,0 +1,108 @@
+"""AdamW and SparseAdam under one schedule and one clipping norm."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from blt_kernels.optim import OptimConfig, Optimizers, clip_grad_norm
+
+
+class Table(nn.Module):
+    def __init__(self, sparse_grad: bool = True):
+        super().__init__()
+        self.sparse_grad = sparse_grad
+        self.weight = nn.Parameter(torch.randn(10, 4))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(ids, self.weight, sparse=self.sparse_grad)
+
+
+class Model(nn.Module):
+    def __init__(self, sparse_grad: bool = True):
+        super().__init__()
+        self.table = Table(sparse_grad)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.out(self.table(ids)).square().sum()
+
+
+def make(config: OptimConfig, steps: int = 20) -> tuple[Model, Optimizers]:
+    torch.manual_seed(0)
+    model = Model()
+    return model, Optimizers(model, config, steps)
+
+
+def step(model: Model, optimizers: Optimizers, seed: int) -> tuple[float, float, float]:
+    ids = torch.randint(0, 10, (7,), generator=torch.Generator().manual_seed(seed))
+    loss = model(ids)
+    loss.backward()
+    rate = optimizers.learning_rate
+    return loss.item(), optimizers.step().item(), rate
+
+
+CONFIG = OptimConfig(learning_rate=0.1, sparse_learning_rate=0.2, min_ratio=0.1, warmup_steps=4)
+
+
+def test_one_norm_over_both_kinds_of_gradients() -> None:
+    torch.manual_seed(0)
+    sparse = Model(sparse_grad=True)
+    dense = Model(sparse_grad=False)
+    dense.load_state_dict(sparse.state_dict())
+    ids = torch.tensor([1, 1, 3, 9])
+    for model in (sparse, dense):
+        model(ids).backward()
+    expected = nn.utils.clip_grad_norm_(dense.parameters(), 0.5)
+    assert torch.allclose(clip_grad_norm(sparse.parameters(), 0.5), expected)
+    assert sparse.table.weight.grad.is_sparse
+    for ours, theirs in zip(sparse.parameters(), dense.parameters(), strict=True):
+        assert torch.allclose(ours.grad.to_dense(), theirs.grad, atol=1e-7)
+
+
+def test_small_gradients_are_not_scaled() -> None:
+    model = Model()
+    model(torch.tensor([2])).backward()
+    before = [p.grad.to_dense().clone() for p in model.parameters()]
+    clip_grad_norm(model.parameters(), 1e9)
+    assert all(torch.equal(a, p.grad.to_dense()) for a, p in zip(before, model.parameters(), strict=True))
+
+
+def test_schedule_rises_then_falls_by_a_cosine() -> None:
+    model, optimizers = make(CONFIG)
+    rates = [step(model, optimizers, i)[2] for i in range(20)]
+    assert rates[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    middle = 0.1 * (0.1 + 0.9 * 0.5)
+    assert rates[4 + 8] == pytest.approx(middle)
+    assert rates[-1] < 0.012
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    sparse_rate = optimizers.optimizers[1].param_groups[0]["lr"]
+    assert sparse_rate == pytest.approx(2 * optimizers.learning_rate)
+
+
+def test_matrices_decay_and_vectors_and_tables_do_not() -> None:
+    model, optimizers = make(CONFIG)
+    decay = {id(p): g["weight_decay"] for g in optimizers.optimizers[0].param_groups for p in g["params"]}
+    assert decay == {id(model.out.weight): CONFIG.weight_decay, id(model.out.bias): 0.0}
+    assert isinstance(optimizers.optimizers[1], torch.optim.SparseAdam)
+    assert optimizers.optimizers[1].param_groups[0]["params"][0] is model.table.weight
+
+
+def test_resume_is_exact() -> None:
+    model, optimizers = make(CONFIG)
+    full = [step(model, optimizers, i) for i in range(20)]
+    model, optimizers = make(CONFIG)
+    for i in range(9):
+        step(model, optimizers, i)
+    weights = copy.deepcopy(model.state_dict())
+    tensors, rest = optimizers.state_dict()
+    tensors, rest = {name: t.clone() for name, t in tensors.items()}, json.loads(json.dumps(rest))
+    model, optimizers = make(CONFIG)
+    model.load_state_dict(weights)
+    optimizers.load_state_dict(tensors, rest)
+    assert [step(model, optimizers, i) for i in range(9, 20)] == full[9:]

@@ -1,0 +1,220 @@
+"""Training resumes exactly, refuses what does not fit, and counts bytes honestly."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from blt_kernels.checkpoint import CheckpointError, list_checkpoints
+from blt_kernels.data import Corpus, DocumentStream, PackedBatches, encode, split_corpus
+from blt_kernels.evaluate import RowShape, bits_per_byte, held_out_batches
+from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
+from blt_kernels.optim import OptimConfig
+from blt_kernels.patcher import Patcher, PatcherConfig
+from blt_kernels.recipes import entropy_patcher, open_run, train_model
+from blt_kernels.train import METRICS_FILE, Prefetch, TrainConfig, Trainer, layout_of, load_model
+
+ENTROPY = EntropyModelConfig(TransformerConfig(32, 1, 2, 64, window=16))
+BLT_SMALL = BLTConfig(
+    encoder=TransformerConfig(32, 1, 2, 64, window=16),
+    latent=TransformerConfig(64, 1, 2, 64),
+    decoder=TransformerConfig(32, 1, 2, 64, window=16),
+    ngram_sizes=(3, 4),
+    hash_rows=97,
+)
+SHAPES = {"padded": RowShape(2, 96, 16), "packed": RowShape(1, 192, 32)}
+CONFIG = TrainConfig(12, OptimConfig(warmup_steps=3), log_every=1, eval_every=6, checkpoint_every=5, seed=1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(12):
+        text = f"# file {i}\n" + "".join(f"value_{j} = {i * j} + {j}\n" for j in range(5 + 7 * i))
+        (folder / f"{i:02}.txt").write_text(text)
+    return Corpus(folder)
+
+
+@pytest.fixture(scope="module")
+def patcher() -> Patcher:
+    torch.manual_seed(0)
+    return Patcher(PatcherConfig(threshold=5.5, max_patch_length=8), EntropyModel(ENTROPY))
+
+
+def make_blt() -> BLT:
+    torch.manual_seed(3)
+    return BLT(BLT_SMALL)
+
+
+def losses(run: Path) -> list[tuple[int, float, float, int]]:
+    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+    return [(line["step"], line["loss"], line["gradient_norm"], line["bytes"]) for line in lines]
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_an_interrupted_run_continues_with_the_same_losses(
+    kind: str, corpus: Corpus, patcher: Patcher, tmp_path: Path
+) -> None:
+    shape = SHAPES[kind]
+    whole = train_model(make_blt(), corpus, None, shape, CONFIG, tmp_path / "whole", patcher=patcher)
+    assert losses(tmp_path / "whole")[-1][0] == 12
+
+    def interrupt(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 8:
+            raise KeyboardInterrupt
+
+    run = tmp_path / "interrupted"
+    with pytest.raises(KeyboardInterrupt):
+        train_model(make_blt(), corpus, None, shape, CONFIG, run, patcher=patcher, on_step=interrupt)
+    assert [path.name for path in list_checkpoints(run)] == ["step-00000005"]
+    assert losses(run)[-1][0] == 8
+    torch.manual_seed(99)
+    fresh = BLT(BLT_SMALL)  # other weights: everything must come from the checkpoint
+    resumed = train_model(fresh, corpus, None, shape, CONFIG, run, patcher=patcher, resume=True)
+    assert losses(run) == losses(tmp_path / "whole")
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_entropy_model_resumes_too(corpus: Corpus, tmp_path: Path) -> None:
+    shape = RowShape(2, 64)
+    torch.manual_seed(0)
+    model = EntropyModel(ENTROPY)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train_model(model, corpus, None, shape, CONFIG, tmp_path / "whole")
+
+    def interrupt(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 11:
+            raise KeyboardInterrupt
+
+    model.load_state_dict(state)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(model, corpus, None, shape, CONFIG, tmp_path / "cut", on_step=interrupt)
+    train_model(EntropyModel(ENTROPY), corpus, None, shape, CONFIG, tmp_path / "cut", resume=True)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_step_learns(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, steps=60, optim=OptimConfig(3e-3, 1e-2, warmup_steps=5))
+    train_model(make_blt(), corpus, corpus, SHAPES["padded"], config, tmp_path / "run", patcher=patcher)
+    lines = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()]
+    assert lines[0]["bits_per_byte"] > 7
+    assert lines[-1]["bits_per_byte"] < 5
+    assert lines[-1]["held_out_bits_per_byte"] < 5
+
+
+def test_resume_refuses_another_model_schedule_and_damage(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    run, shape = tmp_path / "run", SHAPES["padded"]
+    config = dataclasses.replace(CONFIG, steps=2)
+    train_model(make_blt(), corpus, None, shape, config, run, patcher=patcher)
+    wider = BLT(dataclasses.replace(BLT_SMALL, hash_rows=98))
+    with pytest.raises(CheckpointError, match="another model"):
+        train_model(wider, corpus, None, shape, config, run, patcher=patcher, resume=True)
+    longer = dataclasses.replace(config, steps=3)
+    with pytest.raises(CheckpointError, match="another training configuration"):
+        train_model(make_blt(), corpus, None, shape, longer, run, patcher=patcher, resume=True)
+    path = list_checkpoints(run)[-1] / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: expected \d+ bytes"):
+        train_model(make_blt(), corpus, None, shape, config, run, patcher=patcher, resume=True)
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        open_run(tmp_path, resume=True)
+    (tmp_path / METRICS_FILE).write_text("")
+    with pytest.raises(ValueError, match="there is a run here already"):
+        open_run(tmp_path, resume=False)
+
+
+def test_a_loss_that_is_not_finite_stops_training(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    model = make_blt()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="step 1: loss nan"):
+        train_model(model, corpus, None, SHAPES["padded"], CONFIG, tmp_path / "run", patcher=patcher)
+
+
+def test_the_end_of_the_corpus_is_said(corpus: Corpus, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = RowShape(2, 256).batches(DocumentStream(corpus, epochs=1))
+    trainer = Trainer(EntropyModel(ENTROPY), batches, dataclasses.replace(CONFIG, steps=1000), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the corpus ended at step \d+ of 1000"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_error_in_the_loader_reaches_the_training_loop(ahead: bool, corpus: Corpus) -> None:
+    def broken(tokens: np.ndarray) -> np.ndarray:
+        raise RuntimeError("broken segmenter")
+
+    batches = PackedBatches(DocumentStream(corpus), 96, segmenter=broken, row_patches=16)
+    prefetch = Prefetch(batches, ahead=ahead)
+    with pytest.raises(RuntimeError, match="broken segmenter"):
+        next(iter(prefetch))
+    prefetch.close()
+
+
+def test_reading_ahead_gives_the_same_batches_and_states(corpus: Corpus, patcher: Patcher) -> None:
+    def first(ahead: bool) -> list[tuple[list[int], dict[str, Any]]]:
+        prefetch = Prefetch(SHAPES["padded"].batches(DocumentStream(corpus, seed=2), patcher), ahead=ahead)
+        taken = [(batch.tokens.ravel().tolist(), state) for batch, state in itertools.islice(prefetch, 6)]
+        prefetch.close()
+        return taken
+
+    assert first(ahead=True) == first(ahead=False)
+
+
+def test_a_checkpoint_is_all_that_evaluation_needs(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    shape = SHAPES["padded"]
+    config = dataclasses.replace(CONFIG, steps=3)
+    trainer = train_model(make_blt(), corpus, None, shape, config, tmp_path / "run", patcher=patcher)
+    model, loaded, state = load_model(tmp_path / "run")
+    assert isinstance(model, BLT) and loaded is not None
+    tokens = encode("a = b + 1\nreturn a\n")
+    assert loaded(tokens).tolist() == patcher(tokens).tolist()
+    expected = bits_per_byte(trainer.model.eval(), held_out_batches(corpus, shape, patcher))
+    assert bits_per_byte(model, held_out_batches(corpus, shape, loaded)) == expected
+    assert state["bytes_seen"] == trainer.bytes_seen
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_every_byte_of_the_held_out_text_counts_once(kind: str, corpus: Corpus, patcher: Patcher) -> None:
+    model = make_blt()
+    torch.nn.init.zeros_(model.lm_head.weight)  # uniform predictions
+    bits, count = bits_per_byte(model, held_out_batches(corpus, SHAPES[kind], patcher))
+    assert count == sum(map(len, corpus))
+    assert bits == pytest.approx(math.log2(260), rel=1e-6)
+
+
+def test_slots_of_training_rows_are_full(corpus: Corpus, patcher: Patcher) -> None:
+    """Policy (a): a constant C, no overflow, and only the ends of documents leave slots unused."""
+    for kind, shape in SHAPES.items():
+        used = slots = 0
+        batches = shape.batches(DocumentStream(corpus, epochs=1), patcher)
+        for batch in batches:
+            layout = layout_of(batch, torch.device("cpu"))
+            layout.validate()
+            assert layout.capacity == shape.row_patches
+            assert int(layout.overflow.sum()) == 0
+            used += int(layout.num_patches.sum())
+            slots += layout.capacity * batch.tokens.shape[0]
+        assert used / slots > (0.65 if kind == "padded" else 0.9), kind
+
+
+def test_calibration_gives_the_wanted_patch_size(corpus: Corpus) -> None:
+    torch.manual_seed(0)
+    model = EntropyModel(ENTROPY)
+    train, _ = split_corpus(corpus, 500)
+    patcher = entropy_patcher(model, train, threshold=None, patch_size=3.0, seed=0)
+    documents = [encode(document) for document in train]
+    lengths = [len(patcher(tokens)) for tokens in documents]
+    assert sum(map(len, documents)) / sum(lengths) == pytest.approx(3.0, rel=0.02)
