@@ -13,6 +13,15 @@ from .ops.encoder_cross_attention import encoder_cross_attention
 from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding
 
 
+def cast_once(x: torch.Tensor) -> torch.Tensor:
+    """x as autocast would hand it to a linear layer. Where several read it, each would cast it again, and its gradient
+    back: a tenth of the training step of a small model."""
+    device = x.device.type
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
 class HashNgramEmbedding(nn.Module):
     """Adds to byte embeddings the table rows of the hashed n-grams that end at each byte.
 
@@ -80,7 +89,7 @@ class _PatchCrossAttention(nn.Module):
         self.o_proj = nn.Linear(dim, dim, bias=False)
 
     def _qkv(self, queries: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        queries, context = self.q_norm(queries), self.k_norm(context)
+        queries, context = self.q_norm(queries), cast_once(self.k_norm(context))
         heads = (self.num_heads, -1)
         return (
             self.q_proj(queries).unflatten(-1, heads),

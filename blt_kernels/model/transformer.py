@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..nn import cast_once
 from .config import TransformerConfig
 
 
@@ -129,6 +130,7 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        x = cast_once(x)
         q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         y = attend(rotate(q, plan.rotation), rotate(k, plan.rotation), v, plan)  # [B, L, H, E]
         return self.o_proj(y.flatten(-2))
@@ -142,6 +144,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = cast_once(x)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
