@@ -30,7 +30,7 @@ BLT_SMALL = BLTConfig(
     ngram_sizes=(3, 4),
     hash_rows=97,
 )
-SHAPES = {"padded": RowShape(2, 96, 16), "packed": RowShape(1, 192, 32)}
+SHAPES = {"padded": RowShape(2, 144, 16), "packed": RowShape(1, 288, 32)}
 CONFIG = TrainConfig(12, OptimConfig(warmup_steps=3), log_every=1, eval_every=6, checkpoint_every=5, seed=1)
 
 
