@@ -164,7 +164,7 @@ def train(
         int | None, typer.Option(help="Tokens of a row, at most; by default 1.3 x patches x patch size.")
     ] = None,
     learning_rate: LearningRate = 2e-3,
-    table_learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the hash tables.")] = 2e-2,
+    table_learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the hash tables.")] = 3e-2,
     autocast: Autocast = False,
     include: Include = None,
     exclude: Exclude = None,

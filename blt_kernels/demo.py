@@ -32,9 +32,9 @@ ENTROPY_SHARE = 0.15
 BLT_SHARE = 0.6
 
 ENTROPY_SHAPE = RowShape(batch_size=8, row_tokens=512)
-BLT_SHAPE = RowShape(batch_size=8, row_tokens=768, row_patches=128)
-ENTROPY_OPTIM = OptimConfig(learning_rate=4e-3, warmup_steps=20)
-BLT_OPTIM = OptimConfig(learning_rate=4e-3, sparse_learning_rate=2e-2, warmup_steps=40)
+BLT_SHAPE = RowShape(batch_size=8, row_tokens=688, row_patches=128)
+ENTROPY_OPTIM = OptimConfig(learning_rate=6e-3, warmup_steps=20)
+BLT_OPTIM = OptimConfig(learning_rate=4e-3, sparse_learning_rate=3e-2, warmup_steps=30)
 
 
 def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: float, seed: int) -> None:
@@ -48,7 +48,9 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
     entropy_model = new_entropy_model("tiny", seed)
     _train(console, "entropy model", entropy_model, train, held_out, ENTROPY_SHAPE, ENTROPY_OPTIM, run / "entropy",
            ENTROPY_SHARE * minutes * 60, seed)  # fmt: skip
-    patcher = entropy_patcher(entropy_model, train, threshold=None, patch_size=PATCH_SIZE, seed=seed)
+    patcher = entropy_patcher(
+        entropy_model, train, threshold=None, patch_size=PATCH_SIZE, seed=seed, calibration_bytes=1 << 18
+    )
     console.print(f"threshold for {PATCH_SIZE} bytes per patch: {patcher.config.threshold:.4f} nats")
 
     blt = new_blt("tiny", seed)

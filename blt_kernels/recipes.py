@@ -103,12 +103,22 @@ def entropy_patcher(
     rule: str = "threshold",
     delta: float | None = None,
     max_patch_length: int | None = None,
+    calibration_bytes: int = 1 << 20,
 ) -> Patcher:
-    """A patcher by entropy; without a threshold, the one that gives patches of `patch_size` bytes on `train`."""
+    """A patcher by entropy; without a threshold, the one that gives patches of `patch_size` bytes on the
+    first `calibration_bytes` of `train`."""
     model.eval()
     if threshold is None:
         batches = RowShape(1, 1 << 16).batches(DocumentStream(train, seed=seed, epochs=1))
-        threshold = calibrate(model, batches, patch_size, rule=rule, delta=delta, max_patch_length=max_patch_length)
+        threshold = calibrate(
+            model,
+            batches,
+            patch_size,
+            num_bytes=calibration_bytes,
+            rule=rule,
+            delta=delta,
+            max_patch_length=max_patch_length,
+        )
     config = PatcherConfig(rule=rule, threshold=threshold, delta=delta, max_patch_length=max_patch_length)
     return Patcher(config, model)
 

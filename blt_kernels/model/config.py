@@ -177,16 +177,16 @@ def _preset(cls: Any, name: str, presets: dict[str, Any]) -> Any:
 
 
 ENTROPY_PRESETS = {
-    "tiny": EntropyModelConfig(TransformerConfig(128, 2, 2, 384, window=64, rope_theta=10000.0)),
+    "tiny": EntropyModelConfig(TransformerConfig(64, 2, 2, 192, window=64, rope_theta=10000.0)),
     "100M": EntropyModelConfig(TransformerConfig(768, 14, 12, 2048, window=512, rope_theta=10000.0)),
 }
 
 BLT_PRESETS = {
     "tiny": BLTConfig(
-        encoder=TransformerConfig(128, 1, 2, 384, window=64),
-        latent=TransformerConfig(256, 3, 4, 768),
-        decoder=TransformerConfig(128, 2, 2, 384, window=64),
-        hash_rows=30011,
+        encoder=TransformerConfig(96, 1, 2, 256, window=64),
+        latent=TransformerConfig(192, 2, 3, 512),
+        decoder=TransformerConfig(96, 1, 2, 256, window=64),
+        hash_rows=131071,
         hash_dim=32,
     ),
     "400M": BLTConfig(
