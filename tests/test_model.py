@@ -323,6 +323,47 @@ def test_a_prefix_gives_the_prefix_of_the_logits() -> None:
         torch.testing.assert_close(got, logits[:, :n])
 
 
+def fill(model: BLT) -> None:
+    """Parameters made by a formula, in the order of their names."""
+    with torch.no_grad():
+        for i, (name, parameter) in enumerate(sorted(model.named_parameters())):
+            index = torch.arange(parameter.numel(), dtype=torch.float64)
+            wave = torch.sin(index**2 * 0.37 + i).view(parameter.shape)
+            parameter.copy_(1 + wave / 4 if "norm" in name else wave / 3)
+
+
+def test_published_model() -> None:
+    """Logits of BltForCausalLM of transformers 5.23.0, fp64, eager attention, with these parameters and patch lengths.
+
+    The shape has what can go wrong: a window shorter than the text, K*d != D, two decoder layers, long patches.
+    """
+    local = TransformerConfig(16, 1, 2, 24, window=8)
+    config = BLTConfig(
+        local,
+        TransformerConfig(24, 2, 2, 32),
+        dataclasses.replace(local, num_layers=2),
+        ngram_sizes=(3, 4, 5),
+        hash_rows=50,
+    )
+    model = BLT(config).double()
+    fill(model)
+    tokens = (torch.arange(60) ** 2 * 7 % 256 + 4)[None]
+    tokens[0, 0] = 1
+    layout = PatchLayout.from_lengths(torch.tensor([[1, 1, 4, 7, 3, 1, 1, 9, 6, 2, 11, 5, 9]]))
+    logits = model(tokens, layout)
+    published = {
+        0: [-1.50817, -0.39694, 0.94525, -0.3865, 0.8287],
+        1: [-1.09847, 0.71514, 0.95146, -0.78519, -0.53456],
+        2: [-0.04541, -1.24831, -0.34822, -0.75733, 1.02089],
+        13: [-0.08991, 0.79755, 1.4882, -0.62966, 0.68133],
+        30: [-1.51344, 0.59942, -0.04344, -0.94783, 0.35937],
+        59: [-2.04557, 0.18334, 0.23572, 0.77634, 0.32986],
+    }
+    for byte, values in published.items():
+        torch.testing.assert_close(logits[0, byte, ::60], torch.tensor(values), rtol=0, atol=2e-5)
+    assert logits.norm().item() == pytest.approx(119.8644, abs=1e-3)
+
+
 def test_double_residual() -> None:
     """out = 2x + wo(attention), in encoder and decoder, as the published weights need it."""
     model = make_blt()

@@ -1,0 +1,72 @@
+"""The modules over the ops: their parameters, and what they compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import lengths_of, make_layout
+
+from blt_kernels import HASH_PRIMES, hash_ngram_embedding
+from blt_kernels.nn import DecoderCrossAttention, EncoderCrossAttention, HashNgramEmbedding, cast_once
+
+
+@pytest.mark.parametrize("sparse_grad", [False, True])
+def test_hash_embedding_is_the_op_over_its_weight(sparse_grad: bool) -> None:
+    module = HashNgramEmbedding(11, 6, (2, 4), num_functions=3, normalize=True, sparse_grad=sparse_grad)
+    assert module.weight.shape == (3 * 2 * 11, 6) and not module.weight.any()
+    torch.nn.init.normal_(module.weight)
+    tokens, base, cu_seqlens = torch.randint(0, 260, (1, 9)), torch.randn(1, 9, 6), torch.tensor([0, 4, 9])
+    how = {"ngram_sizes": (2, 4), "num_rows": 11, "primes": HASH_PRIMES[:3], "normalize": True}
+    expected = hash_ngram_embedding(tokens, module.weight, base=base, cu_seqlens=cu_seqlens, **how)
+    torch.testing.assert_close(module(tokens, base, cu_seqlens=cu_seqlens), expected, rtol=0, atol=0)
+    module(tokens).sum().backward()
+    assert module.weight.grad.is_sparse == sparse_grad
+    assert list(module.state_dict()) == ["weight"]
+
+
+def naive(module, queries: torch.Tensor, context: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Dense attention under the mask seen [B, Lq, Lk]; a query that sees nothing gets 0."""
+    queries, context = module.q_norm(queries), module.k_norm(context)
+    heads = module.num_heads
+    q, k, v = (
+        projection(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for projection, x in ((module.q_proj, queries), (module.k_proj, context), (module.v_proj, context))
+    )
+    scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen[:, None], -torch.inf)
+    y = scores.softmax(-1).nan_to_num(0.0) @ v
+    return module.o_proj(y.transpose(1, 2).flatten(-2))
+
+
+def randomise_norms(module) -> None:
+    torch.nn.init.normal_(module.q_norm.weight)
+    torch.nn.init.normal_(module.k_norm.weight)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("case", ["typical", "unequal_rows", "trailing_empty"])
+def test_cross_attention_equals_a_dense_mask(case: str, window: int) -> None:
+    layout = make_layout(lengths_of(case))
+    batch, num_bytes, slots_per_patch = layout.offsets.shape[0], layout.num_bytes, 3
+    x = torch.randn(batch, num_bytes, 8, dtype=torch.float64)
+    slots = torch.randn(batch, layout.capacity * slots_per_patch, 8, dtype=torch.float64)
+    patch = torch.arange(layout.capacity).repeat_interleave(slots_per_patch)  # patch-major
+
+    encoder = EncoderCrossAttention(8, 2, window=window).double()
+    randomise_norms(encoder)
+    own, used = layout.patch_ids[:, None], (layout.lengths() > 0)[:, patch, None]
+    seen = (own >= 0) & (own <= patch[:, None]) & (own > patch[:, None] - window) & used
+    torch.testing.assert_close(encoder(slots, x, layout), naive(encoder, slots, x, seen))
+
+    decoder = DecoderCrossAttention(8, 2, window=window).double()
+    randomise_norms(decoder)
+    visible = layout.visible_ids[..., None]
+    seen = (patch <= visible) & (patch > visible - window) & (visible >= 0)
+    torch.testing.assert_close(decoder(x, slots, layout), naive(decoder, x, slots, seen))
+
+
+def test_cast_once_is_what_autocast_would_do() -> None:
+    x, double = torch.randn(2, 3), torch.randn(2, 3, dtype=torch.float64)
+    assert cast_once(x) is x
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cast_once(x).dtype == torch.bfloat16
+        assert cast_once(double) is double
