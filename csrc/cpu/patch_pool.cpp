@@ -49,13 +49,23 @@ BLT_INLINE void store_up_to(T* p, Vec<Acc<T>> v, int64_t n) {
   }
 }
 
+// The hardware reads ahead within a memory page, of which a row is often one: it needs telling where the next begins.
+template <class T>
+BLT_INLINE void prefetch_start(const T* row) {
+  for (int64_t line = 0; line < 4; ++line) {
+    __builtin_prefetch(reinterpret_cast<const char*>(row) + line * 64);
+  }
+}
+
 // acc[0..width) = reduction of `rows` >= 1 rows. acc has room for whole registers.
 template <class T, Reduce R>
 void reduce_rows(const T* x, int64_t rows, int64_t stride, int64_t width, Acc<T>* acc) {
   using A = Acc<T>;
+  prefetch_start(x + stride);
   for_columns<A>(width, [&](int64_t d, int64_t n) { store(acc + d, load_up_to(x + d, n)); });
   for (int64_t r = 1; r < rows; ++r) {
     const T* row = x + r * stride;
+    prefetch_start(row + stride);
     for_columns<A>(width, [&](int64_t d, int64_t n) {
       store(acc + d, combine<R>(load(acc + d), load_up_to(row + d, n)));
     });
@@ -75,6 +85,7 @@ void pool_block(const T* x, int64_t rows, int64_t stride, int64_t width, T* out)
     for_columns<A>(width, [&](int64_t d, int64_t) { store(acc + d, combine<R>(load(acc + d), load(part + d))); });
   }
   const T* last = x + head * stride;
+  prefetch_start(last + stride);  // usually of the next patch
   for_columns<A>(width, [&](int64_t d, int64_t n) {
     Vec<A> v = load_up_to(last + d, n);
     v = head > 0 ? combine<R>(load(acc + d), v) : v;
