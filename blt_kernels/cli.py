@@ -16,14 +16,14 @@ except ImportError:
 
 from . import doctor as doctor_
 from .baselines import compress_bits_per_byte
-from .data import Corpus, split_corpus
+from .data import Corpus
 from .demo import run_demo
 from .evaluate import RowShape, bits_per_byte, held_out_batches
 from .model import EntropyModel
 from .optim import OptimConfig
 from .patcher import Patcher, PatcherConfig
 from .progress import training_progress
-from .recipes import entropy_patcher, new_blt, new_entropy_model, row_tokens_for, train_model
+from .recipes import entropy_patcher, new_blt, new_entropy_model, row_tokens_for, split, train_model
 from .show import print_bits, show_patches
 from .train import TrainConfig, load_model
 
@@ -45,7 +45,9 @@ Exclude = Annotated[list[str] | None, typer.Option(help="Patterns of files to le
 TextKey = Annotated[str, typer.Option(help="Key of JSON records, or Parquet column, that holds the text.")]
 OnError = Annotated[str, typer.Option(help="What to do with a corrupt record or file: raise, or skip and count it.")]
 MaxDocument = Annotated[int, typer.Option(help="Longer documents are cut into pieces of at most this many bytes.")]
-HoldOut = Annotated[int, typer.Option(help="Bytes of whole files to hold out of training, at least.")]
+HoldOut = Annotated[
+    int | None, typer.Option(help="Bytes to hold out of training, at least; by default 1 MiB or a tenth of the data.")
+]
 Steps = Annotated[int, typer.Option(help="Optimiser steps in all.")]
 BatchSize = Annotated[int, typer.Option(help="Rows of a batch. With 1, a row holds several documents.")]
 RowTokens = Annotated[int, typer.Option(help="Tokens of a row, at most.")]
@@ -88,7 +90,7 @@ def train_entropy(
     text_key: TextKey = "text",
     on_error: OnError = "raise",
     max_document_bytes: MaxDocument = 1 << 16,
-    holdout_bytes: HoldOut = 1 << 20,
+    holdout_bytes: HoldOut = None,
     eval_every: EvalEvery = 500,
     checkpoint_every: CheckpointEvery = 500,
     seed: Seed = 0,
@@ -96,7 +98,7 @@ def train_entropy(
 ) -> None:
     """Train the byte model whose entropies cut text into patches."""
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
-    train_part, held_out = split_corpus(corpus, holdout_bytes, seed=seed)
+    train_part, held_out = split(corpus, holdout_bytes, seed)
     config = TrainConfig(
         steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed
     )
@@ -171,7 +173,7 @@ def train(
     text_key: TextKey = "text",
     on_error: OnError = "raise",
     max_document_bytes: MaxDocument = 1 << 16,
-    holdout_bytes: HoldOut = 1 << 20,
+    holdout_bytes: HoldOut = None,
     eval_every: EvalEvery = 500,
     checkpoint_every: CheckpointEvery = 500,
     seed: Seed = 0,
@@ -179,7 +181,7 @@ def train(
 ) -> None:
     """Train a Byte Latent Transformer on patches from a trained entropy model."""
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
-    train_part, held_out = split_corpus(corpus, holdout_bytes, seed=seed)
+    train_part, held_out = split(corpus, holdout_bytes, seed)
     if resume:
         _, patcher, _ = load_model(run)
         assert patcher is not None

@@ -13,19 +13,18 @@ import torch
 from rich.console import Console
 
 from .baselines import NgramModel, compress_bits_per_byte
-from .data import Corpus, DocumentStream, split_corpus
+from .data import Corpus, DocumentStream
 from .evaluate import RowShape, bits_per_byte, held_out_batches
 from .model import BLT, EntropyModel
 from .optim import OptimConfig, Optimizers
 from .patcher import Patcher
 from .plots import save_loss_curve
 from .progress import training_progress
-from .recipes import entropy_patcher, new_blt, new_entropy_model, standard_library, train_model
+from .recipes import entropy_patcher, new_blt, new_entropy_model, split, standard_library, train_model
 from .show import print_bits, show_patches
 from .train import METRICS_FILE, TrainConfig, Trainer, loss_of
 
 PATCH_SIZE = 4.5
-HOLDOUT_BYTES = 1 << 20
 SAMPLE = "def forward(self, hidden_states, mask=None):\n    return self.dropout(hidden_states)\n"
 # Shares of the time: the rest goes to calibration, evaluation and the baselines.
 ENTROPY_SHARE = 0.15
@@ -41,7 +40,7 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
     """Trains both models under `run`, prints held-out bits per byte beside the baselines, and draws the loss curve."""
     begin = time.perf_counter()
     corpus = Corpus(data, max_document_bytes=1 << 16) if data else standard_library()
-    train, held_out = split_corpus(corpus, HOLDOUT_BYTES, seed=seed)
+    train, held_out = split(corpus, None, seed)
     held_out_bytes = sum(map(len, held_out))
     console.print(f"text: {corpus.origin}, {len(train.files)} files to train on, {held_out_bytes:,} bytes held out")
 

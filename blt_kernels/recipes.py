@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .checkpoint import list_checkpoints
-from .data import Corpus, DocumentStream
+from .data import Corpus, DocumentStream, split_corpus
 from .evaluate import RowShape, bits_per_byte, held_out_batches
 from .model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from .patcher import Patcher, PatcherConfig, calibrate
@@ -121,6 +121,13 @@ def entropy_patcher(
         )
     config = PatcherConfig(rule=rule, threshold=threshold, delta=delta, max_patch_length=max_patch_length)
     return Patcher(config, model)
+
+
+def split(corpus: Corpus, holdout_bytes: int | None, seed: int) -> tuple[Corpus, Corpus]:
+    """(training, held-out): at least `holdout_bytes`, by default 1 MiB, or a tenth of the files where that is less."""
+    if holdout_bytes is None:
+        holdout_bytes = max(1, min(1 << 20, sum(file.size for file in corpus.files) // 10))
+    return split_corpus(corpus, holdout_bytes, seed=seed)
 
 
 def standard_library() -> Corpus:
