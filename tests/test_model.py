@@ -281,12 +281,33 @@ def test_packed_equals_padded_equals_alone(hash_dim: int | None) -> None:
     model = make_blt(dataclasses.replace(SMALL, hash_dim=hash_dim))
     rows = [make_tokens(1, n)[0] for n in DOCUMENTS]
     (tokens, layout, cu_seqlens), (padded_tokens, padded_layout, _) = packed_and_padded(rows)
-    packed = model(tokens, layout, cu_seqlens=cu_seqlens)[0, : sum(DOCUMENTS)].split(DOCUMENTS)
+    packed = model(tokens.int(), layout, cu_seqlens=cu_seqlens)[0, : sum(DOCUMENTS)].split(DOCUMENTS)
     padded = model(padded_tokens, padded_layout)
     for i, row in enumerate(rows):
         alone = model(row[None], segment(make_entropies(row[None]), 5.0).trim())[0]
         torch.testing.assert_close(packed[i], alone)
         torch.testing.assert_close(padded[i, : len(row)], alone)
+
+
+@pytest.mark.parametrize("cu_seqlens", [None, torch.tensor([0, 0])])
+def test_no_bytes(cu_seqlens: torch.Tensor | None) -> None:
+    tokens = torch.zeros(1, 0, dtype=torch.int64)
+    layout = PatchLayout.from_starts(tokens.bool(), cu_seqlens=cu_seqlens, capacity=4)
+    assert make_blt()(tokens, layout, cu_seqlens=cu_seqlens).shape == (1, 0, 260)
+    assert EntropyModel(SMALL_ENTROPY)(tokens, cu_seqlens=cu_seqlens).shape == (1, 0, 260)
+
+
+def test_empty_rows_and_empty_documents() -> None:
+    model = make_blt()
+    rows = [make_tokens(1, n)[0] if n else torch.zeros(0, dtype=torch.int64) for n in (0, 9, 0, 0, 14, 0)]
+    (tokens, layout, cu_seqlens), (padded_tokens, padded_layout, _) = packed_and_padded(rows)
+    packed = model(tokens, layout, cu_seqlens=cu_seqlens)
+    padded = model(padded_tokens, padded_layout)
+    assert packed.isfinite().all() and padded.isfinite().all()
+    (packed.square().mean() + padded.square().mean()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    torch.testing.assert_close(packed[0, :9], padded[1, :9])
+    torch.testing.assert_close(packed[0, 9:23], padded[4, :14])
 
 
 def test_left_padding_changes_nothing() -> None:

@@ -58,11 +58,9 @@ class LatentTransformer(nn.Module):
 class BLT(nn.Module):
     """A Byte Latent Transformer over bytes that are already cut into patches.
 
-    Under autocast the residual streams stay in the dtype of the parameters.
-
-    Parameters carry the names that the published weights have in transformers, less the prefix `model.`. What the
-    published code does and this does not is left to the layout: thresholds, n-grams and attention stay within
-    documents, and rows of a batch never see each other.
+    Parameters carry the names that the published weights have in transformers, less the prefix `model.`, and with them
+    it computes the published logits. Documents of a packed row and rows of a batch never see each other. Under
+    autocast the residual streams stay in the dtype of the parameters.
     """
 
     def __init__(self, config: BLTConfig):
@@ -125,16 +123,14 @@ class BLT(nn.Module):
                 there are at most 128 slots).
         """
         self._check(tokens, layout, cu_seqlens, byte_patches)
-        length = tokens.shape[1]
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if cu_seqlens is None:
-            # Left padding is a document of its own.
-            documents = (torch.arange(length, device=tokens.device) >= layout.offsets[:, :1]).long()
+            documents = (positions >= layout.offsets[:, :1]).long()  # left padding is a document of its own
             slot_documents = None
         else:
-            documents = document_ids(cu_seqlens, length)
+            documents = document_ids(cu_seqlens, positions)
             # A slot belongs where its last byte does: an empty one to the document before it.
-            last = (layout.offsets[:, 1:] - 1).clamp(min=0)
-            slot_documents = documents.gather(1, last.long())
+            slot_documents = document_ids(cu_seqlens, (layout.offsets[:, 1:] - 1).clamp(min=0))
         x, patches = self.local_encoder(self.embed(tokens, cu_seqlens), layout, documents)
         patches = self.global_transformer(patches, slot_documents)
         x = self.local_decoder(x, patches, layout, documents)

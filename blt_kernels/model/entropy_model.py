@@ -31,7 +31,9 @@ class EntropyModel(nn.Module):
     def hidden(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
         """Normalised final states [B, N, dim] of tokens [B, N]."""
         x = self.embed_tokens(tokens)
-        documents = None if cu_seqlens is None else document_ids(cu_seqlens, tokens.shape[1])
+        documents = None
+        if cu_seqlens is not None:
+            documents = document_ids(cu_seqlens, torch.arange(tokens.shape[1], device=tokens.device)[None])
         plan = plan_attention(self.config.transformer, x, documents)
         for layer in self.layers:
             x = layer(x, plan)

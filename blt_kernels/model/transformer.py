@@ -28,10 +28,9 @@ class AttentionPlan:
     block: int
 
 
-def document_ids(cu_seqlens: torch.Tensor, num_positions: int) -> torch.Tensor:
-    """[1, L]: the sequence of each position of a packed row; the tail after the last sequence counts as one more."""
-    positions = torch.arange(num_positions, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    return torch.searchsorted(cu_seqlens[1:], positions, right=True)[None]
+def document_ids(cu_seqlens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The sequence of each of `positions` in a packed row; the tail after the last sequence counts as one more."""
+    return torch.searchsorted(cu_seqlens[1:], positions.to(cu_seqlens.dtype), right=True)
 
 
 def plan_attention(config: TransformerConfig, x: torch.Tensor, documents: torch.Tensor | None) -> AttentionPlan:
