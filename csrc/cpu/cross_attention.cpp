@@ -1,5 +1,6 @@
-// Cross-attention on the CPU. Two small products do all the work, `dots` (scores) and `combine` (weighted sums), on
-// tiles of a few query rows and all the keys that they see, so that a key or value row is read once for a tile.
+// Cross-attention on the CPU. Two small products do the work, `dots` (scores) and `combine` (weighted sums), on tiles of a
+// few rows whose accumulators stay in registers. Between them lie the scores of a group as [key][head][query]: softmax
+// runs down the keys with heads and queries side by side in the lanes, full ones even for a patch of one byte.
 #include "cpu/cross_attention.h"
 
 #include "cpu/vec.h"
@@ -8,9 +9,11 @@ namespace blt::cpu::BLT_CPU_CAPABILITY {
 
 namespace {
 
-// Rows of a tile and registers of a row: accumulators and operands fit the 32 (16) vector registers.
+// Rows of a tile on either side: their accumulators and operands fit the 32 (16) vector registers.
 constexpr int64_t kTile = kVecBytes == 64 ? 4 : 2;
-constexpr int64_t kColumns = 4;
+constexpr int64_t kRegisters = 4;  // of a row in `combine`
+// Long sums are sums of chunks, of this many terms or about as many as there are chunks, to keep rounding down.
+constexpr int64_t kChunk = 16;
 
 template <int64_t N>
 struct Count {
@@ -28,6 +31,22 @@ BLT_INLINE void with_count(int64_t n, const Body& body) {
   body(Count<Max>{});
 }
 
+// body(i, Count<n>{}) for i = 0, kTile, ... with n rows of `count` left, kTile at most.
+template <class Body>
+BLT_INLINE void for_each_tile(int64_t count, const Body& body) {
+  for (int64_t i = 0; i < count; i += kTile) {
+    with_count<kTile>(min_of(count - i, kTile), [&](auto rows) BLT_INLINE_LAMBDA { body(i, rows); });
+  }
+}
+
+// body(begin, end) for the chunks of 0 .. count.
+template <class Body>
+BLT_INLINE void for_each_chunk(int64_t count, const Body& body) {
+  int64_t chunk = kChunk;
+  while (chunk * chunk < count) chunk *= 2;
+  for (int64_t i = 0; i < count; i += chunk) body(i, min_of(i + chunk, count));
+}
+
 // Some rows, `width` elements each, of a tensor.
 template <class T>
 struct Rows {
@@ -42,16 +61,15 @@ constexpr int64_t padded(int64_t n) {
   return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
 }
 
-// out[r * stride + j] = scale * (a[a_begin + r] . b[b_begin + j]) for r < R, j < J.
+// out[j * stride + r] = scale * (a[a_begin + r] . b[b_begin + j]) for r < R, j < J.
 template <int64_t R, int64_t J, class T>
 BLT_INLINE void dot_tile(const Rows<const T>& a, int64_t a_begin, const Rows<const T>& b, int64_t b_begin,
                          Acc<T> scale, Acc<T>* out, int64_t stride) {
   using A = Acc<T>;
-  const T* x[R];
-  const T* y[J];
+  const T *x[R], *y[J];
   for (int64_t r = 0; r < R; ++r) x[r] = a[a_begin + r];
   for (int64_t j = 0; j < J; ++j) y[j] = b[b_begin + j];
-  Vec<A> acc[R * J] = {};
+  Vec<A> acc[J * R] = {};
   const auto step = [&](const auto& get) BLT_INLINE_LAMBDA {
     Vec<A> xe[R];
 #pragma GCC unroll 4
@@ -60,7 +78,7 @@ BLT_INLINE void dot_tile(const Rows<const T>& a, int64_t a_begin, const Rows<con
     for (int64_t j = 0; j < J; ++j) {
       const Vec<A> ye = get(y[j]);
 #pragma GCC unroll 4
-      for (int64_t r = 0; r < R; ++r) acc[r * J + j] += xe[r] * ye;
+      for (int64_t r = 0; r < R; ++r) acc[j * R + r] += xe[r] * ye;
     }
   };
   int64_t e = 0;
@@ -70,120 +88,109 @@ BLT_INLINE void dot_tile(const Rows<const T>& a, int64_t a_begin, const Rows<con
   if (e < a.width) {
     step([&](const T* p) BLT_INLINE_LAMBDA { return load_n(p + e, a.width - e); });
   }
-  A sums[padded<A>(R * J)];
-  horizontal_sums<A, R * J>(acc, sums);
+  A sums[padded<A>(J * R)];
+  horizontal_sums<A, J * R>(acc, sums);
 #pragma GCC unroll 4
-  for (int64_t r = 0; r < R; ++r) {
+  for (int64_t j = 0; j < J; ++j) {
 #pragma GCC unroll 4
-    for (int64_t j = 0; j < J; ++j) out[r * stride + j] = sums[r * J + j] * scale;
+    for (int64_t r = 0; r < R; ++r) out[j * stride + r] = sums[j * R + r] * scale;
   }
 }
 
-// out[r * stride + j] = scale * (a[a_begin + r] . b[j]) for r < R, j < count; `fill` up to padded(count).
-template <int64_t R, class T>
-void dots(const Rows<const T>& a, int64_t a_begin, const Rows<const T>& b, int64_t count, Acc<T> scale, Acc<T> fill,
-          Acc<T>* out, int64_t stride) {
-  int64_t j = 0;
-  for (; j + kColumns <= count; j += kColumns) {
-    dot_tile<R, kColumns>(a, a_begin, b, j, scale, out + j, stride);
-  }
-  if (j < count) {
-    with_count<kColumns - 1>(count - j, [&](auto columns) {
-      dot_tile<R, decltype(columns)::value>(a, a_begin, b, j, scale, out + j, stride);
+// out[j * stride + i] = scale * (a[i] . b[j])
+template <class T>
+void dots(const Rows<const T>& a, int64_t a_count, const Rows<const T>& b, int64_t b_count, Acc<T> scale, Acc<T>* out,
+          int64_t stride) {
+  for_each_tile(a_count, [&](int64_t i, auto rows) {
+    for_each_tile(b_count, [&](int64_t j, auto columns) BLT_INLINE_LAMBDA {
+      dot_tile<decltype(rows)::value, decltype(columns)::value>(a, i, b, j, scale, out + j * stride + i, stride);
     });
-  }
-  for (int64_t r = 0; r < R; ++r) {
-    for (j = count; j < padded<Acc<T>>(count); ++j) out[r * stride + j] = fill;
-  }
+  });
 }
 
-// to[to_begin + r] = sum_n weights[r * row_stride + n * column_stride] from[n] for r < R, n < count.
-template <int64_t R, class T>
-void combine(const Acc<T>* weights, int64_t row_stride, int64_t column_stride, const Rows<const T>& from,
-             int64_t count, const Rows<T>& to, int64_t to_begin) {
+// to[i] = sum_n weights[i * row_stride + n * column_stride] from[n]
+template <class T>
+void combine(const Acc<T>* weights, int64_t row_stride, int64_t column_stride, const Rows<const T>& from, int64_t count,
+             const Rows<T>& to, int64_t to_count) {
   using A = Acc<T>;
-  const int64_t width = to.width;
-  T* rows[R];
-  for (int64_t r = 0; r < R; ++r) rows[r] = to[to_begin + r];
-  const auto columns = [&](auto registers, int64_t e, const auto& get, const auto& put) BLT_INLINE_LAMBDA {
-    constexpr int64_t V = decltype(registers)::value;
-    Vec<A> acc[R][V] = {};
-    for (int64_t n = 0; n < count; ++n) {
-      const T* row = from[n] + e;
-      Vec<A> x[V];
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < V; ++i) x[i] = get(row + i * kLanes<A>);
-#pragma GCC unroll 4
-      for (int64_t r = 0; r < R; ++r) {
-        const A weight = weights[r * row_stride + n * column_stride];
-#pragma GCC unroll 4
-        for (int64_t i = 0; i < V; ++i) acc[r][i] += x[i] * weight;
-      }
-    }
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < V; ++i) put(rows[r] + e + i * kLanes<A>, acc[r][i]);
-    }
-  };
   const auto get = [](const T* p) BLT_INLINE_LAMBDA { return load(p); };
   const auto put = [](T* p, Vec<A> x) BLT_INLINE_LAMBDA { store(p, x); };
-  int64_t e = 0;
-  for (; e + kColumns * kLanes<A> <= width; e += kColumns * kLanes<A>) columns(Count<kColumns>{}, e, get, put);
-  for (; e + kLanes<A> <= width; e += kLanes<A>) columns(Count<1>{}, e, get, put);
-  if (e < width) {
-    const int64_t n = width - e;
-    columns(Count<1>{}, e, [&](const T* p) BLT_INLINE_LAMBDA { return load_n(p, n); },
-            [&](T* p, Vec<A> x) BLT_INLINE_LAMBDA { store_n(p, x, n); });
-  }
-}
-
-// R rows of scores -> their softmax, in place; lse[r] is the log of the sum of the exponentials of the scores.
-template <int64_t R, class A>
-void softmax(A* scores, int64_t stride, int64_t count, A (&lse)[R]) {
-  Vec<A> sums[R];
-  for (int64_t r = 0; r < R; ++r) {
-    A* row = scores + r * stride;
-    Vec<A> top = load(row);
-    for (int64_t j = kLanes<A>; j < count; j += kLanes<A>) top = maximum<A>(load(row + j), top);
-    lse[r] = horizontal_max<A>(top);
-    sums[r] = Vec<A>{};
-    for (int64_t j = 0; j < count; j += kLanes<A>) {
-      const Vec<A> e = exp(load(row + j) - lse[r]);
-      store(row + j, e);
-      sums[r] += e;
+  for_each_tile(to_count, [&](int64_t i, auto tile_rows) {
+    constexpr int64_t R = decltype(tile_rows)::value;
+    const A* const tile_weights = weights + i * row_stride;
+    // `V` registers of each row of the tile, from element e.
+    const auto registers = [&](auto tile_registers, int64_t e, const auto& get, const auto& put) BLT_INLINE_LAMBDA {
+      constexpr int64_t V = decltype(tile_registers)::value;
+      Vec<A> acc[R * V];
+      const auto sum = [&](int64_t begin, int64_t end) BLT_INLINE_LAMBDA {
+#pragma GCC unroll 16
+        for (int64_t k = 0; k < R * V; ++k) acc[k] = Vec<A>{};
+        for (int64_t n = begin; n < end; ++n) {
+          const T* row = from[n] + e;
+          Vec<A> x[V];
+#pragma GCC unroll 4
+          for (int64_t k = 0; k < V; ++k) x[k] = get(row + k * kLanes<A>);
+#pragma GCC unroll 4
+          for (int64_t r = 0; r < R; ++r) {
+            const A weight = tile_weights[r * row_stride + n * column_stride];
+#pragma GCC unroll 4
+            for (int64_t k = 0; k < V; ++k) acc[r * V + k] += x[k] * weight;
+          }
+        }
+      };
+      const auto write = [&](const Vec<A>* result) BLT_INLINE_LAMBDA {
+#pragma GCC unroll 4
+        for (int64_t r = 0; r < R; ++r) {
+          T* row = to[i + r] + e;
+#pragma GCC unroll 4
+          for (int64_t k = 0; k < V; ++k) put(row + k * kLanes<A>, result[r * V + k]);
+        }
+      };
+      if (count <= kChunk) {
+        sum(0, count);
+        write(acc);
+      } else {
+        Vec<A> total[R * V] = {};
+        for_each_chunk(count, [&](int64_t begin, int64_t end) BLT_INLINE_LAMBDA {
+          sum(begin, end);
+          for (int64_t k = 0; k < R * V; ++k) total[k] += acc[k];
+        });
+        write(total);
+      }
+    };
+    int64_t e = 0;
+    for (; e + kRegisters * kLanes<A> <= to.width; e += kRegisters * kLanes<A>) registers(Count<kRegisters>{}, e, get, put);
+    for (; e + kLanes<A> <= to.width; e += kLanes<A>) registers(Count<1>{}, e, get, put);
+    if (e < to.width) {
+      const int64_t n = to.width - e;
+      registers(Count<1>{}, e, [&](const T* p) BLT_INLINE_LAMBDA { return load_n(p, n); },
+                [&](T* p, Vec<A> x) BLT_INLINE_LAMBDA { store_n(p, x, n); });
     }
-  }
-  A totals[kLanes<A>];
-  horizontal_sums<A, R>(sums, totals);
-  A logs[kLanes<A>];
-  store(logs, log(load(totals)));
-  for (int64_t r = 0; r < R; ++r) {
-    lse[r] += logs[r];
-    for (int64_t j = r * stride; j < r * stride + count; j += kLanes<A>) store(scores + j, load(scores + j) / totals[r]);
-  }
+  });
 }
 
-// The rows that a group's queries see and that its keys are seen by, and the kernels' view of one key head of them.
+// What the gradient of a query's softmax needs to know about all its keys: the largest score, the sum of the exponentials
+// of the scores less that, and the sum of p dp.
+template <class A>
+struct RowTerms {
+  A *top, *sum, *delta;
+};
+
+// Queries and keys that meet, for the key heads head_begin .. head_end - 1. All numbers about them are arrays over
+// [key][head][query] or [head][query], the latter dimensions together padded to whole registers.
 template <class T>
-struct Worker {
+struct Meeting {
   using A = Acc<T>;
   const CrossAttentionArgs& args;
-  int64_t* q_index;   // of each query row, the row in [query rows * H, E], for key head 0
-  int64_t* kv_index;  // of each key row, the row in [key rows * Hkv, E], for key head 0
-  A* scratch;
-  int64_t q_count = 0, kv_count = 0;
+  int64_t head_begin, head_end;
+  const int64_t* q_index;  // of each query row, the row in [query rows * H, E], for key head 0
+  int64_t q_count;
+  const int64_t* kv_index;  // of each key row, the row in [key rows * Hkv, E], for key head 0
+  int64_t kv_count;
 
   int64_t queries_per_key() const { return args.heads / args.kv_heads; }
-
-  void add_queries(const AttentionGroup& group) {
-    for (int64_t row = group.q_begin; row < group.q_end; ++row) {
-      for (int64_t g = 0; g < queries_per_key(); ++g) q_index[q_count++] = row * args.heads + g;
-    }
-  }
-  void add_keys(int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) kv_index[kv_count++] = row * args.kv_heads;
-  }
+  int64_t stride() const { return padded<A>((head_end - head_begin) * q_count); }
+  int64_t position(int64_t head) const { return (head - head_begin) * q_count; }
 
   Rows<const T> queries(const void* base, int64_t head) const {
     return {static_cast<const T*>(base) + head * queries_per_key() * args.width, q_index, args.width};
@@ -197,136 +204,152 @@ struct Worker {
   Rows<T> keys(void* base, int64_t head) const {
     return {static_cast<T*>(base) + head * args.width, kv_index, args.width};
   }
-  // The query's element of a [query rows, H] tensor.
-  int64_t per_query(int64_t head, int64_t i) const { return q_index[i] + head * queries_per_key(); }
 
-  void zero(const Rows<T>& rows, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) memset(rows[i], 0, size_t(args.width) * sizeof(T));
+  // body(index in a [query rows, H] tensor, index in a [head][query] array)
+  template <class Body>
+  void for_each_query(const Body& body) const {
+    for (int64_t head = head_begin; head < head_end; ++head) {
+      for (int64_t i = 0; i < q_count; ++i) body(q_index[i] + head * queries_per_key(), position(head) + i);
+    }
   }
 
-  void forward(int64_t head) {
-    const Rows<T> out = queries(args.out, head);
+  void zero(void* base) const {
+    for (int64_t head = head_begin; head < head_end; ++head) {
+      const Rows<T> rows = queries(base, head);
+      for (int64_t i = 0; i < q_count; ++i) memset(rows[i], 0, size_t(args.width) * sizeof(T));
+    }
+  }
+
+  void forward(A* numbers) const {
+    A* const out_lse = static_cast<A*>(args.lse);
     if (kv_count == 0) {
-      zero(out, q_count);
-      for (int64_t i = 0; i < q_count; ++i) static_cast<A*>(args.lse)[per_query(head, i)] = -A(__builtin_inf());
+      zero(args.out);
+      for_each_query([&](int64_t row, int64_t) { out_lse[row] = -A(__builtin_inf()); });
       return;
     }
-    const int64_t stride = padded<A>(kv_count);
-    for (int64_t i = 0; i < q_count; i += kTile) {
-      with_count<kTile>(min_of(q_count - i, kTile), [&](auto rows) {
-        constexpr int64_t R = decltype(rows)::value;
-        dots<R, T>(queries(args.q, head), i, keys(args.k, head), kv_count, A(args.scale), -A(__builtin_inf()), scratch,
-                   stride);
-        A lse[R];
-        softmax<R>(scratch, stride, kv_count, lse);
-        for (int64_t r = 0; r < R; ++r) static_cast<A*>(args.lse)[per_query(head, i + r)] = lse[r];
-        combine<R, T>(scratch, stride, 1, keys(args.v, head), kv_count, out, i);
-      });
+    A *const lse = numbers, *const p = numbers + stride();
+    for (int64_t head = head_begin; head < head_end; ++head) {
+      dots<T>(queries(args.q, head), q_count, keys(args.k, head), kv_count, A(args.scale), p + position(head), stride());
+    }
+    softmax(p, lse);
+    for_each_query([&](int64_t row, int64_t i) { out_lse[row] = lse[i]; });
+    for (int64_t head = head_begin; head < head_end; ++head) {
+      combine<T>(p + position(head), 1, stride(), keys(args.v, head), kv_count, queries(args.out, head), q_count);
     }
   }
 
-  void backward_queries(int64_t head) {
+  // Scores -> softmax over the keys, in place, and the log of the sum of their exponentials.
+  void softmax(A* p, A* lse) const {
+    for (int64_t x = 0; x < stride(); x += kLanes<A>) {
+      const Vec<A> top = largest(p, x);
+      Vec<A> sum = {};
+      for_each_chunk(kv_count, [&](int64_t begin, int64_t end) {
+        Vec<A> part = {};
+        for (int64_t j = begin; j < end; ++j) {
+          A* const p_j = p + j * stride() + x;
+          const Vec<A> e = exp(load(p_j) - top);
+          store(p_j, e);
+          part += e;
+        }
+        sum += part;
+      });
+      for (int64_t j = 0; j < kv_count; ++j) {
+        A* const p_j = p + j * stride() + x;
+        store(p_j, load(p_j) / sum);
+      }
+      store(lse + x, top + log(sum));
+    }
+  }
+
+  // The largest score of each query of a register.
+  Vec<A> largest(const A* scores, int64_t x) const {
+    Vec<A> top = load(scores + x);
+    for (int64_t j = 1; j < kv_count; ++j) top = maximum<A>(load(scores + j * stride() + x), top);
+    return top;
+  }
+
+  // Scores and dp -> p and dscore = scale p (dp - delta), delta = the sum over the keys of p dp, in place. What is summed
+  // over the keys of a query is kept in `terms`, or with `known` taken from there: these keys are only some of them.
+  void softmax_backward(A* p, A* ds, const RowTerms<A>& terms, bool known) const {
+    for (int64_t x = 0; x < stride(); x += kLanes<A>) {
+      const Vec<A> top = known ? load(terms.top + x) : largest(p, x);
+      Vec<A> sum = {}, delta = {};
+      for_each_chunk(kv_count, [&](int64_t begin, int64_t end) {
+        Vec<A> sum_part = {}, delta_part = {};
+        for (int64_t j = begin; j < end; ++j) {
+          A* const p_j = p + j * stride() + x;
+          const Vec<A> e = exp(load(p_j) - top);
+          store(p_j, e);
+          sum_part += e;
+          delta_part += e * load(ds + j * stride() + x);
+        }
+        sum += sum_part;
+        delta += delta_part;
+      });
+      if (known) {
+        sum = load(terms.sum + x);
+        delta = load(terms.delta + x);
+      } else {
+        delta /= sum;
+        store(terms.top + x, top);
+        store(terms.sum + x, sum);
+        store(terms.delta + x, delta);
+      }
+      for (int64_t j = 0; j < kv_count; ++j) {
+        A *const p_j = p + j * stride() + x, *const ds_j = ds + j * stride() + x;
+        const Vec<A> weight = load(p_j) / sum;
+        store(p_j, weight);
+        store(ds_j, weight * (load(ds_j) - delta) * A(args.scale));
+      }
+    }
+  }
+
+  enum class Pass { all, queries, keys };
+
+  template <Pass pass>
+  void backward(A* numbers) const {
     if (kv_count == 0) {
-      if (args.grad_q != nullptr) zero(queries(args.grad_q, head), q_count);
+      if (pass != Pass::keys && args.grad_q != nullptr) zero(args.grad_q);
       return;
     }
-    // p and dscore of all queries when the keys' gradients are made from them here, else of one tile.
-    const int64_t stride = padded<A>(kv_count), tile_step = args.windowed ? 0 : stride;
-    A* const all_p = scratch;
-    A* const all_ds = scratch + (args.windowed ? kTile : q_count) * stride;
-    for (int64_t i = 0; i < q_count; i += kTile) {
-      with_count<kTile>(min_of(q_count - i, kTile), [&](auto rows) {
-        constexpr int64_t R = decltype(rows)::value;
-        A *p = all_p + i * tile_step, *ds = all_ds + i * tile_step;
-        dots<R, T>(queries(args.q, head), i, keys(args.k, head), kv_count, A(args.scale), -A(__builtin_inf()), p, stride);
-        dots<R, T>(queries(args.grad, head), i, keys(args.v, head), kv_count, A(1), A(0), ds, stride);
-        // p = exp(score - lse) / their sum: dividing again takes out the rounding of lse.
-        Vec<A> sums[R] = {}, products[R] = {};
-        for (int64_t r = 0; r < R; ++r) {
-          const A lse = static_cast<const A*>(args.lse_in)[per_query(head, i + r)];
-          for (int64_t j = r * stride; j < (r + 1) * stride; j += kLanes<A>) {
-            const Vec<A> e = exp(load(p + j) - lse);
-            store(p + j, e);
-            sums[r] += e;
-            products[r] += e * load(ds + j);
-          }
-        }
-        A sum[kLanes<A>], delta[kLanes<A>];
-        horizontal_sums<A, R>(sums, sum);
-        horizontal_sums<A, R>(products, delta);
-        for (int64_t r = 0; r < R; ++r) {
-          delta[r] /= sum[r];
-          for (int64_t j = r * stride; j < (r + 1) * stride; j += kLanes<A>) {
-            const Vec<A> weight = load(p + j) / sum[r];
-            store(p + j, weight);
-            store(ds + j, weight * (load(ds + j) - delta[r]) * A(args.scale));
-          }
-          if (args.windowed) {
-            A* const saved = static_cast<A*>(args.row_terms) + 2 * per_query(head, i + r);
-            saved[0] = sum[r];
-            saved[1] = delta[r];
-          }
-        }
-        if (args.grad_q != nullptr) {
-          combine<R, T>(ds, stride, 1, keys(args.k, head), kv_count, queries(args.grad_q, head), i);
-        }
+    const RowTerms<A> terms{numbers, numbers + stride(), numbers + 2 * stride()};
+    A *const p = numbers + 3 * stride(), *const ds = p + kv_count * stride();
+    A* const row_terms = static_cast<A*>(args.row_terms);
+    if (pass == Pass::keys) {
+      for_each_query([&](int64_t row, int64_t i) {
+        terms.top[i] = row_terms[3 * row], terms.sum[i] = row_terms[3 * row + 1], terms.delta[i] = row_terms[3 * row + 2];
       });
     }
-    if (!args.windowed) key_gradients(head, 0, kv_count, all_p, all_ds, 1, stride);
-  }
-
-  void backward_keys(int64_t head) {
-    const int64_t stride = padded<A>(q_count);
-    A *const lse = scratch, *const sum = lse + stride, *const delta = sum + stride;
-    A *const p = delta + stride, *const ds = p + kTile * stride;
-    for (int64_t i = 0; i < stride; ++i) {
-      const int64_t row = per_query(head, min_of(i, q_count - 1));
-      lse[i] = static_cast<const A*>(args.lse_in)[row];
-      sum[i] = static_cast<const A*>(args.row_terms)[2 * row];
-      delta[i] = static_cast<const A*>(args.row_terms)[2 * row + 1];
+    for (int64_t head = head_begin; head < head_end; ++head) {
+      const int64_t x = position(head);
+      dots<T>(queries(args.q, head), q_count, keys(args.k, head), kv_count, A(args.scale), p + x, stride());
+      dots<T>(queries(args.grad, head), q_count, keys(args.v, head), kv_count, A(1), ds + x, stride());
     }
-    for (int64_t i = 0; i < kv_count; i += kTile) {
-      with_count<kTile>(min_of(kv_count - i, kTile), [&](auto rows) {
-        constexpr int64_t R = decltype(rows)::value;
-        dots<R, T>(keys(args.k, head), i, queries(args.q, head), q_count, A(args.scale), -A(__builtin_inf()), p, stride);
-        dots<R, T>(keys(args.v, head), i, queries(args.grad, head), q_count, A(1), A(0), ds, stride);
-        for (int64_t r = 0; r < R; ++r) {
-          for (int64_t j = 0; j < stride; j += kLanes<A>) {
-            A *const p_j = p + r * stride + j, *const ds_j = ds + r * stride + j;
-            const Vec<A> weight = exp(load(p_j) - load(lse + j)) / load(sum + j);
-            store(p_j, weight);
-            store(ds_j, weight * (load(ds_j) - load(delta + j)) * A(args.scale));
-          }
-        }
-        key_gradients(head, i, R, p, ds, stride, 1);
+    softmax_backward(p, ds, terms, pass == Pass::keys);
+    if (pass == Pass::queries) {
+      for_each_query([&](int64_t row, int64_t i) {
+        row_terms[3 * row] = terms.top[i], row_terms[3 * row + 1] = terms.sum[i], row_terms[3 * row + 2] = terms.delta[i];
       });
     }
-  }
-
-  // grad_k and grad_v of `count` key rows; `key_stride` leads from key to key in p and ds, `query_stride` from query to
-  // query.
-  void key_gradients(int64_t head, int64_t begin, int64_t count, const A* p, const A* ds, int64_t key_stride,
-                     int64_t query_stride) {
-    for (int64_t i = 0; i < count; i += kTile) {
-      with_count<kTile>(min_of(count - i, kTile), [&](auto rows) {
-        constexpr int64_t R = decltype(rows)::value;
-        if (args.grad_k != nullptr) {
-          combine<R, T>(ds + i * key_stride, key_stride, query_stride, queries(args.q, head), q_count,
-                        keys(args.grad_k, head), begin + i);
-        }
-        if (args.grad_v != nullptr) {
-          combine<R, T>(p + i * key_stride, key_stride, query_stride, queries(args.grad, head), q_count,
-                        keys(args.grad_v, head), begin + i);
-        }
-      });
+    for (int64_t head = head_begin; head < head_end; ++head) {
+      const int64_t x = position(head);
+      if (pass != Pass::keys && args.grad_q != nullptr) {
+        combine<T>(ds + x, 1, stride(), keys(args.k, head), kv_count, queries(args.grad_q, head), q_count);
+      }
+      if (pass != Pass::queries && args.grad_k != nullptr) {
+        combine<T>(ds + x, stride(), 1, queries(args.q, head), q_count, keys(args.grad_k, head), kv_count);
+      }
+      if (pass != Pass::queries && args.grad_v != nullptr) {
+        combine<T>(p + x, stride(), 1, queries(args.grad, head), q_count, keys(args.grad_v, head), kv_count);
+      }
     }
   }
 };
 
-// body(group, head, whether the group is another than before) for the pairs that start in begin .. end.
+// body(group, head_begin, head_end) for the pairs that start in begin .. end.
 template <class Body>
-void for_each_pair(const CrossAttentionArgs& args, int64_t begin, int64_t end, const Body& body) {
-  // The first group that starts at `begin` or later, and the one before it, of which later heads may start there.
+void for_each_group(const CrossAttentionArgs& args, int64_t begin, int64_t end, const Body& body) {
+  // The first group that starts at `begin` or later, and before it one of which only later heads may.
   int64_t low = 0, high = args.num_groups;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
@@ -341,49 +364,70 @@ void for_each_pair(const CrossAttentionArgs& args, int64_t begin, int64_t end, c
     if (start >= end) {
       return;
     }
-    bool fresh = true;
-    for (int64_t head = 0; head < args.kv_heads; ++head) {
-      if (start + head * cost >= begin && start + head * cost < end) {
-        body(i, head, fresh);
-        fresh = false;
-      }
+    // Head h starts at start + h * cost.
+    const int64_t head_begin = start >= begin ? 0 : (begin - start + cost - 1) / cost;
+    const int64_t head_end = min_of(args.kv_heads, (end - start + cost - 1) / cost);
+    if (head_begin < head_end) {
+      body(i, head_begin, head_end);
     }
   }
 }
 
-// The queries of group `i` and all the keys that they see.
-template <class T>
-void take_queries(Worker<T>& worker, int64_t i) {
-  const AttentionGroup* groups = worker.args.groups;
-  worker.q_count = worker.kv_count = 0;
-  worker.add_queries(groups[i]);
-  if (groups[i].first <= i) worker.add_keys(groups[groups[i].first].kv_begin, groups[i].kv_end);
-}
-
-// The keys of group `i` and all the queries that see them.
-template <class T>
-void take_keys(Worker<T>& worker, int64_t i) {
-  const AttentionGroup* groups = worker.args.groups;
-  worker.q_count = worker.kv_count = 0;
-  worker.add_keys(groups[i].kv_begin, groups[i].kv_end);
-  for (int64_t other = i; other < groups[i].last; ++other) {
-    if (groups[other].first <= i) worker.add_queries(groups[other]);
+int64_t list_queries(const CrossAttentionArgs& args, int64_t begin, int64_t end, int64_t* index) {
+  const int64_t queries_per_key = args.heads / args.kv_heads;
+  int64_t count = 0;
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t g = 0; g < queries_per_key; ++g) index[count++] = row * args.heads + g;
   }
+  return count;
 }
 
-template <class T>
-Worker<T> make_worker(const CrossAttentionArgs& args, const CrossAttentionScratch& scratch) {
-  return {args, scratch.q_index, scratch.kv_index, static_cast<Acc<T>*>(scratch.numbers)};
+int64_t list_keys(const CrossAttentionArgs& args, int64_t begin, int64_t end, int64_t* index) {
+  for (int64_t row = begin; row < end; ++row) index[row - begin] = row * args.kv_heads;
+  return end - begin;
+}
+
+// body(meeting) for the queries of each group and all the keys that they see.
+template <class T, class Body>
+void for_each_queries(const CrossAttentionArgs& args, int64_t begin, int64_t end, const CrossAttentionScratch& scratch,
+                      const Body& body) {
+  for_each_group(args, begin, end, [&](int64_t i, int64_t head_begin, int64_t head_end) {
+    const AttentionGroup& group = args.groups[i];
+    const int64_t q_count = list_queries(args, group.q_begin, group.q_end, scratch.q_index);
+    const int64_t kv_count =
+        group.first <= i ? list_keys(args, args.groups[group.first].kv_begin, group.kv_end, scratch.kv_index) : 0;
+    body(Meeting<T>{args, head_begin, head_end, scratch.q_index, q_count, scratch.kv_index, kv_count});
+  });
+}
+
+// body(part) for blocks of the meeting's queries that keep the scores of a block small.
+template <class T, class Body>
+void for_each_block_of_queries(const Meeting<T>& meeting, const Body& body) {
+  const int64_t block = cross_attention_block(meeting.args.kv_heads, meeting.kv_count);
+  for (int64_t i = 0; i < meeting.q_count; i += block) {
+    Meeting<T> part = meeting;
+    part.q_index += i;
+    part.q_count = min_of(block, meeting.q_count - i);
+    body(part);
+  }
 }
 
 }  // namespace
 
 void cross_attention(const CrossAttentionArgs& args, int64_t begin, int64_t end, const CrossAttentionScratch& scratch) {
   BLT_DISPATCH_FLOAT(args.dtype, T, {
-    auto worker = make_worker<T>(args, scratch);
-    for_each_pair(args, begin, end, [&](int64_t i, int64_t head, bool fresh) {
-      if (fresh) take_queries(worker, i);
-      worker.forward(head);
+    for_each_queries<T>(args, begin, end, scratch, [&](const Meeting<T>& meeting) {
+      for_each_block_of_queries(
+          meeting, [&](const Meeting<T>& part) { part.forward(static_cast<Acc<T>*>(scratch.numbers)); });
+    });
+  })
+}
+
+void cross_attention_backward(const CrossAttentionArgs& args, int64_t begin, int64_t end,
+                              const CrossAttentionScratch& scratch) {
+  BLT_DISPATCH_FLOAT(args.dtype, T, {
+    for_each_queries<T>(args, begin, end, scratch, [&](const Meeting<T>& meeting) {
+      meeting.template backward<Meeting<T>::Pass::all>(static_cast<Acc<T>*>(scratch.numbers));
     });
   })
 }
@@ -391,10 +435,10 @@ void cross_attention(const CrossAttentionArgs& args, int64_t begin, int64_t end,
 void cross_attention_backward_queries(const CrossAttentionArgs& args, int64_t begin, int64_t end,
                                       const CrossAttentionScratch& scratch) {
   BLT_DISPATCH_FLOAT(args.dtype, T, {
-    auto worker = make_worker<T>(args, scratch);
-    for_each_pair(args, begin, end, [&](int64_t i, int64_t head, bool fresh) {
-      if (fresh) take_queries(worker, i);
-      worker.backward_queries(head);
+    for_each_queries<T>(args, begin, end, scratch, [&](const Meeting<T>& meeting) {
+      for_each_block_of_queries(meeting, [&](const Meeting<T>& part) {
+        part.template backward<Meeting<T>::Pass::queries>(static_cast<Acc<T>*>(scratch.numbers));
+      });
     });
   })
 }
@@ -402,10 +446,20 @@ void cross_attention_backward_queries(const CrossAttentionArgs& args, int64_t be
 void cross_attention_backward_keys(const CrossAttentionArgs& args, int64_t begin, int64_t end,
                                    const CrossAttentionScratch& scratch) {
   BLT_DISPATCH_FLOAT(args.dtype, T, {
-    auto worker = make_worker<T>(args, scratch);
-    for_each_pair(args, begin, end, [&](int64_t i, int64_t head, bool fresh) {
-      if (fresh) take_keys(worker, i);
-      worker.backward_keys(head);
+    for_each_group(args, begin, end, [&](int64_t i, int64_t head_begin, int64_t head_end) {
+      const AttentionGroup& group = args.groups[i];
+      int64_t q_count = 0;
+      for (int64_t other = i; other < group.last; ++other) {
+        const AttentionGroup& viewer = args.groups[other];
+        if (viewer.first <= i) q_count += list_queries(args, viewer.q_begin, viewer.q_end, scratch.q_index + q_count);
+      }
+      const int64_t kv_count = list_keys(args, group.kv_begin, group.kv_end, scratch.kv_index);
+      const int64_t block = cross_attention_block(args.kv_heads, q_count);
+      for (int64_t j = 0; j < kv_count; j += block) {
+        const Meeting<T> part{args, head_begin, head_end, scratch.q_index, q_count, scratch.kv_index + j,
+                              min_of(block, kv_count - j)};
+        part.template backward<Meeting<T>::Pass::keys>(static_cast<Acc<T>*>(scratch.numbers));
+      }
     });
   })
 }

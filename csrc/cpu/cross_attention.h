@@ -19,7 +19,6 @@ struct AttentionGroup {
 
 struct CrossAttentionArgs {
   DType dtype;
-  bool windowed;                  // some group may see keys of another group
   int64_t heads, kv_heads, width;  // H, Hkv, E
   double scale;
   int64_t num_groups;
@@ -27,21 +26,28 @@ struct CrossAttentionArgs {
   const void* q;                 // [query rows, H, E]
   const void* k;                 // [key rows, Hkv, E]
   const void* v;
-  void* out;     // as q
-  void* lse;     // [query rows, H] of forward: natural log of the sum of the exponentials; -inf for a row that sees nothing
-  void* row_terms;  // [query rows, H, 2] of backward with `windowed`: sum of exp(score - lse), sum of p dp
-  const void* grad;    // of out
-  const void* lse_in;  // of backward
+  // Forward.
+  void* out;  // as q
+  void* lse;  // [query rows, H] natural log of the sum of the exponentials; -inf for a row that sees nothing
+  // Backward.
+  const void* grad;  // of out
+  void* row_terms;   // [query rows, H, 3] with a window: what a query's softmax is made of, between the passes
   void* grad_q;      // null where not wanted
   void* grad_k;
   void* grad_v;
 };
 
-// Numbers of work space for two tiles of `rows` by `columns`: whole tiles in backward without `windowed`, a few rows of
-// them at a time else.
-inline int64_t cross_attention_numbers(int64_t rows, int64_t columns, bool windowed) {
-  const int64_t padded = columns + 16;  // lanes of the widest register
-  return (windowed ? 2 * 4 + 3 : 2 * (rows < 4 ? 4 : rows)) * padded;
+// Scores are held for a block of rows at a time: this many of one side, when each meets `others` of the other side.
+// (static: a copy of an AVX-512 object file must not serve the others.)
+static inline int64_t cross_attention_block(int64_t kv_heads, int64_t others) {
+  const int64_t block = (1 << 15) / (kv_heads * (others < 1 ? 1 : others));
+  return block < 4 ? 4 : block;
+}
+
+// Numbers of work space for the scores of so many query rows (times H / Hkv) and key rows.
+static inline int64_t cross_attention_numbers(int64_t kv_heads, int64_t queries, int64_t keys) {
+  const int64_t lanes = 16;  // of the widest register
+  return (2 * keys + 3) * (kv_heads * queries + lanes);
 }
 
 // Work space of one thread: room for the query rows (times H / Hkv) and for the key rows that meet in one group, and
@@ -56,10 +62,12 @@ struct CrossAttentionScratch {
 // takes its group's cost: equal ranges are equal work, however long a single group is.
 BLT_CPU_KERNEL(cross_attention, const CrossAttentionArgs& args, int64_t begin, int64_t end,
                const CrossAttentionScratch& scratch)
-// grad_q; without `windowed` grad_k and grad_v too, else row_terms.
+// All gradients where no group sees another's keys. The scores of a whole group are held at a time.
+BLT_CPU_KERNEL(cross_attention_backward, const CrossAttentionArgs& args, int64_t begin, int64_t end,
+               const CrossAttentionScratch& scratch)
+// With a window: grad_q and row_terms, then grad_k and grad_v from row_terms.
 BLT_CPU_KERNEL(cross_attention_backward_queries, const CrossAttentionArgs& args, int64_t begin, int64_t end,
                const CrossAttentionScratch& scratch)
-// grad_k and grad_v from row_terms, with `windowed` only.
 BLT_CPU_KERNEL(cross_attention_backward_keys, const CrossAttentionArgs& args, int64_t begin, int64_t end,
                const CrossAttentionScratch& scratch)
 

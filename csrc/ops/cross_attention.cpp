@@ -17,20 +17,11 @@ constexpr int64_t kLine = 64;                // bytes: threads share no cache li
 
 int64_t lines(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
-// What one group needs of a thread's work space, see CrossAttentionScratch.
-struct Space {
-  int64_t queries = 0, keys = 0, numbers = 0;
-
-  void include(int64_t q, int64_t kv, int64_t n) {
-    queries = std::max(queries, q), keys = std::max(keys, kv), numbers = std::max(numbers, n);
-  }
-};
-
 ScalarType arithmetic_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// Keys that the queries of group i see, and queries that see its keys.
+// Keys that the queries of group i see, and queries that see its keys (at most: those of empty patches do not).
 int64_t visible_keys(const std::vector<AttentionGroup>& groups, int64_t i) {
   const AttentionGroup& group = groups[i];
   return group.first <= i ? group.kv_end - groups[group.first].kv_begin : 0;
@@ -48,7 +39,6 @@ class Attention {
   Attention(AttentionPlan&& plan, const Tensor& q, const Tensor& k, const Tensor& v, std::optional<double> scale)
       : groups_(std::move(plan.groups)), q_(blt::contiguous(q)), k_(blt::contiguous(k)), v_(blt::contiguous(v)) {
     args.dtype = dtype_of(plan.op, "q", q);
-    args.windowed = plan.windowed;
     args.heads = q.size(2);
     args.kv_heads = k.size(2);
     args.width = q.size(3);
@@ -56,29 +46,45 @@ class Attention {
     args.q = q_.const_data_ptr();
     args.k = k_.const_data_ptr();
     args.v = v_.const_data_ptr();
-
-    const int64_t queries_per_key = args.heads / args.kv_heads;
+    args.num_groups = int64_t(groups_.size());
     int64_t cost = 0;
-    for (int64_t i = 0; i < int64_t(groups_.size()); ++i) {
+    for (int64_t i = 0; i < args.num_groups; ++i) {
       AttentionGroup& group = groups_[i];
-      const int64_t queries = (group.q_end - group.q_begin) * queries_per_key, keys = visible_keys(groups_, i);
       group.cost = cost;
-      cost += group.q_end - group.q_begin + std::max(keys, group.kv_end - group.kv_begin);
-      space_.include(queries, keys, cpu::cross_attention_numbers(queries, keys, args.windowed));
+      cost += group.q_end - group.q_begin + std::max(visible_keys(groups_, i), group.kv_end - group.kv_begin);
     }
     AttentionGroup total{};
     total.cost = cost;
-    args.num_groups = int64_t(groups_.size());
     groups_.push_back(total);
     args.groups = groups_.data();
   }
 
-  void run(Kernel kernel) const {
+  enum class Blocks { of_queries, of_keys, none };
+
+  // Runs the kernel over all groups on torch's threads. `blocks` says which side's rows it takes in blocks.
+  void run(Kernel kernel, Blocks blocks) const {
     const int64_t total = groups_.back().cost * args.kv_heads;
     const int64_t threads =
         std::min<int64_t>(torch::stable::get_num_threads(), 1 + total * args.width / kWorkPerThread);
-    const int64_t q_bytes = lines(space_.queries * 8), kv_bytes = lines(space_.keys * 8);
-    const int64_t bytes = q_bytes + kv_bytes + lines(space_.numbers * 8);
+    int64_t max_queries = 0, max_keys = 0, max_numbers = 0;
+    for (int64_t i = 0; i < args.num_groups; ++i) {
+      const AttentionGroup& group = groups_[i];
+      const bool of_keys = blocks == Blocks::of_keys;
+      int64_t queries = of_keys ? viewing_queries(groups_, i) : group.q_end - group.q_begin;
+      int64_t keys = of_keys ? group.kv_end - group.kv_begin : visible_keys(groups_, i);
+      queries *= args.heads / args.kv_heads;
+      max_queries = std::max(max_queries, queries);
+      max_keys = std::max(max_keys, keys);
+      if (of_keys) {
+        keys = std::min(keys, cpu::cross_attention_block(args.kv_heads, queries));
+      } else if (blocks == Blocks::of_queries) {
+        queries = std::min(queries, cpu::cross_attention_block(args.kv_heads, keys));
+      }
+      max_numbers = std::max(max_numbers, cpu::cross_attention_numbers(args.kv_heads, queries, keys));
+    }
+    const int64_t number_bytes = args.dtype == DType::f64 ? 8 : 4;
+    const int64_t q_bytes = lines(max_queries * 8), kv_bytes = lines(max_keys * 8);
+    const int64_t bytes = q_bytes + kv_bytes + lines(max_numbers * number_bytes);
     Tensor space = empty({threads * bytes}, ScalarType::Byte);
     char* const base = static_cast<char*>(space.mutable_data_ptr());
     parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
@@ -90,21 +96,11 @@ class Attention {
     });
   }
 
-  // Room for the queries that see one group's keys as well.
-  void include_viewers() {
-    for (int64_t i = 0; i < args.num_groups; ++i) {
-      const int64_t queries = viewing_queries(groups_, i) * (args.heads / args.kv_heads);
-      const int64_t keys = groups_[i].kv_end - groups_[i].kv_begin;
-      space_.include(queries, keys, cpu::cross_attention_numbers(keys, queries, true));
-    }
-  }
-
   CrossAttentionArgs args{};
 
  private:
   std::vector<AttentionGroup> groups_;
   Tensor q_, k_, v_;
-  Space space_;
 };
 
 }  // namespace
@@ -185,7 +181,7 @@ std::tuple<Tensor, Tensor> attention_forward(AttentionPlan plan, const Tensor& q
   Tensor lse = empty({q.size(0), q.size(1), q.size(2)}, arithmetic_type(q));
   attention.args.out = out.mutable_data_ptr();
   attention.args.lse = lse.mutable_data_ptr();
-  attention.run(cpu::cross_attention_cpu());
+  attention.run(cpu::cross_attention_cpu(), Attention::Blocks::of_queries);
   return {out, lse};
 }
 
@@ -194,6 +190,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(AttentionPlan plan, const 
                                                       std::optional<double> scale, bool need_q, bool need_k,
                                                       bool need_v) {
   const char* op = plan.op;
+  const bool windowed = plan.windowed;
   check_dim(op, "grad", grad, 4);
   check_dim(op, "lse", lse, 3);
   for (int64_t d = 0; d < 4; ++d) {
@@ -204,11 +201,10 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(AttentionPlan plan, const 
   BLT_CHECK(lse.scalar_type() == arithmetic_type(q), op, ": lse: expected float32, or float64 where q is");
   check_cpu(op, "grad", grad);
   check_cpu(op, "lse", lse);
-  const Tensor grad_dense = blt::contiguous(grad), lse_dense = blt::contiguous(lse);
+  const Tensor grad_dense = blt::contiguous(grad);
   Attention attention(std::move(plan), q, k, v, scale);
   CrossAttentionArgs& args = attention.args;
   args.grad = grad_dense.const_data_ptr();
-  args.lse_in = lse_dense.const_data_ptr();
   const auto gradient = [](const Tensor& t, bool needed, void*& data) {
     Tensor out = needed ? empty({t.size(0), t.size(1), t.size(2), t.size(3)}, t.scalar_type())
                         : empty({0}, t.scalar_type());
@@ -218,14 +214,13 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(AttentionPlan plan, const 
   Tensor grad_q = gradient(q, need_q, args.grad_q);
   Tensor grad_k = gradient(k, need_k, args.grad_k);
   Tensor grad_v = gradient(v, need_v, args.grad_v);
-  if (args.windowed) {
-    Tensor row_terms = empty({q.size(0), q.size(1), q.size(2), 2}, arithmetic_type(q));
+  if (windowed) {
+    Tensor row_terms = empty({q.size(0), q.size(1), q.size(2), 3}, arithmetic_type(q));
     args.row_terms = row_terms.mutable_data_ptr();
-    attention.run(cpu::cross_attention_backward_queries_cpu());
-    attention.include_viewers();
-    attention.run(cpu::cross_attention_backward_keys_cpu());
+    attention.run(cpu::cross_attention_backward_queries_cpu(), Attention::Blocks::of_queries);
+    attention.run(cpu::cross_attention_backward_keys_cpu(), Attention::Blocks::of_keys);
   } else {
-    attention.run(cpu::cross_attention_backward_queries_cpu());
+    attention.run(cpu::cross_attention_backward_cpu(), Attention::Blocks::none);
   }
   return {grad_q, grad_k, grad_v};
 }
