@@ -27,8 +27,8 @@ from .train import METRICS_FILE, TrainConfig, Trainer, loss_of
 PATCH_SIZE = 4.5
 SAMPLE = "def forward(self, hidden_states, mask=None):\n    return self.dropout(hidden_states)\n"
 # Shares of the time: the rest goes to calibration, evaluation and the baselines.
-ENTROPY_SHARE = 0.15
-BLT_SHARE = 0.6
+ENTROPY_SHARE = 0.12
+BLT_SHARE = 0.5
 
 ENTROPY_SHAPE = RowShape(batch_size=8, row_tokens=512)
 BLT_SHAPE = RowShape(batch_size=8, row_tokens=688, row_patches=128)
