@@ -28,6 +28,14 @@ BLT_INLINE uint64_t token(const HashArgs& args, int64_t j) {
   return args.tokens64 != nullptr ? uint64_t(args.tokens64[j]) : uint64_t(int64_t(args.tokens32[j]));
 }
 
+BLT_INLINE uint64_t power(uint64_t base, int64_t exponent) {
+  uint64_t result = 1;
+  for (; exponent > 0; exponent /= 2, base *= base) {
+    result *= exponent % 2 == 1 ? base : 1;
+  }
+  return result;
+}
+
 // emit(column, id) for every column of position j, in a sequence that starts at `start`.
 template <class Emit>
 BLT_INLINE void hash_position(const HashArgs& args, int64_t start, int64_t j, const Emit& emit) {
@@ -36,9 +44,11 @@ BLT_INLINE void hash_position(const HashArgs& args, int64_t start, int64_t j, co
     uint64_t h = token(args, j);
     int64_t size = 1;
     for (int64_t k = 0; k < args.num_sizes; ++k) {
-      for (; size < args.sizes[k]; ++size) {
-        h = (j - size >= start ? token(args, j - size) : 0) + prime * h;
+      for (; size < args.sizes[k] && j - size >= start; ++size) {
+        h = token(args, j - size) + prime * h;
       }
+      h *= power(prime, args.sizes[k] - size);  // the tokens before the start are zeros
+      size = args.sizes[k];
       emit(q * args.num_sizes + args.size_numbers[k], floor_mod(args, h));
     }
   }

@@ -138,8 +138,9 @@ std::tuple<Tensor, Tensor> table_gradient(const char* op, const Tensor& grad, co
   while (positions >> position_bits != 0) {
     ++position_bits;
   }
-  BLT_CHECK(num_rows - 1 <= INT64_MAX >> position_bits, op, ": num_rows: expected num_rows * tokens below 2**63, got ",
-            num_rows, " * ", positions);
+  BLT_CHECK(num_rows <= (INT64_MAX >> position_bits) / tables, op,
+            ": num_rows: expected num_rows * tables * tokens below 2**63, got ", num_rows, " * ", tables, " * ",
+            positions);
 
   const auto ints = [](int64_t size) { return blt::empty({size}, blt::ScalarType::Long); };
   Tensor keys = ints(tables * positions), scratch = ints(tables * positions);
