@@ -455,19 +455,30 @@ def test_bf16_autocast() -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_compiles_once_for_any_raggedness() -> None:
-    model = make_blt(dtype=torch.float32)
+@pytest.mark.parametrize("packed", [False, True])
+def test_compiles_once_for_any_raggedness(packed: bool) -> None:
+    local, latent = TransformerConfig(16, 1, 2, 24, window=6), TransformerConfig(24, 1, 2, 32)
+    model = make_blt(dataclasses.replace(SMALL, encoder=local, latent=latent, decoder=local), torch.float32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with assert_no_recompile():
         for seed in range(4):
-            tokens = make_tokens(2, 48)
-            starts = torch.rand(2, 48, generator=torch.Generator().manual_seed(seed)) < 0.2
+            generator = torch.Generator().manual_seed(seed)
+            tokens = make_tokens(1 if packed else 2, 48)
+            starts = torch.rand(tokens.shape, generator=generator) < 0.2
             starts[:, 0] = True
-            layout = PatchLayout.from_starts(starts, capacity=24)
+            inner = torch.randint(0, 49, (3,), generator=generator).sort().values
+            cu_seqlens = F.pad(F.pad(inner, (1, 0)), (0, 1), value=48) if packed else None
+            layout = PatchLayout.from_starts(starts, capacity=24, cu_seqlens=cu_seqlens)
             model.zero_grad()
-            logits = compiled(tokens, layout)
+            logits = compiled(tokens, layout, cu_seqlens=cu_seqlens)
             logits.square().mean().backward()
-            torch.testing.assert_close(logits, model(tokens, layout), rtol=1e-4, atol=1e-5)
+            gradients = [p.grad for p in model.parameters()]
+            model.zero_grad()
+            expected = model(tokens, layout, cu_seqlens=cu_seqlens)
+            expected.square().mean().backward()
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+            for got, parameter in zip(gradients, model.parameters(), strict=True):
+                torch.testing.assert_close(got, parameter.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_learns() -> None:
