@@ -28,7 +28,7 @@ Attention = Callable[..., torch.Tensor]
 
 
 def gather_decoder(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
-    batch, num_bytes, heads, width = q.shape
+    batch, _, heads, width = q.shape
     slots = k.shape[1] // layout.capacity
     ids = layout.visible_ids.long()
     row = torch.arange(batch)[:, None]
@@ -39,7 +39,7 @@ def gather_decoder(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Pa
 
 
 def gather_encoder(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
-    batch, num_bytes, heads, width = k.shape
+    batch, _, heads, width = k.shape
     capacity = layout.capacity
     slots = q.shape[1] // capacity
     ids = layout.patch_ids.long()
@@ -114,9 +114,14 @@ def attention_cases(
         check=lambda: close([(fn(),) for fn in forward.values()]),
     )
     leaves = [x.requires_grad_() for x in (q, k, v)]
+
     # Graphs are built once: what is timed is backward alone.
+    def gradient(fn: Callable[[], torch.Tensor]) -> Callable[[], Tensors]:
+        out = fn()
+        return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
     backward = {
-        name: lambda out=fn(): torch.autograd.grad(out, leaves, grad, retain_graph=True)
+        name: gradient(fn)
         for name, fn in functions(*leaves).items()
         if name != "dense"  # NaN in rows that see nothing
     }

@@ -64,7 +64,7 @@ def prepare(
 def _cast_for_autocast(x: torch.Tensor) -> torch.Tensor:
     """Under autocast attention runs in the low-precision dtype; float64 is left alone, as torch's own ops do."""
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if x.dtype == torch.float64 or not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return x
     return x.to(torch.get_autocast_dtype(device))
 
