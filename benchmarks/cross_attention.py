@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from harness import Case, main
 
@@ -22,6 +23,9 @@ from helpers import make_layout, random_lengths
 
 import blt_kernels
 from blt_kernels import PatchLayout
+
+# A backward graph is built once and run again and again, which donated buffers forbid.
+torch._functorch.config.donated_buffer = False
 
 Tensors = tuple[torch.Tensor, ...]
 Attention = Callable[..., torch.Tensor]
