@@ -542,6 +542,8 @@ SETTINGS = [
     {"row_tokens": 1},
     {"row_tokens": 64, "batch_size": 3, "max_sequence": 7},
     {"row_tokens": 200, "max_sequences": 2},
+    {"row_tokens": 64, "batch_size": 4, "max_sequences": 1, "interleave": 1},
+    {"row_tokens": 200, "max_sequence": 20, "interleave": 5},
     {"row_tokens": 60, "row_patches": 10, "segmenter": fixed(4)},
     {"row_tokens": 30, "batch_size": 2, "row_patches": 10, "segmenter": fixed(4), "max_sequence": 3},
     {"row_tokens": 60, "row_patches": 8, "segmenter": uneven},
@@ -550,11 +552,36 @@ SETTINGS = [
 ]
 
 
+def in_order_of_documents(pieces, interleave):
+    """The pieces of interleaved documents, document after document, in the order in which they were opened."""
+    documents, opened, turn = [], [None] * interleave, 0
+    for piece in pieces:
+        if piece["tokens"][0] == 1:
+            assert opened[turn] is None  # a document goes on before another takes its place
+            documents.append([])
+            opened[turn] = documents[-1]
+        while opened[turn] is None:  # after the last document was opened
+            turn = (turn + 1) % interleave
+        opened[turn].append(piece)
+        if piece["tokens"][-1] == 2:
+            opened[turn] = None
+        turn = (turn + 1) % interleave
+    return list(chain(*documents))
+
+
+def test_rows_of_a_batch_are_from_different_documents(tmp_path):
+    for i in range(6):
+        (tmp_path / f"{i}.txt").write_text(str(i) * 100)
+    stream = DocumentStream(Corpus(tmp_path), shuffle=False, epochs=1)
+    first = next(PackedBatches(stream, 20, 4, max_sequences=1))
+    assert [row.max() - 4 for row in first.tokens] == list(b"0123")
+
+
 @pytest.mark.parametrize("options", SETTINGS, ids=range(len(SETTINGS)))
 def test_packing(mixed, documents_of_mixed, options):
     batches = list(PackedBatches(DocumentStream(mixed, shuffle=False, epochs=1), **options))
     N, B, C = options["row_tokens"], options.get("batch_size", 1), options.get("row_patches")
-    pieces, lengths = [], []  # what the rows hold, read back by their own description
+    pieces = []  # what the rows hold, read back by their own description
     for batch in batches:
         S = batch.cu_seqlens.shape[1] - 1
         assert batch.tokens.shape == batch.targets.shape == batch.sequence_ids.shape == (B, N)
@@ -577,8 +604,8 @@ def test_packing(mixed, documents_of_mixed, options):
                     ends = batch.patch_lengths[row].cumsum()
                     last = int(np.searchsorted(ends, b))
                     assert ends[last] == b  # sequences end with patches
-                    lengths.append(batch.patch_lengths[row, patch : last + 1])
-                    assert len(lengths[-1]) <= options.get("max_sequence", C)
+                    piece["lengths"] = batch.patch_lengths[row, patch : last + 1].tolist()
+                    assert len(piece["lengths"]) <= options.get("max_sequence", C)
                     patch = last + 1
                     assert batch.next_is_start[row, i] == (piece["tokens"][-1] != 2)
                 else:
@@ -592,6 +619,7 @@ def test_packing(mixed, documents_of_mixed, options):
             else:
                 assert batch.patch_lengths is None and batch.next_is_start is None
 
+    pieces = in_order_of_documents(pieces, options.get("interleave", B))
     expected = [encode(document) for document in documents_of_mixed]
     flat = np.concatenate(expected)
     assert list(chain(*(piece["tokens"] for piece in pieces))) == flat.tolist()
@@ -601,7 +629,7 @@ def test_packing(mixed, documents_of_mixed, options):
     assert all(token != 1 for piece in pieces for token in piece["tokens"][1:])  # no sequence spans documents
     if C is not None and N > 9 and C > 1:
         wanted = np.concatenate([options["segmenter"](tokens) for tokens in expected])
-        assert np.concatenate(lengths).tolist() == wanted.tolist()
+        assert list(chain(*(piece["lengths"] for piece in pieces))) == wanted.tolist()
 
 
 def test_rows_are_full(mixed):
@@ -681,7 +709,9 @@ def test_batches_of_a_changed_document(tmp_path):
     next(first)
     state = first.state_dict()
     with pytest.raises(ValueError, match="offset: expected at most the 12 tokens of the document, got 99"):
-        first.load_state_dict({**state, "offset": 99})
+        first.load_state_dict({**state, "open": [{**state["open"][0], "offset": 99}]})
+    with pytest.raises(ValueError, match="interleave: expected 2, got 1"):
+        PackedBatches(DocumentStream(Corpus(tmp_path)), 8, interleave=2).load_state_dict(state)
 
 
 def test_a_batch_makes_a_packed_layout(mixed):

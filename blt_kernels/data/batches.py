@@ -42,11 +42,28 @@ class Batch:
     next_is_start: NDArray[np.bool_] | None = None
 
 
+@dataclass
+class _OpenDocument:
+    """A document of which some tokens are still to be put into rows."""
+
+    begin: dict[str, Any]  # state of the stream before the document
+    tokens: NDArray[np.int64]
+    ends: NDArray[np.int64]  # of its patches
+    offset: int = 0  # tokens that are in rows
+
+    @property
+    def left(self) -> int:
+        return len(self.tokens) - self.offset
+
+
 class PackedBatches:
     """An iterator of Batch: each document of `documents` as BOS, bytes, EOS, packed back to back into rows.
 
-    row_tokens     N. Rows are filled one after the other; a document that does not fit goes on in the next row.
+    row_tokens     N. Rows are filled one after the other; a document that does not fit goes on in a later row.
     batch_size     B.
+    interleave     how many documents are open at a time, each giving a sequence in turn. Sequences of one document
+                   are alike, and a batch of them gives a noisy gradient. None: B, so that each row of a batch of long
+                   documents is from another one.
     segmenter      called with the tokens of a whole document, int64 [n]; returns the lengths of its patches, integers
                    of at least 1 that sum to n, as an array or sequence.
     row_patches    C, with a segmenter. A row ends when it holds C patches, or where the next one would go beyond N:
@@ -74,6 +91,7 @@ class PackedBatches:
         row_patches: int | None = None,
         max_sequence: int | None = None,
         max_sequences: int | None = None,
+        interleave: int | None = None,
     ):
         if not isinstance(documents, DocumentStream):
             raise TypeError(f"PackedBatches: documents: expected a DocumentStream, got {type(documents).__name__}")
@@ -81,6 +99,7 @@ class PackedBatches:
             raise ValueError("PackedBatches: row_patches: expected together with segmenter, got one of them")
         sizes = {"row_tokens": row_tokens, "batch_size": batch_size}
         optional = {"row_patches": row_patches, "max_sequence": max_sequence, "max_sequences": max_sequences}
+        optional["interleave"] = interleave
         for name, value in {**sizes, **{name: value for name, value in optional.items() if value is not None}}.items():
             if not isinstance(value, int):
                 raise TypeError(f"PackedBatches: {name}: expected int, got {type(value).__name__}")
@@ -95,16 +114,14 @@ class PackedBatches:
         self._capacity = row_patches or row_tokens
         self.max_sequence = max_sequence or self._capacity
         self.max_sequences = max_sequences or min(max(16, row_tokens // 128), self._capacity)
-        self._begin = documents.state_dict()  # before the current document
-        self._tokens = np.empty(0, np.int64)  # of the current document
-        self._ends = np.empty(0, np.int64)  # of its patches
-        self._offset = 0  # tokens of it that are in rows
+        self._open: list[_OpenDocument | None] = [None] * (interleave or batch_size)
+        self._turn = 0  # whose sequence comes next
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        if not self._have_document():
+        if self._next_open() is None:
             raise StopIteration
         shape, sequences = (self.batch_size, self.row_tokens), (self.batch_size, self.max_sequences)
         batch = Batch(
@@ -121,37 +138,56 @@ class PackedBatches:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of `documents` before the current document, and how many of its tokens are done."""
-        return {"documents": self._begin, "offset": self._offset}
+        """The state of `documents`; that before each open document, and how many of its tokens are done; the turn."""
+        opened = [{"documents": d.begin, "offset": d.offset} if d and d.left else None for d in self._open]
+        return {"documents": self.documents.state_dict(), "open": opened, "turn": self._turn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was taken, `documents` too. Raises ValueError as DocumentStream.load_state_dict, and
-        where the current document has become shorter."""
+        """Goes to where `state` was taken, `documents` too. Raises ValueError as DocumentStream.load_state_dict, for
+        another `interleave`, and where an open document has become shorter."""
+        if len(state["open"]) != len(self._open):
+            raise ValueError(
+                f"PackedBatches.load_state_dict: interleave: expected {len(self._open)}, got {len(state['open'])}"
+            )
+        self._open = [None if saved is None else self._reopen(saved) for saved in state["open"]]
+        self._turn = state["turn"]
         self.documents.load_state_dict(state["documents"])
-        self._begin = state["documents"]
-        self._tokens = self._ends = np.empty(0, np.int64)
-        self._offset = 0
-        if state["offset"]:
-            if not self._have_document() or state["offset"] > len(self._tokens):
-                raise ValueError(
-                    f"PackedBatches.load_state_dict: offset: expected at most the {len(self._tokens)} tokens of the "
-                    f"document, got {state['offset']}: the corpus has changed"
-                )
-            self._offset = state["offset"]
 
-    def _have_document(self) -> bool:
-        """Makes sure that the current document has tokens left; False at the end of the stream."""
-        if self._offset < len(self._tokens):
-            return True
+    def _reopen(self, saved: dict[str, Any]) -> _OpenDocument:
+        self.documents.load_state_dict(saved["documents"])
+        document = self._read()
+        size = 0 if document is None else len(document.tokens)
+        if document is None or saved["offset"] > size:
+            raise ValueError(
+                f"PackedBatches.load_state_dict: offset: expected at most the {size} tokens of the document, got "
+                f"{saved['offset']}: the corpus has changed"
+            )
+        document.offset = saved["offset"]
+        return document
+
+    def _read(self) -> _OpenDocument | None:
+        """The next document, segmented; None at the end of the stream."""
         begin = self.documents.state_dict()
         document = next(self.documents, None)
         if document is None:
-            return False
-        self._begin = begin
-        self._tokens = encode(document)
-        self._ends = np.arange(1, len(self._tokens) + 1) if self.segmenter is None else self._segment(self._tokens)
-        self._offset = 0
-        return True
+            return None
+        tokens = encode(document)
+        ends = np.arange(1, len(tokens) + 1) if self.segmenter is None else self._segment(tokens)
+        return _OpenDocument(begin, tokens, ends)
+
+    def _next_open(self) -> _OpenDocument | None:
+        """The document whose turn it is, or the next one with tokens left; None at the end of the stream."""
+        for _ in self._open:
+            document = self._open[self._turn]
+            if document is None or not document.left:
+                document = self._open[self._turn] = self._read()
+            if document is not None:
+                return document
+            self._pass_turn()
+        return None
+
+    def _pass_turn(self) -> None:
+        self._turn = (self._turn + 1) % len(self._open)
 
     def _segment(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """The ends of the patches of a document."""
@@ -174,27 +210,29 @@ class PackedBatches:
 
     def _fill(self, batch: Batch, row: int) -> None:
         used = patches = count = 0
-        while count < self.max_sequences and patches < self._capacity and self._have_document():
-            begin = self._offset
-            first = int(np.searchsorted(self._ends, begin, "right"))
-            room = np.searchsorted(self._ends, begin + self.row_tokens - used, "right")
+        while count < self.max_sequences and patches < self._capacity:
+            document = self._next_open()
+            if document is None:
+                break
+            begin, tokens, ends = document.offset, document.tokens, document.ends
+            first = int(np.searchsorted(ends, begin, "right"))
+            room = np.searchsorted(ends, begin + self.row_tokens - used, "right")
             last = min(int(room), first + self._capacity - patches, first + self.max_sequence)
             if last == first:  # the next patch needs more tokens than are left
                 break
-            end = int(self._ends[last - 1])
+            end = int(ends[last - 1])
             n = end - begin
-            batch.tokens[row, used : used + n] = self._tokens[begin:end]
-            following = self._tokens[begin + 1 : end + 1]
+            batch.tokens[row, used : used + n] = tokens[begin:end]
+            following = tokens[begin + 1 : end + 1]
             batch.targets[row, used : used + len(following)] = following
             batch.sequence_ids[row, used : used + n] = count
             if batch.patch_lengths is not None and batch.next_is_start is not None:
-                batch.patch_lengths[row, patches : patches + last - first] = np.diff(
-                    self._ends[first:last], prepend=begin
-                )
-                batch.next_is_start[row, count] = end < len(self._tokens)
+                batch.patch_lengths[row, patches : patches + last - first] = np.diff(ends[first:last], prepend=begin)
+                batch.next_is_start[row, count] = end < len(tokens)
             used += n
             patches += last - first
             count += 1
             batch.cu_seqlens[row, count:] = used
-            self._offset = end
+            document.offset = end
+            self._pass_turn()
         batch.seq_lens[row] = used

@@ -111,15 +111,17 @@ class DocumentStream:
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise ValueError(f"DocumentStream.load_state_dict: {name}: expected {value!r}, got {state.get(name)!r}")
-        self._go_to(_Position(*state["position"]))
-        if state["emitted"]:
+        position = _Position(*state["position"])
+        if position != self._start or not self._block:  # else the block is at hand
+            self._go_to(position)
+        if state["emitted"] and not self._block:
             self._fill()
-            if len(self._block) < state["emitted"]:
-                raise ValueError(
-                    f"DocumentStream.load_state_dict: emitted: expected at most the {len(self._block)} documents of "
-                    f"the block, got {state['emitted']}: the corpus has changed"
-                )
-            self._emitted = state["emitted"]
+        if len(self._block) < state["emitted"]:
+            raise ValueError(
+                f"DocumentStream.load_state_dict: emitted: expected at most the {len(self._block)} documents of "
+                f"the block, got {state['emitted']}: the corpus has changed"
+            )
+        self._emitted = state["emitted"]
 
     def _go_to(self, position: _Position) -> None:
         self._start = self._end = position  # of the current block

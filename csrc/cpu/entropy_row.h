@@ -16,11 +16,27 @@ BLT_INLINE double minus_infinity(double) { return -__builtin_inf(); }
 BLT_INLINE bfloat16 minus_infinity(bfloat16) { return {0xff80}; }
 BLT_INLINE float16 minus_infinity(float16) { return {0xfc00}; }
 
+// The exponentials of the entropy: t = (x - max x) / ln 2 and 2^t, the fewest instructions.
 template <class A>
-BLT_INLINE Vec<A> scaled_logit(Vec<A> x, A max) {
-  const Vec<A> t = (x - max) * A(kLog2E);
-  return maximum<A>(splat<A>(kExp2Floor<A>), t);
-}
+struct Base2 {
+  static BLT_INLINE Vec<A> exponent(Vec<A> x, A max) {
+    return maximum<A>(splat<A>(kExp2Floor<A>), (x - max) * A(kLog2E));
+  }
+  static BLT_INLINE Vec<A> power(Vec<A> t) {
+    return exp2_nonpositive(t);
+  }
+};
+// Those of its gradient: d = x - max x and e^d, one rounding less. An element of the gradient is one exponential, where
+// the entropy is a mean of many.
+template <class A>
+struct BaseE {
+  static BLT_INLINE Vec<A> exponent(Vec<A> x, A max) {
+    return maximum<A>(splat<A>(kExp2Floor<A>), x - max);
+  }
+  static BLT_INLINE Vec<A> power(Vec<A> d) {
+    return exp(d);
+  }
+};
 
 template <class T>
 BLT_INLINE Acc<T> row_max(const T* x, int64_t vocab) {
@@ -39,16 +55,16 @@ BLT_INLINE Acc<T> row_max(const T* x, int64_t vocab) {
   return horizontal_max<A>(maximum<A>(a, b));
 }
 
-// S and W, one partial sum a lane. The order of additions depends on V alone. A block has four chains of additions, for
-// the sake of the pipeline; blocks keep the rounding error of a long vocabulary from growing with V.
-template <class T>
+// S and W, one partial sum a lane. The order of additions depends on V alone. At least 16 chains of additions in a block
+// and blocks in a long vocabulary keep the rounding errors of a sum from adding up.
+template <class Base, class T>
 BLT_INLINE void row_sums(const T* x, int64_t vocab, Acc<T> max, Vec<Acc<T>>& sum, Vec<Acc<T>>& dot) {
   using A = Acc<T>;
-  constexpr int64_t L = kLanes<A>, kChains = 4, kBlock = 64 * L;
+  constexpr int64_t L = kLanes<A>, kChains = L < 16 ? 4 : 2, kBlock = 64 * L;
   Vec<A> sums[kChains], dots[kChains];
   const auto add = [&](int64_t chain, Vec<A> v) {
-    const Vec<A> t = scaled_logit<A>(v, max);
-    const Vec<A> e = exp2_nonpositive(t);
+    const Vec<A> t = Base::exponent(v, max);
+    const Vec<A> e = Base::power(t);
     sums[chain] += e;
     dots[chain] += e * t;
   };
@@ -70,17 +86,28 @@ BLT_INLINE void row_sums(const T* x, int64_t vocab, Acc<T> max, Vec<Acc<T>>& sum
     if (i < end) {
       add(1, load_n(x + i, end - i, minus_infinity(T{})));
     }
-    sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    dot += (dots[0] + dots[1]) + (dots[2] + dots[3]);
+    for (int64_t chain = 0; chain < kChains; ++chain) {
+      sum += sums[chain];
+      dot += dots[chain];
+    }
   }
 }
 
-// out[r] = H of row r. Stage by stage for a block of rows: within one row each stage waits for the one before.
+template <class T>
+BLT_INLINE void prefetch_row(const T* x, int64_t vocab) {
+  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+  for (int64_t i = 0; i < vocab; i += kLine) {
+    __builtin_prefetch(x + i);
+  }
+}
+
+// out[r] = H of row r. Stage by stage for a block of rows: within one row each stage waits for the one before. While a
+// block is computed, the next one is fetched: two of them lie in L1.
 template <class T>
 BLT_INLINE void row_entropies(const T* x, int64_t rows, int64_t vocab, Acc<T>* out) {
   using A = Acc<T>;
-  constexpr int64_t L = kLanes<A>, kL1Bytes = 16384;
-  const int64_t block = max_of(1, min_of(L, kL1Bytes / (vocab * int64_t(sizeof(T)))));
+  constexpr int64_t L = kLanes<A>, kBlockBytes = 8192;
+  const int64_t block = max_of(1, min_of(L, kBlockBytes / (vocab * int64_t(sizeof(T)))));
   for (int64_t begin = 0; begin < rows; begin += block) {
     const int64_t n = min_of(block, rows - begin);
     const T* row = x + begin * vocab;
@@ -90,7 +117,10 @@ BLT_INLINE void row_entropies(const T* x, int64_t rows, int64_t vocab, Acc<T>* o
       max[i] = row_max(row + i * vocab, vocab);
     }
     for (int64_t i = 0; i < n; ++i) {
-      row_sums(row + i * vocab, vocab, max[i], sum[i], dot[i]);
+      if (begin + block + i < rows) {
+        prefetch_row(row + (block + i) * vocab, vocab);
+      }
+      row_sums<Base2<A>>(row + i * vocab, vocab, max[i], sum[i], dot[i]);
     }
     Vec<A> s = splat<A>(1), w{};
     for (int64_t i = 0; i < n; ++i) {
@@ -101,18 +131,18 @@ BLT_INLINE void row_entropies(const T* x, int64_t rows, int64_t vocab, Acc<T>* o
   }
 }
 
-// dH/dx_i = -p_i (ln p_i + H) = p_i (W / S - t_i) ln 2: no cancellation of large terms, and p_i = 0 gives 0.
+// dH/dx_i = -p_i (ln p_i + H) = p_i (sum_j p_j d_j - d_i): no large terms cancel, and p_i = 0 gives 0.
 template <class T>
 BLT_INLINE void row_gradient(const T* x, int64_t vocab, Acc<T> grad, T* out) {
   using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
   const A max = row_max(x, vocab);
   Vec<A> sum, dot;
-  row_sums(x, vocab, max, sum, dot);
-  const A s = horizontal_sum<A>(sum), mean = horizontal_sum<A>(dot) / s, scale = grad * A(kLn2) / s;
+  row_sums<BaseE<A>>(x, vocab, max, sum, dot);
+  const A s = horizontal_sum<A>(sum), mean = horizontal_sum<A>(dot) / s, scale = grad / s;
   const auto gradient = [&](Vec<A> v) {
-    const Vec<A> t = scaled_logit<A>(v, max);
-    return exp2_nonpositive(t) * (mean - t) * scale;
+    const Vec<A> d = BaseE<A>::exponent(v, max);
+    return BaseE<A>::power(d) * (mean - d) * scale;
   };
   const int64_t whole = vocab - vocab % L, tail = vocab - whole;
   for (int64_t i = 0; i < whole; i += L) {
