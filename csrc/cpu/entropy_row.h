@@ -1,42 +1,23 @@
 // The entropy of rows of logits and its gradient, shared by entropy and linear_entropy.
 //
-// With t_i = (x_i - max x) / ln 2 <= 0, S = sum 2^t_i and W = sum t_i 2^t_i:   H = ln S - ln 2 * W / S,
+// With d_i = x_i - max x <= 0, S = sum e^d_i and W = sum d_i e^d_i:   H = ln S - W / S,
 // two terms that are both >= 0. One exponential a logit; two passes over a row that lies in L1.
-// t is clamped where 2^t is 0, so that -inf contributes 0 * t = 0; NaN and +inf (inf - inf) reach W as NaN.
+// d is clamped where e^d is 0, so that -inf contributes 0 * d = 0; NaN and +inf (inf - inf) reach W as NaN.
 #pragma once
 
 #include "cpu/vec.h"
 
 namespace blt::cpu::BLT_CPU_CAPABILITY {
 
-constexpr double kLn2 = 0.69314718055994530942, kLog2E = 1.4426950408889634074;
-
 BLT_INLINE float minus_infinity(float) { return -__builtin_inff(); }
 BLT_INLINE double minus_infinity(double) { return -__builtin_inf(); }
 BLT_INLINE bfloat16 minus_infinity(bfloat16) { return {0xff80}; }
 BLT_INLINE float16 minus_infinity(float16) { return {0xfc00}; }
 
-// The exponentials of the entropy: t = (x - max x) / ln 2 and 2^t, the fewest instructions.
 template <class A>
-struct Base2 {
-  static BLT_INLINE Vec<A> exponent(Vec<A> x, A max) {
-    return maximum<A>(splat<A>(kExp2Floor<A>), (x - max) * A(kLog2E));
-  }
-  static BLT_INLINE Vec<A> power(Vec<A> t) {
-    return exp2_nonpositive(t);
-  }
-};
-// Those of its gradient: d = x - max x and e^d, one rounding less. An element of the gradient is one exponential, where
-// the entropy is a mean of many.
-template <class A>
-struct BaseE {
-  static BLT_INLINE Vec<A> exponent(Vec<A> x, A max) {
-    return maximum<A>(splat<A>(kExp2Floor<A>), x - max);
-  }
-  static BLT_INLINE Vec<A> power(Vec<A> d) {
-    return exp(d);
-  }
-};
+BLT_INLINE Vec<A> below_max(Vec<A> x, A max) {
+  return maximum<A>(splat<A>(kExpFloor<A>), x - max);
+}
 
 template <class T>
 BLT_INLINE Acc<T> row_max(const T* x, int64_t vocab) {
@@ -57,16 +38,16 @@ BLT_INLINE Acc<T> row_max(const T* x, int64_t vocab) {
 
 // S and W, one partial sum a lane. The order of additions depends on V alone. At least 16 chains of additions in a block
 // and blocks in a long vocabulary keep the rounding errors of a sum from adding up.
-template <class Base, class T>
+template <class T>
 BLT_INLINE void row_sums(const T* x, int64_t vocab, Acc<T> max, Vec<Acc<T>>& sum, Vec<Acc<T>>& dot) {
   using A = Acc<T>;
   constexpr int64_t L = kLanes<A>, kChains = L < 16 ? 4 : 2, kBlock = 64 * L;
   Vec<A> sums[kChains], dots[kChains];
   const auto add = [&](int64_t chain, Vec<A> v) {
-    const Vec<A> t = Base::exponent(v, max);
-    const Vec<A> e = Base::power(t);
+    const Vec<A> d = below_max<A>(v, max);
+    const Vec<A> e = exp_nonpositive(d);
     sums[chain] += e;
-    dots[chain] += e * t;
+    dots[chain] += e * d;
   };
   sum = dot = Vec<A>{};
   for (int64_t begin = 0; begin < vocab; begin += kBlock) {
@@ -120,14 +101,14 @@ BLT_INLINE void row_entropies(const T* x, int64_t rows, int64_t vocab, Acc<T>* o
       if (begin + block + i < rows) {
         prefetch_row(row + (block + i) * vocab, vocab);
       }
-      row_sums<Base2<A>>(row + i * vocab, vocab, max[i], sum[i], dot[i]);
+      row_sums(row + i * vocab, vocab, max[i], sum[i], dot[i]);
     }
     Vec<A> s = splat<A>(1), w{};
     for (int64_t i = 0; i < n; ++i) {
       s[i] = horizontal_sum<A>(sum[i]);
       w[i] = horizontal_sum<A>(dot[i]);
     }
-    store_n(out + begin, log(s) - w / s * A(kLn2), n);
+    store_n(out + begin, log(s) - w / s, n);
   }
 }
 
@@ -138,11 +119,11 @@ BLT_INLINE void row_gradient(const T* x, int64_t vocab, Acc<T> grad, T* out) {
   constexpr int64_t L = kLanes<A>;
   const A max = row_max(x, vocab);
   Vec<A> sum, dot;
-  row_sums<BaseE<A>>(x, vocab, max, sum, dot);
+  row_sums(x, vocab, max, sum, dot);
   const A s = horizontal_sum<A>(sum), mean = horizontal_sum<A>(dot) / s, scale = grad / s;
   const auto gradient = [&](Vec<A> v) {
-    const Vec<A> d = BaseE<A>::exponent(v, max);
-    return BaseE<A>::power(d) * (mean - d) * scale;
+    const Vec<A> d = below_max<A>(v, max);
+    return exp_nonpositive(d) * (mean - d) * scale;
   };
   const int64_t whole = vocab - vocab % L, tail = vocab - whole;
   for (int64_t i = 0; i < whole; i += L) {

@@ -375,14 +375,15 @@ BLT_INLINE Vec<double> exp(Vec<double> x) {
   return x;
 }
 
-// 2^x for x <= 0, to within 1 ulp; below kExp2Floor the caller clamps, and 2^kExp2Floor is exactly 0.
+// e^x for x <= 0, to within 1 + |x| / 8 ulp. It is exactly 0 at kExpFloor, to which the caller clamps: the fewest
+// instructions, for sums of many exponentials.
 template <class A>
-constexpr A kExp2Floor = A(-127);
+constexpr A kExpFloor = A(-88.0296919);  // 2^-127 has the bits of 0
 template <>
-constexpr double kExp2Floor<double> = -1100;
+constexpr double kExpFloor<double> = -760;
 
 #if defined(__AVX2__)
-// The bits of 2^(j / K), K lanes, less j where x's integer part arrives when it is shifted to the exponent.
+// The bits of 2^(j / K), K lanes, less j where the exponent's integer part arrives when it is shifted into place.
 #if defined(__AVX512F__)
 alignas(64) constexpr uint32_t kExp2Powers[16] = {
     0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
@@ -392,30 +393,32 @@ alignas(32) constexpr uint32_t kExp2Powers[8] = {0x3f800000, 0x3f7b95c2, 0x3f783
                                                  0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
 #endif
 
-// x = n + j / K + f: n goes to the exponent, 2^(j / K) comes from a register, and for 2^f, |f| <= 1 / 2K, a cubic will do.
-BLT_INLINE F32 exp2_nonpositive(F32 x) {
+// x / ln 2 = n + j / K + f: n goes to the exponent, 2^(j / K) comes from a register, and for 2^f, |f| <= 1 / 2K, a cubic
+// will do.
+BLT_INLINE F32 exp_nonpositive(F32 x) {
   constexpr int kExponent = kVecBytes == 64 ? 19 : 20;  // j / K = 1 is bit 23
   U32 powers;
   memcpy(&powers, kExp2Powers, sizeof(powers));
   // Adding 1.5 * 2^23 / K rounds to a multiple of 1 / K and leaves it in the low mantissa bits.
   constexpr float kRound = 12582912.0f / float(kLanes<float>);
-  const F32 shifted = x + kRound;
-  const F32 f = x - (shifted - kRound);
+  const F32 shifted = x * 1.44269504088896341f + kRound;
+  const F32 f = x * 1.44269504088896341f - (shifted - kRound);
 #if defined(__AVX512F__)
   const U32 power = bit_cast<U32>(_mm512_permutexvar_epi32(bit_cast<__m512i>(shifted), bit_cast<__m512i>(powers)));
 #else
   const U32 power = bit_cast<U32>(_mm256_permutevar8x32_epi32(bit_cast<__m256i>(powers), bit_cast<__m256i>(shifted)));
 #endif
   const F32 scale = bit_cast<F32>(power + (bit_cast<U32>(shifted) << kExponent));
-  F32 p = splat<float>(5.54890037e-2f);  // minimax polynomial of 2^f - 1, 0 at 0
+  F32 p = splat<float>(5.54890037e-2f);  // minimax polynomial of 2^f, 1 at 0
   p = p * f + 2.40257517e-1f;
   p = p * f + 6.93147242e-1f;
   return scale + scale * (p * f);
 }
 #else
-BLT_INLINE F32 exp2_nonpositive(F32 x) {
-  const F32 shifted = x + 12582912.0f;
-  const F32 f = x - (shifted - 12582912.0f);
+BLT_INLINE F32 exp_nonpositive(F32 x) {
+  const F32 t = x * 1.44269504088896341f;
+  const F32 shifted = t + 12582912.0f;
+  const F32 f = t - (shifted - 12582912.0f);
   F32 p = splat<float>(1.53264729e-4f);  // minimax polynomial of 2^f on [-1/2, 1/2], 1 at 0
   p = p * f + 1.33908074e-3f;
   p = p * f + 9.61850584e-3f;
@@ -427,12 +430,7 @@ BLT_INLINE F32 exp2_nonpositive(F32 x) {
 }
 #endif
 
-BLT_INLINE Vec<double> exp2_nonpositive(Vec<double> x) {
-  for (int64_t i = 0; i < kLanes<double>; ++i) {
-    x[i] = ::exp2(x[i]);
-  }
-  return x;
-}
+BLT_INLINE Vec<double> exp_nonpositive(Vec<double> x) { return exp(x); }
 
 // ln x to within 1 ulp for normal, positive, finite x; NaN stays NaN.
 BLT_INLINE F32 log(F32 x) {
