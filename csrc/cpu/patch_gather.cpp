@@ -18,8 +18,12 @@ void patch_gather(const PatchGatherArgs& args, int64_t begin, int64_t end) {
       }
     } else if (id < 0) {
       memset(out, 0, size_t(args.row_bytes));
-    } else {
-      memcpy(out, row, size_t(args.row_bytes));
+    } else {  // a loop: for a few kilobytes libc's memcpy may take an instruction that starts slowly
+      int64_t j = 0;
+      for (; j + kVecBytes <= args.row_bytes; j += kVecBytes) {
+        store(reinterpret_cast<float*>(out + j), load(reinterpret_cast<const float*>(row + j)));
+      }
+      memcpy(out + j, row + j, size_t(args.row_bytes - j));
     }
   }
   if (args.stream) {

@@ -84,9 +84,8 @@ Tensor patch_gather_backward_cpu(const Tensor& grad, const Tensor& ids, int64_t 
                   begin.data() + b * capacity, end.data() + b * capacity);
   }
   Tensor grad_y = blt::empty({batch, capacity, width}, grad.scalar_type());
-  blt::pool_segments(batch, {blt::dtype_of(op, "grad", grad), blt::cpu::Reduce::sum, num_bytes, capacity, width,
-                             begin.data(), end.data(), capacity, grad_dense.const_data_ptr(),
-                             grad_y.mutable_data_ptr()});
+  blt::pool_segments({batch, num_bytes, capacity, begin.data(), end.data(), capacity}, blt::cpu::Reduce::sum,
+                     blt::dtype_of(op, "grad", grad), grad_dense, grad_y);
   return grad_y;
 }
 

@@ -2,11 +2,15 @@
 #include "ops/patch_pool.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace {
 
+using blt::ScalarType;
+using blt::Segments;
 using blt::Tensor;
+using blt::cpu::DividedPatch;
+using blt::cpu::kPieceRows;
+using blt::cpu::PatchPiece;
 using blt::cpu::PatchPoolArgs;
 using blt::cpu::Reduce;
 
@@ -36,47 +40,74 @@ void check_offsets(const char* op, const Tensor& offsets, int64_t batch, int64_t
   }
 }
 
-// Calls body(first patch, end, first column, end) in parallel, with about equal numbers of bytes and slots in each call.
-// Where one patch is too large a part of the whole, threads share the columns instead. work_before[b] counts the bytes
-// and slots of the rows before b.
-template <class Body>
-void parallel_patches(const PatchPoolArgs& args, const std::vector<int64_t>& work_before, const Body& body) {
-  const int64_t batch = int64_t(work_before.size()) - 1, patches = batch * args.capacity, total = work_before[batch];
-  // Each slot counts one more than its bytes, so that positions increase strictly.
-  const auto position = [&](int64_t i) {
-    const int64_t b = i / args.capacity, c = i % args.capacity;
-    return work_before[b] + args.begin[b * args.stride + c] - args.begin[b * args.stride] + c;
-  };
-  const auto first_patch_at = [&](int64_t work) {
-    int64_t low = 0, high = patches;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (position(middle) < work) {
-        low = middle + 1;
-      } else {
-        high = middle;
+// A batch cut into pieces of about equal use to a thread.
+class Pieces {
+ public:
+  // With `gaps`, bytes in no patch are pieces too.
+  Pieces(const Segments& s, bool gaps) {
+    for (int64_t b = 0; b < s.batch; ++b) {
+      const int64_t row = b * s.num_bytes;
+      int64_t position = row;
+      for (int64_t c = 0; c < s.capacity; ++c) {
+        const int64_t entry = b * s.stride + c, begin = row + s.begin[entry], end = row + s.end[entry];
+        if (gaps) {
+          add(position, begin, -1);
+        }
+        add(begin, end, b * s.capacity + c);
+        position = end;
+      }
+      if (gaps) {
+        add(position, row + s.num_bytes, -1);
       }
     }
-    return low;
-  };
-
-  int64_t largest = 0;
-  for (int64_t i = 0; i < patches; ++i) {
-    const int64_t entry = i / args.capacity * args.stride + i % args.capacity;
-    largest = std::max<int64_t>(largest, args.end[entry] - args.begin[entry]);
+    work_before_.push_back(work_);
   }
-  constexpr int64_t kColumns = 64;  // the least that a thread takes of a row: whole cache lines
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t parts = 2 * largest * threads > total ? std::min(threads, (args.width + kColumns - 1) / kColumns) : 1;
-  const int64_t part_width = (args.width + parts * kColumns - 1) / (parts * kColumns) * kColumns;
 
-  blt::parallel_for(parts * total, blt::grain(args.width / parts), [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin / total; part * total < end; ++part) {
-      const int64_t first = first_patch_at(begin - part * total), last = first_patch_at(end - part * total);
-      body(first, last, std::min(args.width, part * part_width), std::min(args.width, (part + 1) * part_width));
+  const PatchPiece* pieces() const { return pieces_.data(); }
+  const DividedPatch* divided() const { return divided_.data(); }
+  int64_t num_divided() const { return int64_t(divided_.size()); }
+
+  // Accumulators for the parts of divided patches, in rows of whole cache lines.
+  Tensor parts(int64_t width, ScalarType dtype) const {
+    return blt::empty({num_parts_, (width + 15) / 16 * 16}, dtype == ScalarType::Double ? dtype : ScalarType::Float);
+  }
+
+  // Calls body(first piece, end) in parallel, with about equal numbers of bytes and slots in each call.
+  template <class Body>
+  void parallel_for(int64_t width, const Body& body) const {
+    const auto first = work_before_.begin(), last = first + int64_t(pieces_.size());
+    blt::parallel_for(work_, blt::grain(width), [&](int64_t begin, int64_t end) {
+      body(std::lower_bound(first, last, begin) - first, std::lower_bound(first, last, end) - first);
+    });
+  }
+
+ private:
+  void add(int64_t begin, int64_t end, int64_t patch) {
+    int64_t divided = -1;
+    if (patch >= 0 && end - begin > kPieceRows) {
+      divided = num_divided();
+      divided_.push_back({begin, end, patch, num_parts_});
+      num_parts_ += (end - begin + kPieceRows - 1) / kPieceRows;
     }
-  });
-}
+    if (patch >= 0 && begin == end) {
+      push({begin, end, patch, divided});
+    }
+    for (; begin < end; begin += kPieceRows) {
+      push({begin, std::min(begin + kPieceRows, end), patch, divided});
+    }
+  }
+
+  void push(const PatchPiece& piece) {
+    pieces_.push_back(piece);
+    work_before_.push_back(work_);
+    work_ += piece.end - piece.begin + 1;
+  }
+
+  std::vector<PatchPiece> pieces_;
+  std::vector<int64_t> work_before_;
+  std::vector<DividedPatch> divided_;
+  int64_t num_parts_ = 0, work_ = 0;
+};
 
 // `t`, contiguous, after a check that it has these sizes and the dtype of `grad`.
 Tensor dense_like(const char* op, const char* argument, const Tensor& t, const Tensor& grad, std::vector<int64_t> sizes) {
@@ -97,8 +128,8 @@ Tensor patch_pool_cpu(const Tensor& x, const Tensor& offsets, const std::string&
   const Reduce kind = parse_reduce(op, reduce);
   Tensor out = blt::empty({x.size(0), offsets.size(1) - 1, x.size(2)}, x.scalar_type());
   const int32_t* begin = offsets_dense.const_data_ptr<int32_t>();
-  blt::pool_segments(x.size(0), {blt::dtype_of(op, "x", x), kind, x.size(1), out.size(1), x.size(2), begin, begin + 1,
-                                 offsets.size(1), x_dense.const_data_ptr(), out.mutable_data_ptr()});
+  blt::pool_segments({x.size(0), x.size(1), out.size(1), begin, begin + 1, offsets.size(1)}, kind,
+                     blt::dtype_of(op, "x", x), x_dense, out);
   return out;
 }
 
@@ -120,27 +151,26 @@ Tensor patch_pool_backward_cpu(const Tensor& grad, const Tensor& offsets, const 
     out_dense = dense_like(op, "out", *out, grad, {batch, capacity, width});
   }
   Tensor grad_x = blt::empty({batch, num_bytes, width}, grad.scalar_type());
-  const size_t size = size_t(batch * num_bytes * width) * grad.element_size();
-  if (size == 0) {
-    return grad_x;
-  }
-  if (capacity == 0) {
-    std::memset(grad_x.mutable_data_ptr(), 0, size);
+  if (grad_x.numel() == 0) {
     return grad_x;
   }
   const int32_t* begin = offsets_dense.const_data_ptr<int32_t>();
+  const Pieces pieces({batch, num_bytes, capacity, begin, begin + 1, capacity + 1}, /*gaps=*/true);
+  const Tensor parts = pieces.parts(width, grad.scalar_type());
   const blt::cpu::PatchPoolBackwardArgs args{
-      {blt::dtype_of(op, "grad", grad), kind, num_bytes, capacity, width, begin, begin + 1, capacity + 1,
-       x_dense ? x_dense->const_data_ptr() : nullptr, out_dense ? const_cast<void*>(out_dense->const_data_ptr()) : nullptr},
+      {blt::dtype_of(op, "grad", grad), kind, width, pieces.pieces(), pieces.divided(),
+       x_dense ? x_dense->const_data_ptr() : nullptr, out_dense ? const_cast<void*>(out_dense->const_data_ptr()) : nullptr,
+       parts.mutable_data_ptr(), parts.size(1)},
       blt::wants_streaming(grad_x),
       grad_dense.const_data_ptr(),
       grad_x.mutable_data_ptr()};
-  std::vector<int64_t> work_before;
-  for (int64_t b = 0; b <= batch; ++b) {
-    work_before.push_back(b * (num_bytes + capacity));  // bytes in no patch are written too
+  const auto ties = blt::cpu::patch_pool_ties_cpu(), shares = blt::cpu::patch_pool_shares_cpu();
+  const auto spread = blt::cpu::patch_pool_backward_cpu();
+  if (x_dense && pieces.num_divided() > 0) {
+    pieces.parallel_for(width, [&](int64_t first, int64_t end) { ties(args, first, end); });
+    blt::parallel_for(pieces.num_divided(), blt::grain(width), [&](int64_t first, int64_t end) { shares(args, first, end); });
   }
-  const auto kernel = blt::cpu::patch_pool_backward_cpu();
-  parallel_patches(args.forward, work_before, [&](auto... range) { kernel(args, range...); });
+  pieces.parallel_for(width, [&](int64_t first, int64_t end) { spread(args, first, end); });
   return grad_x;
 }
 
@@ -148,17 +178,25 @@ Tensor patch_pool_backward_cpu(const Tensor& grad, const Tensor& offsets, const 
 
 namespace blt {
 
-void pool_segments(int64_t batch, const PatchPoolArgs& args) {
-  if (batch * args.capacity * args.width == 0) {
+void pool_segments(const Segments& segments, cpu::Reduce reduce, DType dtype, const Tensor& x, const Tensor& out) {
+  if (out.numel() == 0) {
     return;
   }
-  std::vector<int64_t> work_before{0};
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t bytes = args.end[b * args.stride + args.capacity - 1] - args.begin[b * args.stride];
-    work_before.push_back(work_before.back() + bytes + args.capacity);
-  }
-  const auto kernel = cpu::patch_pool_cpu();
-  parallel_patches(args, work_before, [&](auto... range) { kernel(args, range...); });
+  const int64_t width = out.size(2);
+  const Pieces pieces(segments, /*gaps=*/false);
+  const Tensor parts = pieces.parts(width, x.scalar_type());
+  const PatchPoolArgs args{dtype,
+                           reduce,
+                           width,
+                           pieces.pieces(),
+                           pieces.divided(),
+                           x.const_data_ptr(),
+                           out.mutable_data_ptr(),
+                           parts.mutable_data_ptr(),
+                           parts.size(1)};
+  const auto pool = cpu::patch_pool_cpu(), join = cpu::patch_pool_join_cpu();
+  pieces.parallel_for(width, [&](int64_t first, int64_t end) { pool(args, first, end); });
+  parallel_for(pieces.num_divided(), grain(width), [&](int64_t first, int64_t end) { join(args, first, end); });
 }
 
 }  // namespace blt

@@ -6,7 +6,15 @@
 
 namespace blt {
 
-// Reduces each of the batch * C patches of `args`, whose begin and end the caller has checked.
-void pool_segments(int64_t batch, const cpu::PatchPoolArgs& args);
+// Where the patches of a batch lie: patch c of row b is bytes begin[b * stride + c] .. end[b * stride + c] - 1 of that
+// row; begin never decreases within a row. The caller has checked the values.
+struct Segments {
+  int64_t batch, num_bytes, capacity;  // B, N, C
+  const int32_t *begin, *end;
+  int64_t stride;
+};
+
+// out [B, C, D] = each patch of x [B, N, D], both contiguous, reduced.
+void pool_segments(const Segments& segments, cpu::Reduce reduce, DType dtype, const Tensor& x, const Tensor& out);
 
 }  // namespace blt
