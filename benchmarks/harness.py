@@ -21,7 +21,7 @@ A benchmark is a script that yields cases and hands over to `main`:
 `check` runs before any timing and raises when the results are wrong. Variants are called without arguments; the first
 is the op under test, the "x slower" column compares the others with it. `geometric_lengths` draws ragged patches.
 
-    python benchmarks/patch_pool.py [--json] [--case SUBSTRING] [--rounds 15]
+    python benchmarks/patch_pool.py [--json] [--case SUBSTRING] [--environment measuring] [--rounds 15]
 
 The script runs itself twice: in the measuring environment (threads bound to cores; freed memory kept by malloc, so
 that outputs are not page-faulted in on every call) and in the default one. Every variant is timed once a round, in
@@ -73,12 +73,20 @@ class Case:
     bytes: int
     check: Callable[[], None] | None = None
 
+    @property
+    def label(self) -> str:
+        return label(self.name, self.shapes)
+
+
+def label(name: str, shapes: dict[str, Any]) -> str:
+    return " ".join([name, *(f"{key}={value}" for key, value in shapes.items())])
+
 
 def run(cases: Iterable[Case], rounds: int = 15, only: str = "") -> list[dict[str, Any]]:
-    """Checks and times every case whose name contains `only`: one row per case and variant."""
+    """Checks and times every case whose label contains `only`: one row per case and variant."""
     rows = []
     for case in cases:
-        if only not in case.name:
+        if only not in case.label:
             continue
         if case.check is not None:
             case.check()
@@ -99,8 +107,9 @@ def geometric_lengths(batch: int, num_bytes: int, mean: float) -> torch.Tensor:
 def main(op: str, cases: Callable[[], Iterable[Case]]) -> None:
     parser = argparse.ArgumentParser(description=f"Benchmark of {op}; see benchmarks/harness.py.")
     parser.add_argument("--json", action="store_true", help="write benchmarks/results/<device>/<op>.json")
-    parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--case", default="", help="only cases whose name and shapes contain this")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--environment", choices=ENVIRONMENTS, help="only this one")
     parser.add_argument("--rows", help=argparse.SUPPRESS)  # where the run of one environment leaves its rows
     options = parser.parse_args()
     if options.rows:
@@ -109,6 +118,8 @@ def main(op: str, cases: Callable[[], Iterable[Case]]) -> None:
     controlled = {name for variables in ENVIRONMENTS.values() for name in variables}
     rows = []
     for environment, variables in ENVIRONMENTS.items():
+        if options.environment not in (None, environment):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.json"
             inherited = {name: value for name, value in os.environ.items() if name not in controlled}
@@ -200,7 +211,7 @@ def print_table(op: str, header: dict[str, Any], rows: list[dict[str, Any]]) -> 
         table.append(
             (
                 row["environment"],
-                f"{row['case']} {' '.join(f'{k}={v}' for k, v in row['shapes'].items())}",
+                label(row["case"], row["shapes"]),
                 row["variant"],
                 _time(row["seconds"]),
                 f"{_time(low)} .. {_time(high)}",
