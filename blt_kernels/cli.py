@@ -281,7 +281,7 @@ def demo(
     data: Annotated[
         list[Path] | None, typer.Option(help="Your own text; by default the source of Python's standard library.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Time for all of it on an idle machine, roughly.")] = 4.0,
+    minutes: Annotated[float, typer.Option(help="Time for all of it on an idle machine, roughly.")] = 3.6,
     seed: Seed = 0,
 ) -> None:
     """Train an entropy model and a small BLT on real text, and compare it with gzip, xz and an n-gram model."""
