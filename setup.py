@@ -46,6 +46,8 @@ class CMakeBuild(build_ext):
         configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
         configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DBLT_OUTPUT_DIR={output}"]
         configure += [f"-DBLT_TORCH_DIR={torch.submodule_search_locations[0]}"]
+        if "BLT_BUILD_CUDA" in os.environ:
+            configure.append(f"-DBLT_BUILD_CUDA={os.environ['BLT_BUILD_CUDA']}")
         subprocess.run(configure, check=True)
         subprocess.run([tool("cmake"), "--build", str(build), "--parallel", str(jobs())], check=True)
 

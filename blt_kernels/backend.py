@@ -15,9 +15,15 @@ BACKENDS = ("cpu", "cuda", "triton", "reference")
 
 # Read once: ops ask on every call, and torch.compile cannot trace a file being read.
 _AVAILABLE = (*build_record().get("backends", ()), "reference")
+# What has a compiled CUDA kernel; all have one for the CPU.
+_ON_CUDA = frozenset(
+    schema.name.removeprefix("blt_kernels::")
+    for schema in torch._C._jit_get_all_schemas()
+    if schema.name.startswith("blt_kernels::") and torch._C._dispatch_has_kernel_for_dispatch_key(schema.name, "CUDA")
+)
 
 _forced: str | None = None
-_warned: set[str] = set()
+_warned: set[tuple[str, str]] = set()
 
 
 @contextlib.contextmanager
@@ -52,12 +58,14 @@ def backend_for(op: str, device: torch.device) -> str:
         if _forced in ("cpu", "cuda") and device.type != _forced:
             raise ValueError(f"{op}: device: expected {_forced} (use_backend({_forced!r}) is active), got {device}")
         return _forced
-    if device.type in available_backends():
+    if device.type in available_backends() and (
+        device.type != "cuda" or op.replace("PatchLayout.", "layout_") in _ON_CUDA
+    ):
         return device.type
-    if device.type != "meta" and device.type not in _warned:
-        _warned.add(device.type)
+    if device.type != "meta" and (op, device.type) not in _warned:
+        _warned.add((op, device.type))
         warnings.warn(
-            f"blt_kernels was built without a backend for {device.type} tensors: the reference implementation runs "
+            f"blt_kernels was built without {op} for {device.type} tensors: the reference implementation runs "
             "instead, at reference speed. `blt-kernels doctor` says what is missing.",
             stacklevel=3,
         )

@@ -37,7 +37,8 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
-    run(sys.executable, "-m", "build", "--outdir", str(output), str(source), cwd=output)
+    # The CUDA backend is built and audited in the checkout (test_cuda_build.py); once is enough.
+    run(sys.executable, "-m", "build", "--outdir", str(output), str(source), cwd=output, BLT_BUILD_CUDA="0")
     return output
 
 
@@ -127,4 +128,4 @@ def test_build_info_is_json_and_doctor_reports_it() -> None:
     assert info["build"]["compiler"] and info["build"]["flags"]
     text = doctor.report()
     assert info["torch"] in text and info["build"]["compiler"] in text
-    assert "backend cuda is missing" in text
+    assert "backend triton is missing" in text

@@ -1,0 +1,165 @@
+// What kernels (.cuh) need of CUDA beyond the language, each with a host twin: included by nvcc, and by g++ with
+// BLT_EMULATE_CUDA, where csrc/testing/emulator.h gives the execution model on host threads.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/dtype.h"
+
+#if defined(BLT_EMULATE_CUDA)
+#include <cmath>
+#include <cstring>
+
+#include "testing/emulator.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+namespace blt::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Arithmetic type of an element type.
+template <class T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename Accumulator<T>::type;
+
+// ---- conversions ----------------------------------------------------------------------------------------------------
+
+template <class To, class From>
+__device__ __forceinline__ To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(bfloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+__device__ __forceinline__ float widen(float16 x) {
+#if defined(BLT_EMULATE_CUDA)
+  return float(bit_cast<_Float16>(x.bits));
+#else
+  return __half2float(bit_cast<__half>(x.bits));
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ T narrow(Acc<T> x);
+template <>
+__device__ __forceinline__ float narrow<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ double narrow<double>(double x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ bfloat16 narrow<bfloat16>(float x) {
+#if defined(BLT_EMULATE_CUDA)
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  if (x != x) return {0x7fff};
+  return {uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};  // round to nearest, ties to even
+#else
+  return bit_cast<bfloat16>(__float2bfloat16_rn(x));
+#endif
+}
+template <>
+__device__ __forceinline__ float16 narrow<float16>(float x) {
+#if defined(BLT_EMULATE_CUDA)
+  return bit_cast<float16>(_Float16(x));
+#else
+  return bit_cast<float16>(__float2half_rn(x));
+#endif
+}
+
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+// N consecutive elements, loaded and stored as one access of N * sizeof(T) bytes: a power of two up to 16, to which the
+// address is aligned.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T data[N];
+};
+
+template <int Bytes>
+struct Word;
+template <>
+struct Word<2> {
+  using type = uint16_t;
+};
+template <>
+struct Word<4> {
+  using type = uint32_t;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+
+// Read-only data.
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> load(const T* p) {
+  using W = typename Word<int(sizeof(T)) * N>::type;
+  return bit_cast<Pack<T, N>>(__ldg(reinterpret_cast<const W*>(p)));
+}
+// Data that is not read again: it leaves the caches first.
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> load_once(const T* p) {
+  using W = typename Word<int(sizeof(T)) * N>::type;
+  return bit_cast<Pack<T, N>>(__ldcs(reinterpret_cast<const W*>(p)));
+}
+template <int N, class T>
+__device__ __forceinline__ void store_once(T* p, const Pack<T, N>& x) {
+  using W = typename Word<int(sizeof(T)) * N>::type;
+  __stcs(reinterpret_cast<W*>(p), bit_cast<W>(x));
+}
+
+// ---- warps ----------------------------------------------------------------------------------------------------------
+
+template <class T>
+__device__ __forceinline__ T warp_max(T x) {  // NaN where any lane has one
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    const T other = __shfl_xor_sync(kFullWarp, x, lanes);
+    x = other > x || other != other ? other : x;
+  }
+  return x;
+}
+
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    x += __shfl_xor_sync(kFullWarp, x, lanes);
+  }
+  return x;
+}
+
+template <class A>
+__device__ __forceinline__ A minus_infinity() {
+  return -A(__builtin_huge_val());
+}
+
+template <class T>
+__host__ __device__ __forceinline__ T min_of(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+__host__ __device__ __forceinline__ T max_of(T a, T b) {
+  return a < b ? b : a;
+}
+
+}  // namespace blt::cuda

@@ -1,0 +1,28 @@
+// What the CUDA side of an op needs besides common/tensor.h. Built a second time with BLT_EMULATE_CUDA, where the same
+// functions serve CPU tensors and the kernels run on host threads (csrc/testing/).
+#pragma once
+
+#include "common/tensor.h"
+#include "cuda/stream.h"
+
+#if defined(BLT_EMULATE_CUDA)
+#define BLT_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(blt_kernels_emulated, CPU, m)
+#else
+#define BLT_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(blt_kernels, CUDA, m)
+#endif
+
+namespace blt {
+
+inline int device_index(const Tensor& t) { return t.get_device_index(); }
+
+// The dispatcher only looks at one of an op's tensors.
+inline void check_same_device(const char* op, const char* argument, const Tensor& t, const Tensor& like) {
+  BLT_CHECK(t.device() == like.device(), op, ": ", argument, ": expected a tensor on the device of the others");
+}
+
+// Memory on the device of `like`.
+inline Tensor empty_on(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+}  // namespace blt
