@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?=
 RUN ?= runs/demo
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test sanitize lint wheel clean
 
 # The stamp is older than a build input exactly when the environment or the library is stale.
 $(VENV)/installed: pyproject.toml requirements-dev.txt setup.py CMakeLists.txt $(shell find csrc -type f)
@@ -21,6 +21,11 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# The CUDA kernels on host threads under the thread, address and undefined-behaviour sanitizers.
+sanitize: $(VENV)/installed
+	$(BIN)/python tests/sanitize.py thread
+	$(BIN)/python tests/sanitize.py address,undefined
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -66,7 +66,8 @@ def test_nan_wins(emulated, lengths, reduce):
     x = torch.randn(1, layout.num_bytes, 8)
     x[0, 3, 1] = torch.nan
     grad = torch.ones(1, 2, 8)
-    for ours, expected in zip(run(emulated, x, layout, reduce, grad), run_reference(x, layout, reduce, grad, x.dtype)):
+    pairs = zip(run(emulated, x, layout, reduce, grad), run_reference(x, layout, reduce, grad, x.dtype), strict=True)
+    for ours, expected in pairs:
         torch.testing.assert_close(ours, expected, equal_nan=True)
 
 
