@@ -64,9 +64,9 @@ def run_broken(ops) -> None:
 
 
 def main(sanitizer: str) -> None:
-    import build
+    import emulation
 
-    library = build.build(TESTS.parent / "build" / f"emulated-{sanitizer.replace(',', '-')}", sanitizer)
+    library = emulation.build(TESTS.parent / "build" / f"emulated-{sanitizer.replace(',', '-')}", sanitizer)
     paths = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in RUNTIMES[sanitizer]
@@ -86,6 +86,6 @@ if __name__ == "__main__":
     if sys.argv[1] in RUNTIMES:
         main(sys.argv[1])
     else:
-        import build
+        import emulation
 
-        {"cases": run_cases, "broken": run_broken}[sys.argv[1]](build.load(Path(sys.argv[2])))
+        {"cases": run_cases, "broken": run_broken}[sys.argv[1]](emulation.load(Path(sys.argv[2])))

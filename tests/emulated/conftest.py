@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import build
+import emulation
 import pytest
 
 
 @pytest.fixture(scope="session")
 def emulated() -> Any:
-    return build.ops()
+    return emulation.ops()
