@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from torch.autograd import forward_ad
 
 from ._checks import check_choice
 from ._library import build_record
@@ -52,8 +53,25 @@ def available_backends() -> tuple[str, ...]:
     return _AVAILABLE
 
 
-def backend_for(op: str, device: torch.device) -> str:
-    """The backend that `op` takes for tensors on `device`."""
+def backend_for(op: str, device: torch.device, *differentiable: torch.Tensor | None) -> str:
+    """The backend that `op` takes for tensors on `device`.
+
+    Raises:
+        NotImplementedError: it is a compiled one, and one of the `differentiable` inputs carries a tangent.
+    """
+    backend = _choose(op, device)
+    if backend != "reference" and forward_ad._current_level >= 0:
+        for x in differentiable:
+            if x is not None and forward_ad.unpack_dual(x).tangent is not None:
+                # The dispatcher would drop it: a derivative of 0 without a word.
+                raise NotImplementedError(
+                    f"blt_kernels.{op} has no forward-mode derivative (jvp). Use use_backend('reference') for the part "
+                    "of the model that is differentiated forward."
+                )
+    return backend
+
+
+def _choose(op: str, device: torch.device) -> str:
     if _forced is not None:
         if _forced in ("cpu", "cuda") and device.type != _forced:
             raise ValueError(f"{op}: device: expected {_forced} (use_backend({_forced!r}) is active), got {device}")

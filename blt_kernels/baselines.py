@@ -8,15 +8,10 @@ model nor stored by the compressors, so a model that predicts EOS leaves those p
 from __future__ import annotations
 
 import lzma
-import os
-import sys
-import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -81,31 +76,6 @@ def compress_bits_per_byte(
                 stacklevel=2,
             )
     return {name: 8 * size / len(data) for name, size in sizes.items()}
-
-
-def start_compressors(
-    text: Text, *, dictionary: Text = b"", compressors: Sequence[str] = COMPRESSORS, preset: int = 6
-) -> Future[dict[str, float]]:
-    """`compress_bits_per_byte` in a background thread, so that it runs while a model trains.
-
-    The thread has low priority, because a core shared evenly would hold up every parallel region of the training, and
-    is a daemon, because an interrupted run should not wait for a compressor. Compressors release the GIL.
-    """
-    work = partial(compress_bits_per_byte, text, dictionary=dictionary, compressors=compressors, preset=preset)
-    future: Future[dict[str, float]] = Future()
-    threading.Thread(target=_run, args=(future, work), name="compressors", daemon=True).start()
-    return future
-
-
-def _run(future: Future[dict[str, float]], work: Callable[[], dict[str, float]]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    if sys.platform == "linux":  # the one system where this is the thread's own priority
-        os.nice(10)
-    try:
-        future.set_result(work())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def _documents(op: str, argument: str, text: Text) -> Iterator[bytes]:

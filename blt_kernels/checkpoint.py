@@ -1,9 +1,9 @@
 """Checkpoints: safetensors for tensors, JSON for the rest, written atomically and verified when read.
 
 A checkpoint is a directory `step-00000042` with `state.json` and one `.safetensors` file for each group of tensors.
-`state.json` is written last and holds the size and SHA-256 of every other file; the directory gets its name only when
-all of it is on disk. So a checkpoint that exists is whole, and one that was damaged later is refused, with the file
-and the reason.
+`state.json` is written last and holds the size and SHA-256 of every other file and the SHA-256 of its own facts; the
+directory gets its name only when all of it is on disk. So a checkpoint that exists is whole, and one that was damaged
+later is refused, with the file and the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 STATE_FILE = "state.json"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -55,7 +55,8 @@ def save_checkpoint(
         _flush(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     path = partial / STATE_FILE
-    path.write_text(json.dumps({"format": FORMAT, "step": step, "files": files, "state": dict(state)}, indent=1))
+    record = {"format": FORMAT, "step": step, "files": files, "state": dict(state)}
+    path.write_text(json.dumps(record | {"sha256": _digest_of_record(record)}, indent=1))
     _flush(path)
     shutil.rmtree(target, ignore_errors=True)
     os.rename(partial, target)
@@ -80,10 +81,12 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
         raise CheckpointError(f"{path / STATE_FILE}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise CheckpointError(f"{path / STATE_FILE}: not JSON ({error})") from error
-    if not isinstance(record, dict) or not {"format", "step", "files", "state"} <= record.keys():
+    if not isinstance(record, dict) or not {"format", "step", "files", "state", "sha256"} <= record.keys():
         raise CheckpointError(f"{path / STATE_FILE}: not the state of a checkpoint")
     if record["format"] != FORMAT:
         raise CheckpointError(f"{path / STATE_FILE}: expected format {FORMAT}, got {record['format']}")
+    if record.pop("sha256") != _digest_of_record(record):
+        raise CheckpointError(f"{path / STATE_FILE}: its contents changed after it was written (SHA-256 differs)")
     tensors = {}
     for name, expected in record["files"].items():
         file = path / name
@@ -117,6 +120,10 @@ def latest_checkpoint(path: Path) -> Path:
     if not found:
         raise CheckpointError(f"{path}: no checkpoint here")
     return found[-1]
+
+
+def _digest_of_record(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -67,7 +67,7 @@ def main() -> None:
     """Entry point: what the user can mend is one line on stderr; BLT_KERNELS_DEBUG=1 shows the traceback."""
     try:
         app()
-    except (ValueError, TypeError, ImportError, FloatingPointError) as error:
+    except (ValueError, TypeError, ImportError, FloatingPointError, OSError, RuntimeError) as error:
         if os.environ.get("BLT_KERNELS_DEBUG") == "1":
             raise
         sys.exit(f"blt-kernels: {error}")
@@ -152,7 +152,9 @@ def calibrate(
 def train(
     data: Data,
     run: Run,
-    entropy_model: Annotated[Path, typer.Option(help="Run or checkpoint of an entropy model.")],
+    entropy_model: Annotated[
+        Path | None, typer.Option(help="Run or checkpoint of an entropy model; a resumed run has its own.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="Shape of the BLT: tiny, 400M, 1B or 7B.")] = "tiny",
     threshold: Annotated[str, typer.Option(help="Entropy threshold in nats, or auto: calibrate it.")] = "auto",
     patch_size: PatchSize = 4.5,
@@ -184,7 +186,10 @@ def train(
     train_part, held_out = split(corpus, holdout_bytes, seed)
     if resume:
         _, patcher, _ = load_model(run)
-        assert patcher is not None
+        if patcher is None:
+            raise ValueError(f"train: {run}: expected a run of a BLT, got one of an entropy model")
+    elif entropy_model is None:
+        raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
     else:
         patcher = entropy_patcher(
             load_entropy_model(entropy_model),
@@ -197,7 +202,9 @@ def train(
             max_patch_length=max_patch_length,
         )
     console.print(f"threshold {patcher.config.threshold:.6f} nats")
-    shape = RowShape(batch_size, row_tokens or row_tokens_for(row_patches, patch_size), row_patches)
+    shape = RowShape(
+        batch_size, row_tokens_for(row_patches, patch_size) if row_tokens is None else row_tokens, row_patches
+    )
     optim = OptimConfig(learning_rate=learning_rate, sparse_learning_rate=table_learning_rate)
     with training_progress(console, "BLT", steps) as on_step:
         train_model(

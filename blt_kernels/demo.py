@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -60,7 +61,7 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
     blt.eval()
     bits, count = bits_per_byte(blt, held_out_batches(held_out, BLT_SHAPE, patcher))
     entropy_bits, _ = bits_per_byte(entropy_model, held_out_batches(held_out, ENTROPY_SHAPE))
-    seen = list(documents_seen(train, seed, trainer.bytes_seen))
+    seen = list(documents_seen(train, seed, trainer.batches.state_dict()))
     rows = {"BLT": bits, "entropy model": entropy_bits}
     rows["order-3 n-gram, same training bytes"] = NgramModel(3).fit(seen).bits_per_byte(held_out)
     rows |= compress_bits_per_byte(held_out, dictionary=seen)
@@ -74,14 +75,14 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
     console.print(f"{seconds:.0f} s in all; loss curve, patches and figures in {run}/")
 
 
-def documents_seen(train: Corpus, seed: int, num_bytes: int) -> Iterator[bytes]:
-    """The documents that a run over `num_bytes` bytes has read, the last one whole."""
-    total = 0
-    for document in DocumentStream(train, seed=seed):
-        if total >= num_bytes:
-            return
-        total += len(document)
-        yield document
+def documents_seen(train: Corpus, seed: int, state: dict[str, Any]) -> Iterator[bytes]:
+    """What a run has read of each document, given the state of its loader."""
+    opened = {json.dumps(document["documents"]): document["offset"] for document in state["open"] if document}
+    stream = DocumentStream(train, seed=seed)
+    while (position := stream.state_dict()) != state["documents"]:
+        document = next(stream)
+        tokens = opened.get(json.dumps(position), len(document) + 1)
+        yield document[: max(0, tokens - 1)]  # less BOS
 
 
 def _train(

@@ -126,8 +126,10 @@ class PatchLayout:
         """int64 [B, C]: bytes of each patch, 0 for an empty slot."""
         return self.offsets.diff(dim=1).long()
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PatchLayout:
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> PatchLayout:
         """The layout on `device`, its tensors shared where they are there already."""
+        if not isinstance(device, (torch.device, str, int)) or isinstance(device, bool):
+            raise fail_type("PatchLayout.to", "device", "a device", repr(device))
         return PatchLayout(*(field.to(device, non_blocking=non_blocking) for field in self._fields()))
 
     def copy_(self, other: PatchLayout) -> PatchLayout:
@@ -211,7 +213,35 @@ class PatchLayout:
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(PatchLayout))
 
-pytree.register_dataclass(PatchLayout, field_names=list(_FIELDS), drop_field_names=[])
+pytree.register_dataclass(
+    PatchLayout,
+    field_names=list(_FIELDS),
+    drop_field_names=[],
+    serialized_type_name="blt_kernels.PatchLayout",  # torch.export.save
+)
+torch.serialization.add_safe_globals([PatchLayout])  # torch.load(weights_only=True)
+
+
+def check_layout(op: str, layout: Any, device: torch.device, owner: str) -> None:
+    """`layout` is a PatchLayout whose tensors have the promised dtype and shapes, and lie on `device`, as `owner` does.
+
+    Their values are not looked at: see `PatchLayout.validate`.
+    """
+    if not isinstance(layout, PatchLayout):
+        raise fail_type(op, "layout", "a PatchLayout", type(layout).__name__)
+    for name, ndim in _NDIMS.items():
+        field = getattr(layout, name)
+        check_tensor(op, f"layout.{name}", field, ndim=ndim, dtypes=(torch.int32,))
+        check_device(op, f"layout.{name}", field, device, owner)
+    batch = layout.offsets.shape[0]
+    check_shape(op, "layout.patch_ids", layout.patch_ids, (batch, None))
+    check_shape(op, "layout.visible_ids", layout.visible_ids, layout.patch_ids.shape)
+    check_shape(op, "layout.num_patches", layout.num_patches, (batch,))
+    if layout.offsets.shape[1] < 1:
+        raise fail_value(op, "layout.offsets", "shape (B, C + 1)", f"shape {tuple(layout.offsets.shape)}")
+
+
+_NDIMS = dict(zip(_FIELDS, (2, 2, 2, 1, 1, 1), strict=True))
 
 
 class _Take(torch.autograd.Function):
@@ -238,7 +268,7 @@ class _Take(torch.autograd.Function):
 
 def _validate(layout: PatchLayout) -> None:
     op = "PatchLayout.validate"
-    for name, ndim in zip(_FIELDS, (2, 2, 2, 1, 1, 1), strict=True):
+    for name, ndim in _NDIMS.items():
         check_tensor(op, name, getattr(layout, name), ndim=ndim, dtypes=(torch.int32,))
         check_device(op, name, getattr(layout, name), layout.offsets.device, "offsets")
     offsets, own, visible, num_patches, cu_patches, overflow = (f.to("cpu", torch.int64) for f in layout._fields())

@@ -22,11 +22,12 @@ def cast_once(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-class HashNgramEmbedding(nn.Module):
+class HashNgramEmbedding(nn.Embedding):
     """Adds to byte embeddings the table rows of the hashed n-grams that end at each byte.
 
     One table [num_rows, dim] for each hash function and size, all in one `weight`, function-major. It starts at zero,
-    so that an n-gram never seen in training stays without effect.
+    so that an n-gram never seen in training stays without effect. It is an `nn.Embedding` because that is how
+    DistributedDataParallel knows which gradients are sparse.
 
     Args:
         num_rows, dim: shape of one table.
@@ -45,15 +46,16 @@ class HashNgramEmbedding(nn.Module):
         normalize: bool = False,
         sparse_grad: bool = False,
     ):
-        super().__init__()
+        super().__init__(num_functions * len(ngram_sizes) * num_rows, dim, sparse=sparse_grad)
         self.num_rows = num_rows
         self.ngram_sizes = tuple(ngram_sizes)
         self.primes = HASH_PRIMES[:num_functions]
         self.normalize = normalize
-        self.sparse_grad = sparse_grad
-        self.weight = nn.Parameter(torch.zeros(num_functions * len(self.ngram_sizes) * num_rows, dim))
 
-    def forward(
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(  # type: ignore[override]
         self, tokens: torch.Tensor, base: torch.Tensor | None = None, *, cu_seqlens: torch.Tensor | None = None
     ) -> torch.Tensor:
         """tokens [B, N], base [B, N, dim] or None -> [B, N, dim]."""
@@ -66,7 +68,7 @@ class HashNgramEmbedding(nn.Module):
             primes=self.primes,
             cu_seqlens=cu_seqlens,
             normalize=self.normalize,
-            sparse_grad=self.sparse_grad,
+            sparse_grad=self.sparse,
         )
 
     def extra_repr(self) -> str:

@@ -49,7 +49,7 @@ class Optimizers:
     """AdamW over the dense parameters and SparseAdam over those whose gradients are sparse, stepped as one.
 
     Args:
-        model: parameters of modules with a true `sparse_grad` attribute go to SparseAdam.
+        model: parameters of embeddings with `sparse=True` go to SparseAdam.
         config: see OptimConfig.
         total_steps: length of the schedule: linear warm-up, then cosine to `min_ratio`.
     """
@@ -58,7 +58,7 @@ class Optimizers:
         tables = {
             id(parameter)
             for module in model.modules()
-            if getattr(module, "sparse_grad", False)
+            if getattr(module, "sparse", False)
             for parameter in module.parameters(recurse=False)
         }
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -32,8 +32,8 @@ def open_run(run: Path, resume: bool) -> None:
     exists = bool(list_checkpoints(run)) or (run / "metrics.jsonl").exists()
     if exists and not resume:
         raise ValueError(f"{run}: there is a run here already; continue it with --resume, or choose another --run")
-    if resume and not list_checkpoints(run):
-        raise ValueError(f"{run}: there is no checkpoint to resume from")
+    if resume and not exists:
+        raise ValueError(f"{run}: there is no run to resume")
 
 
 def train_model(

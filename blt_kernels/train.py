@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._checks import fail_value
+from ._checks import check_int, fail_value
 from .checkpoint import CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from .data import Batch, PackedBatches
 from .layout import PatchLayout
@@ -47,6 +47,10 @@ class TrainConfig:
     eval_every: int = 500
     checkpoint_every: int = 500
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
+            check_int("TrainConfig", name, getattr(self, name), 1)
 
 
 def layout_of(batch: Batch, device: torch.device) -> PatchLayout:
@@ -164,12 +168,13 @@ class Trainer:
         self.seconds = 0.0
 
     def resume(self) -> bool:
-        """Continues from the newest checkpoint of the run; False where there is none.
+        """Continues from the newest checkpoint of the run; False, and from the start, where there is none yet.
 
         Raises:
             CheckpointError: it is damaged, or belongs to another model or schedule.
         """
         if not list_checkpoints(self.run):
+            _truncate_metrics(self.run / METRICS_FILE, 0)
             return False
         path = latest_checkpoint(self.run)
         tensors, state, step = load_checkpoint(path)
@@ -232,7 +237,7 @@ class Trainer:
         self.step += 1
         self.bytes_seen += num_bytes
         self.seconds += seconds
-        return {
+        metrics = {
             "step": self.step,
             "bytes": self.bytes_seen,
             "seconds": round(self.seconds, 3),
@@ -242,6 +247,9 @@ class Trainer:
             "gradient_norm": norm.item(),
             "bytes_per_second": num_bytes / seconds,
         }
+        if batch.patch_lengths is not None:
+            metrics["bytes_per_patch"] = num_bytes / max(1, int((batch.patch_lengths > 0).sum()))
+        return metrics
 
     def _evaluate(self) -> dict[str, float]:
         assert self.evaluate is not None

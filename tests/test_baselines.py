@@ -5,20 +5,16 @@ from __future__ import annotations
 import gzip
 import lzma
 import math
-import os
 import sys
 import sysconfig
-import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from blt_kernels import baselines
-from blt_kernels.baselines import NgramModel, compress_bits_per_byte, start_compressors
+from blt_kernels.baselines import NgramModel, compress_bits_per_byte
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
@@ -228,35 +224,6 @@ def test_of_a_long_dictionary_the_end_is_used(monkeypatch: pytest.MonkeyPatch) -
     bits = compress_bits_per_byte(text[:200_000], dictionary=pieces + zeros, compressors=["xz"], preset=0)
     assert bits["xz -0 given the last 1 MiB of the training text"] > 8
     assert "xz -0 given training text" in compress_bits_per_byte(b"a", dictionary=text, compressors=["xz"], preset=0)
-
-
-def test_compressors_in_the_background() -> None:
-    text = b"the same " * 1000
-    future = start_compressors(text, dictionary=b"the same text", compressors=["gzip", "xz"], preset=1)
-    assert isinstance(future, Future)
-    assert future.result(60) == compress_bits_per_byte(
-        text, dictionary=b"the same text", compressors=["gzip", "xz"], preset=1
-    )
-    failed = start_compressors(b"")
-    with pytest.raises(ValueError, match="at least one byte"):
-        failed.result(60)
-
-    release = threading.Event()
-    priorities = []
-
-    def slow() -> Iterator[bytes]:
-        assert release.wait(60)
-        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        yield b"text"
-
-    future = start_compressors(slow(), compressors=["gzip"])
-    assert not future.done()  # the caller goes on meanwhile
-    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "compressors")
-    release.set()
-    assert list(future.result(60)) == ["gzip -9"]
-    if sys.platform == "linux":
-        ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        assert priorities == [min(ours + 10, 19)]
 
 
 def test_without_zstandard_a_warning_and_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,15 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 3, TENSORS, {})
     record = json.loads((path / STATE_FILE).read_text())
     (path / STATE_FILE).write_text(json.dumps(record | {"format": 99}))
-    with pytest.raises(CheckpointError, match="expected format 1, got 99"):
+    with pytest.raises(CheckpointError, match="expected format 2, got 99"):
+        load_checkpoint(path)
+
+
+def test_a_changed_state_is_refused(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 3, TENSORS, {"bytes_seen": 60})
+    state = path / STATE_FILE
+    state.write_text(state.read_text().replace('"bytes_seen": 60', '"bytes_seen": 40'))
+    with pytest.raises(CheckpointError, match=r"state\.json: its contents changed"):
         load_checkpoint(path)
 
 

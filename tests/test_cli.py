@@ -97,7 +97,21 @@ def test_a_run_is_neither_overwritten_nor_resumed_from_nothing(texts: Path, runs
     again = run("train-entropy", texts / "0.txt", "--run", runs / "entropy", check=False)
     assert again.returncode == 1 and "--resume" in again.stderr
     nothing = run("train-entropy", texts / "0.txt", "--run", tmp_path / "new", "--resume", check=False)
-    assert nothing.returncode == 1 and "no checkpoint to resume from" in nothing.stderr
+    assert nothing.returncode == 1 and "no run to resume" in nothing.stderr
+
+
+def test_files_and_runs_that_do_not_fit_are_one_line(runs: Path, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for command in (
+        ("patch", "--model", runs / "entropy", "--threshold", "1", "--file", tmp_path / "none.txt"),
+        ("train-entropy", texts / "0.txt", "--run", tmp_path / "file" / "run", "--steps", "1"),
+        ("train-entropy", texts / "0.txt", "--run", tmp_path / "zero", "--steps", "0"),
+        ("train", texts / "0.txt", "--run", runs / "entropy", "--resume"),
+        ("train", texts / "0.txt", "--run", tmp_path / "new"),
+    ):
+        done = run(*command, check=False)
+        assert done.returncode == 1 and done.stderr.startswith("blt-kernels: "), done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_help_names_every_command() -> None:

@@ -500,7 +500,7 @@ def test_modes_and_backends(op: str) -> None:
         ({"v": lambda v: v.double()}, TypeError, r"v: expected dtype float32 \(as q\), got float64"),
         ({"k": lambda k: k.to("meta")}, ValueError, r"k: expected device cpu \(where q is\), got device meta"),
         ({"layout": None}, TypeError, "layout: expected a PatchLayout, got NoneType"),
-        ({"layout": lambda y: y.to("meta")}, ValueError, r"layout: expected device cpu \(where q is\)"),
+        ({"layout": lambda y: y.to("meta")}, ValueError, r"layout.offsets: expected device cpu \(where q is\)"),
         ({"scale": "1"}, TypeError, "scale: expected a float or None, got str"),
         ({"window": 1.5}, TypeError, "window: expected an int, got float"),
         ({"window": True}, TypeError, "window: expected an int, got bool"),

@@ -27,7 +27,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layout_oracle import FIELDS, assert_fields, assert_same
 
-from blt_kernels import PatchLayout, patch_gather, patch_pool, use_backend
+from blt_kernels import (
+    PatchLayout,
+    decoder_cross_attention,
+    encoder_cross_attention,
+    patch_gather,
+    patch_pool,
+    use_backend,
+)
 
 BACKENDS = ("cpu", "reference")
 FEW_SLOTS = st.one_of(st.none(), st.integers(0, 3))
@@ -636,3 +643,54 @@ def test_validate_shapes():
     ]:
         with pytest.raises(error, match="PatchLayout.validate: " + message):
             dataclasses.replace(PADDED, **{field: tensor}).validate()
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_ops_refuse_a_layout_with_a_field_that_does_not_fit(field):
+    """A field on another device would make the dispatcher take the fake kernel: memory that nobody wrote."""
+    layout = from_lengths(torch.tensor([[1, 4, 3], [2, 2, 2]]), 8)
+    x, y, heads = torch.randn(2, 8, 4), torch.randn(2, 3, 4), torch.randn(2, 8, 1, 4)
+    calls = {
+        "patch_pool": lambda bad: patch_pool(x, bad),
+        "patch_gather": lambda bad: patch_gather(y, bad),
+        "encoder_cross_attention": lambda bad: encoder_cross_attention(y[:, :, None], heads, heads, bad),
+        "decoder_cross_attention": lambda bad: decoder_cross_attention(heads, y[:, :, None], y[:, :, None], bad),
+    }
+    value = getattr(layout, field)
+    for op, call in calls.items():
+        for wrong, error, message in (
+            (value.to("meta"), ValueError, "expected device cpu"),
+            (value.long(), TypeError, "expected dtype int32"),
+            (value[None], ValueError, "dimensions"),
+        ):
+            with pytest.raises(error, match=f"^{op}: layout.{field}: .*{message}"):
+                call(dataclasses.replace(layout, **{field: wrong}))
+
+
+def test_to_takes_a_device_alone():
+    layout = from_lengths(torch.tensor([[1, 4]]), 5)
+    assert layout.to("cpu").offsets is layout.offsets
+    with pytest.raises(TypeError, match=r"PatchLayout.to: device: expected a device, got torch.int64"):
+        layout.to(torch.int64)
+
+
+def test_export_and_loading_of_weights_only(tmp_path):
+    class Pool(torch.nn.Module):
+        def forward(self, x, layout):
+            return patch_pool(x, layout)
+
+    layout, x = from_lengths(torch.tensor([[1, 4]]), 5), torch.randn(1, 5, 4)
+    torch.export.save(torch.export.export(Pool(), (x, layout)), tmp_path / "pool.pt2")
+    exported = torch.export.load(tmp_path / "pool.pt2").module()
+    assert torch.equal(exported(x, layout), patch_pool(x, layout))
+    torch.save(layout, tmp_path / "layout.pt")
+    assert_same(torch.load(tmp_path / "layout.pt", weights_only=True), layout)
+
+
+def test_forward_mode_derivatives_are_refused_and_left_to_the_reference():
+    layout, x = from_lengths(torch.tensor([[1, 4]]), 5), torch.randn(1, 5, 4)
+    with pytest.raises(NotImplementedError, match=r"patch_pool has no forward-mode derivative"):
+        torch.func.jvp(lambda z: patch_pool(z, layout, "mean"), (x,), (torch.ones_like(x),))
+    with use_backend("reference"):
+        _, tangent = torch.func.jvp(lambda z: patch_pool(z, layout, "mean"), (x,), (torch.ones_like(x),))
+    assert torch.equal(tangent, torch.ones_like(tangent))

@@ -13,7 +13,7 @@ from helpers import assert_no_recompile, random_lengths
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from blt_kernels import PatchLayout, segment, use_backend
+from blt_kernels import PatchLayout, segment, segment_fixed, use_backend
 from blt_kernels.model import (
     BLT,
     BLTConfig,
@@ -599,3 +599,22 @@ def test_packing_needs_one_row() -> None:
     tokens, layout = make_batch(2, 20)
     with pytest.raises(ValueError, match=r"BLT: cu_seqlens: expected tokens of one row \(B = 1\)"):
         make_blt()(tokens, layout, cu_seqlens=torch.tensor([0, 20]))
+
+
+def test_blt_refuses_sequences_that_the_layout_does_not_have():
+    model = BLT(BLTConfig.preset("tiny"))
+    tokens, cu_seqlens = torch.randint(4, 260, (1, 40)), torch.tensor([0, 20, 40])
+    layout = segment_fixed(tokens, 4, cu_seqlens=cu_seqlens).trim()
+    model(tokens, layout, cu_seqlens=cu_seqlens)
+    with pytest.raises(
+        ValueError, match="cu_seqlens: expected the 2 sequences that the layout was made with, got none"
+    ):
+        model(tokens, layout)
+    with pytest.raises(ValueError, match="expected the 2 sequences that the layout was made with, got 3"):
+        model(tokens, layout, cu_seqlens=torch.tensor([0, 7, 13, 40]))
+
+
+def test_entropy_model_refuses_packed_rows_of_a_batch():
+    model = EntropyModel(EntropyModelConfig.preset("tiny"))
+    with pytest.raises(ValueError, match=r"EntropyModel: tokens: expected one row \(B = 1\) with cu_seqlens"):
+        model.entropies(torch.randint(4, 260, (2, 8)), cu_seqlens=torch.tensor([0, 4, 8]))

@@ -70,3 +70,14 @@ def test_cast_once_is_what_autocast_would_do() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert cast_once(x).dtype == torch.bfloat16
         assert cast_once(double) is double
+
+
+def test_distributed_training_knows_that_table_gradients_are_sparse(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        module = HashNgramEmbedding(7, 4, (3, 4), sparse_grad=True)
+        replica = torch.nn.parallel.DistributedDataParallel(module)
+        replica(torch.randint(0, 260, (2, 9))).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert module.weight.grad.is_sparse and (module.weight.grad.to_dense().sum() > 0)

@@ -14,19 +14,19 @@ from blt_kernels.optim import OptimConfig, Optimizers, clip_grad_norm
 
 
 class Table(nn.Module):
-    def __init__(self, sparse_grad: bool = True):
+    def __init__(self, sparse: bool = True):
         super().__init__()
-        self.sparse_grad = sparse_grad
+        self.sparse = sparse
         self.weight = nn.Parameter(torch.randn(10, 4))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return F.embedding(ids, self.weight, sparse=self.sparse_grad)
+        return F.embedding(ids, self.weight, sparse=self.sparse)
 
 
 class Model(nn.Module):
-    def __init__(self, sparse_grad: bool = True):
+    def __init__(self, sparse: bool = True):
         super().__init__()
-        self.table = Table(sparse_grad)
+        self.table = Table(sparse)
         self.out = nn.Linear(4, 3)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -52,8 +52,8 @@ CONFIG = OptimConfig(learning_rate=0.1, sparse_learning_rate=0.2, min_ratio=0.1,
 
 def test_one_norm_over_both_kinds_of_gradients() -> None:
     torch.manual_seed(0)
-    sparse = Model(sparse_grad=True)
-    dense = Model(sparse_grad=False)
+    sparse = Model(sparse=True)
+    dense = Model(sparse=False)
     dense.load_state_dict(sparse.state_dict())
     ids = torch.tensor([1, 1, 3, 9])
     for model in (sparse, dense):

@@ -333,7 +333,7 @@ Y = torch.zeros(2, 2, 4)
         (
             (Y.to("meta"), LAYOUT),
             ValueError,
-            r"patch_gather: layout: expected device meta \(where y is\), got device cpu",
+            r"patch_gather: layout.offsets: expected device meta \(where y is\), got device cpu",
         ),
         ((Y, LAYOUT, "next"), ValueError, "patch_gather: which: expected one of 'visible', 'own', got 'next'"),
     ],

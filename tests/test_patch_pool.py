@@ -376,7 +376,7 @@ X = torch.zeros(2, 5, 4)
         (
             (X.to("meta"), LAYOUT),
             ValueError,
-            r"patch_pool: layout: expected device meta \(where x is\), got device cpu",
+            r"patch_pool: layout.offsets: expected device meta \(where x is\), got device cpu",
         ),
         (
             (X, LAYOUT, "median"),
@@ -453,3 +453,13 @@ def test_a_huge_patch_is_not_one_threads_work() -> None:
         out.sum().backward()
     torch.testing.assert_close(out, loop(x.detach(), layout, "sum"), rtol=1e-4, atol=1e-3)
     assert (x.grad == 1).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_nan_in_no_patch_has_no_gradient(reduce, backend):
+    layout = PatchLayout.from_lengths(torch.tensor([[2]]), 4, seq_lens=torch.tensor([2]))
+    x = torch.tensor([[[1.0], [2.0], [torch.nan], [5.0]]], requires_grad=True)
+    with use_backend(backend):
+        (grad,) = torch.autograd.grad(patch_pool(x, layout, reduce).sum(), x)
+    assert grad.flatten().tolist() == ([0, 1, 0, 0] if reduce == "max" else [0.5, 0.5, 0, 0])

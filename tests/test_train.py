@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from blt_kernels.checkpoint import CheckpointError, list_checkpoints
 from blt_kernels.data import Corpus, DocumentStream, PackedBatches, encode, split_corpus
+from blt_kernels.demo import documents_seen
 from blt_kernels.evaluate import RowShape, bits_per_byte, held_out_batches
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
 from blt_kernels.optim import OptimConfig
@@ -121,14 +123,50 @@ def test_resume_refuses_another_model_schedule_and_damage(corpus: Corpus, patche
     longer = dataclasses.replace(config, steps=3)
     with pytest.raises(CheckpointError, match="another training configuration"):
         train_model(make_blt(), corpus, None, shape, longer, run, patcher=patcher, resume=True)
+    rows = dataclasses.replace(shape, row_tokens=shape.row_tokens + 8)
+    with pytest.raises(ValueError, match="row_tokens: expected"):
+        train_model(make_blt(), corpus, None, rows, config, run, patcher=patcher, resume=True)
     path = list_checkpoints(run)[-1] / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: expected \d+ bytes"):
         train_model(make_blt(), corpus, None, shape, config, run, patcher=patcher, resume=True)
 
 
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(
+    corpus: Corpus, patcher: Patcher, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, steps=2)
+    train_model(make_blt(), corpus, None, SHAPES["padded"], config, tmp_path / "whole", patcher=patcher)
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / METRICS_FILE).write_text('{"step": 1, "loss": 9.0}\n{"st')
+    train_model(make_blt(), corpus, None, SHAPES["padded"], config, tmp_path / "stopped", patcher=patcher, resume=True)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / run / METRICS_FILE).read_text().splitlines()]
+        for run in ("whole", "stopped")
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["steps", "log_every", "eval_every", "checkpoint_every"])
+def test_counts_are_at_least_one(name: str) -> None:
+    with pytest.raises(ValueError, match=f"TrainConfig: {name}: expected at least 1, got 0"):
+        TrainConfig(**{"steps": 1, name: 0})
+
+
+def test_documents_seen_are_those_of_the_batches(tmp_path: Path) -> None:
+    for i in range(9):
+        (tmp_path / f"{i}.txt").write_text(f"{i}" * (100 + 37 * i))
+    corpus, shape = Corpus(tmp_path), RowShape(3, 50)
+    batches = shape.batches(DocumentStream(corpus, seed=2))
+    read = Counter()
+    for _ in range(7):
+        read.update(token - 4 for token in next(batches).tokens.ravel().tolist() if token >= 4)
+    seen = list(documents_seen(corpus, 2, batches.state_dict()))
+    assert Counter(b"".join(seen)) == read and len(seen) > 3
+
+
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+    with pytest.raises(ValueError, match="no run to resume"):
         open_run(tmp_path, resume=True)
     (tmp_path / METRICS_FILE).write_text("")
     with pytest.raises(ValueError, match="there is a run here already"):

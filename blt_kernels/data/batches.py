@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from .stream import DocumentStream
 from .tokens import IGNORE_INDEX, PAD_ID, encode
 
+STATE_VERSION = 2
+
 Segmenter = Callable[[NDArray[np.int64]], Any]
 
 
@@ -115,6 +117,15 @@ class PackedBatches:
         self.max_sequence = max_sequence or self._capacity
         self.max_sequences = max_sequences or min(max(16, row_tokens // 128), self._capacity)
         self._open: list[_OpenDocument | None] = [None] * (interleave or batch_size)
+        self._settings = {
+            "version": STATE_VERSION,
+            "row_tokens": row_tokens,
+            "batch_size": batch_size,
+            "row_patches": row_patches,
+            "max_sequence": self.max_sequence,
+            "max_sequences": self.max_sequences,
+            "interleave": len(self._open),
+        }
         self._turn = 0  # whose sequence comes next
 
     def __iter__(self) -> Iterator[Batch]:
@@ -138,17 +149,21 @@ class PackedBatches:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of `documents`; that before each open document, and how many of its tokens are done; the turn."""
+        """The settings that `load_state_dict` compares, the state of `documents`, that before each open document with
+        how many of its tokens are done, and the turn."""
         opened = [{"documents": d.begin, "offset": d.offset} if d and d.left else None for d in self._open]
-        return {"documents": self.documents.state_dict(), "open": opened, "turn": self._turn}
+        documents = self.documents.state_dict()
+        return {"settings": self._settings, "documents": documents, "open": opened, "turn": self._turn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was taken, `documents` too. Raises ValueError as DocumentStream.load_state_dict, for
-        another `interleave`, and where an open document has become shorter."""
-        if len(state["open"]) != len(self._open):
-            raise ValueError(
-                f"PackedBatches.load_state_dict: interleave: expected {len(self._open)}, got {len(state['open'])}"
-            )
+        """Goes to where `state` was taken, `documents` too. Raises ValueError as DocumentStream.load_state_dict,
+        naming the first setting that differs, and where an open document has become shorter."""
+        saved_settings = state.get("settings", {})
+        for name, value in self._settings.items():
+            if saved_settings.get(name) != value:
+                raise ValueError(
+                    f"PackedBatches.load_state_dict: {name}: expected {value!r}, got {saved_settings.get(name)!r}"
+                )
         self._open = [None if saved is None else self._reopen(saved) for saved in state["open"]]
         self._turn = state["turn"]
         self.documents.load_state_dict(state["documents"])

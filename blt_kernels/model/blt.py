@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
-from .._checks import INT_DTYPES, check_device, check_shape, check_tensor, fail_type, fail_value
-from ..layout import PatchLayout
+from .._checks import INT_DTYPES, check_device, check_shape, check_tensor, fail_value
+from ..layout import PatchLayout, check_layout
 from ..nn import HashNgramEmbedding
 from .config import BLTConfig
 from .decoder import LocalDecoder
@@ -153,15 +153,17 @@ class BLT(nn.Module):
     ) -> None:
         op = "BLT"
         check_tensor(op, "tokens", tokens, ndim=2, dtypes=INT_DTYPES)
-        if not isinstance(layout, PatchLayout):
-            raise fail_type(op, "layout", "a PatchLayout", type(layout).__name__)
+        check_layout(op, layout, tokens.device, "tokens")
         check_shape(op, "layout.patch_ids", layout.patch_ids, tokens.shape)
-        check_device(op, "layout", layout.patch_ids, tokens.device, "tokens")
         if cu_seqlens is not None:
             check_tensor(op, "cu_seqlens", cu_seqlens, ndim=1, dtypes=INT_DTYPES)
             check_device(op, "cu_seqlens", cu_seqlens, tokens.device, "tokens")
             if tokens.shape[0] != 1:
                 raise fail_value(op, "cu_seqlens", "tokens of one row (B = 1)", f"shape {tuple(tokens.shape)}")
+        sequences = layout.cu_patches.shape[0] - 1
+        if sequences != (tokens.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1):
+            got = "none" if cu_seqlens is None else f"{cu_seqlens.shape[0] - 1}"
+            raise fail_value(op, "cu_seqlens", f"the {sequences} sequences that the layout was made with", got)
         if not byte_patches and layout.capacity >= layout.num_bytes and layout.capacity > CAPACITY_MULTIPLE:
             raise fail_value(
                 op,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .._checks import INT_DTYPES, check_sequences, check_tensor
 from ..ops.linear_entropy import linear_entropy
 from .config import EntropyModelConfig
 from .loss import NextByteLoss, next_byte_loss
@@ -30,6 +31,8 @@ class EntropyModel(nn.Module):
 
     def hidden(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
         """Normalised final states [B, N, dim] of tokens [B, N]."""
+        check_tensor("EntropyModel", "tokens", tokens, ndim=2, dtypes=INT_DTYPES)
+        check_sequences("EntropyModel", tokens.shape[0], tokens.device, "tokens", None, cu_seqlens)
         x = self.embed_tokens(tokens)
         documents = None
         if cu_seqlens is not None:

@@ -8,7 +8,12 @@ import torch
 
 from .._autograd import register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_device, check_shape, check_tensor, describe, fail_type, fail_value
-from ..layout import PatchLayout
+from ..layout import check_layout
+
+# Asked once: torch.compile of torch 2.10 cannot trace the question.
+_AUTOCAST_DEVICES = frozenset(
+    name for name in ("cpu", "cuda", "xpu", "hpu", "mps", "mtia") if torch.amp.is_autocast_available(name)
+)
 
 
 def prepare(
@@ -28,8 +33,7 @@ def prepare(
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_tensor(op, name, x, ndim=4, dtypes=FLOAT_DTYPES)
-    if not isinstance(layout, PatchLayout):
-        raise fail_type(op, "layout", "a PatchLayout", type(layout).__name__)
+    check_layout(op, layout, q.device, "q")
     if scale is not None and not isinstance(scale, (int, float)):
         raise fail_type(op, "scale", "a float or None", type(scale).__name__)
     if not isinstance(window, int) or isinstance(window, bool):
@@ -37,9 +41,8 @@ def prepare(
     if window < 1:
         raise fail_value(op, "window", "at least 1 patch", window)
 
-    device = q.device
-    for name, x in (("k", k), ("v", v), ("layout", layout.offsets)):
-        check_device(op, name, x, device, "q")
+    for name, x in (("k", k), ("v", v)):
+        check_device(op, name, x, q.device, "q")
     q, k, v = (_cast_for_autocast(x) for x in (q, k, v))
     for name, x in (("k", k), ("v", v)):
         if x.dtype != q.dtype:
@@ -64,7 +67,7 @@ def prepare(
 def _cast_for_autocast(x: torch.Tensor) -> torch.Tensor:
     """Under autocast attention runs in the low-precision dtype; float64 is left alone, as torch's own ops do."""
     device = x.device.type
-    if x.dtype == torch.float64 or not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if x.dtype == torch.float64 or device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
 

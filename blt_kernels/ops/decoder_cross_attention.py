@@ -51,7 +51,7 @@ def decoder_cross_attention(
         ValueError: shapes, devices or head counts that do not fit, window < 1.
     """
     q, k, v = prepare(_OP, q, k, v, layout, scale, window, slots="k")
-    if backend_for(_OP, q.device) == "reference":
+    if backend_for(_OP, q.device, q, k, v) == "reference":
         return reference.decoder_cross_attention(q, k, v, layout, scale=scale, window=window)
     out, _ = torch.ops.blt_kernels.decoder_cross_attention(
         q, k, v, layout.visible_ids, layout.offsets, layout.cu_patches, scale, window

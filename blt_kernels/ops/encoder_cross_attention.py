@@ -49,7 +49,7 @@ def encoder_cross_attention(
         ValueError: shapes, devices or head counts that do not fit, window < 1.
     """
     q, k, v = prepare(_OP, q, k, v, layout, scale, window, slots="q")
-    if backend_for(_OP, q.device) == "reference":
+    if backend_for(_OP, q.device, q, k, v) == "reference":
         return reference.encoder_cross_attention(q, k, v, layout, scale=scale, window=window)
     out, _ = torch.ops.blt_kernels.encoder_cross_attention(q, k, v, layout.offsets, layout.cu_patches, scale, window)
     return out

@@ -38,7 +38,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     check_tensor(_OP, "logits", logits, dtypes=FLOAT_DTYPES)
     if logits.dim() < 1 or logits.shape[-1] < 1:
         raise fail_value(_OP, "logits", "shape [..., V] with V >= 1", f"shape {tuple(logits.shape)}")
-    if backend_for(_OP, logits.device) == "reference":
+    if backend_for(_OP, logits.device, logits) == "reference":
         return reference.entropy(logits)
     return torch.ops.blt_kernels.entropy(logits)
 

@@ -119,7 +119,7 @@ def hash_ngram_embedding(
             raise fail_type(op, "base", expected, describe([base.dtype]))
     if sparse_grad and not torch.compiler.is_compiling():
         keep_coalesced(table)
-    if backend_for(op, tokens.device) == "reference":
+    if backend_for(op, tokens.device, table, base) == "reference":
         return reference.hash_ngram_embedding(
             tokens,
             table,

@@ -42,7 +42,7 @@ def linear_entropy(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             _OP, "hidden", f"shape [..., D] with D = {weight.shape[1]} (weight)", f"shape {tuple(hidden.shape)}"
         )
     check_device(_OP, "weight", weight, hidden.device, "hidden")
-    if backend_for(_OP, hidden.device) == "reference":
+    if backend_for(_OP, hidden.device, hidden, weight) == "reference":
         return reference.linear_entropy(hidden, weight)
     return torch.ops.blt_kernels.linear_entropy(hidden, weight)
 

@@ -8,9 +8,9 @@ import torch
 
 from .. import reference
 from .._autograd import register_no_double_backward
-from .._checks import FLOAT_DTYPES, check_choice, check_device, check_shape, check_tensor, fail_type
+from .._checks import FLOAT_DTYPES, check_choice, check_shape, check_tensor
 from ..backend import backend_for
-from ..layout import PatchLayout
+from ..layout import PatchLayout, check_layout
 
 _OP = "patch_gather"
 
@@ -36,12 +36,10 @@ def patch_gather(y: torch.Tensor, layout: PatchLayout, which: str = "visible") -
         ValueError: shapes or devices that do not fit, an unknown `which`.
     """
     check_tensor(_OP, "y", y, ndim=3, dtypes=FLOAT_DTYPES)
-    if not isinstance(layout, PatchLayout):
-        raise fail_type(_OP, "layout", "a PatchLayout", type(layout).__name__)
+    check_layout(_OP, layout, y.device, "y")
     check_shape(_OP, "y", y, (layout.offsets.shape[0], layout.capacity, None))
-    check_device(_OP, "layout", layout.offsets, y.device, "y")
     check_choice(_OP, "which", which, ("visible", "own"))
-    if backend_for(_OP, y.device) == "reference":
+    if backend_for(_OP, y.device, y) == "reference":
         return reference.patch_gather(y, layout, which)
     return torch.ops.blt_kernels.patch_gather(y, layout.visible_ids if which == "visible" else layout.patch_ids)
 

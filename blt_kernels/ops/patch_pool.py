@@ -8,9 +8,9 @@ import torch
 
 from .. import reference
 from .._autograd import register_no_double_backward
-from .._checks import FLOAT_DTYPES, check_choice, check_device, check_shape, check_tensor, fail_type
+from .._checks import FLOAT_DTYPES, check_choice, check_shape, check_tensor
 from ..backend import backend_for
-from ..layout import PatchLayout
+from ..layout import PatchLayout, check_layout
 
 _OP = "patch_pool"
 
@@ -38,12 +38,10 @@ def patch_pool(x: torch.Tensor, layout: PatchLayout, reduce: str = "max") -> tor
         ValueError: shapes or devices that do not fit, an unknown `reduce`.
     """
     check_tensor(_OP, "x", x, ndim=3, dtypes=FLOAT_DTYPES)
-    if not isinstance(layout, PatchLayout):
-        raise fail_type(_OP, "layout", "a PatchLayout", type(layout).__name__)
+    check_layout(_OP, layout, x.device, "x")
     check_shape(_OP, "x", x, (layout.offsets.shape[0], layout.num_bytes, None))
-    check_device(_OP, "layout", layout.offsets, x.device, "x")
     check_choice(_OP, "reduce", reduce, ("max", "mean", "min", "sum"))
-    if backend_for(_OP, x.device) == "reference":
+    if backend_for(_OP, x.device, x) == "reference":
         return reference.patch_pool(x, layout, reduce)
     return torch.ops.blt_kernels.patch_pool(x, layout.offsets, reduce)
 

@@ -50,7 +50,7 @@ def segment_logits(
         raise fail_value(_OP, "logits", "shape [B, N, V] with V >= 1", f"shape {tuple(logits.shape)}")
     check_rule(_OP, threshold, rule, delta)
     check_options(_OP, logits[..., 0], "logits", max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity)
-    if backend_for(_OP, logits.device) == "reference":
+    if backend_for(_OP, logits.device, logits) == "reference":
         return reference.segment_logits(
             logits,
             threshold,

@@ -12,7 +12,9 @@ def patch_pool(x: torch.Tensor, layout: PatchLayout, reduce: str = "max") -> tor
     capacity = layout.capacity
     acc = x if x.dtype == torch.float64 else x.float()
     slot = layout.patch_ids.long()
-    slot = torch.where(slot < 0, capacity, slot)  # bytes in no patch go to one more slot, dropped below
+    nowhere = slot < 0
+    slot = torch.where(nowhere, capacity, slot)  # bytes in no patch go to one more slot, dropped below
+    acc = acc.masked_fill(nowhere[:, :, None], 0)  # and so does their gradient, NaN included
     if reduce in ("max", "min"):
         # The NaN is only what untouched slots hold: it equals nothing, so it takes no share of a tie's gradient.
         out = acc.new_full((batch, capacity + 1, width), float("nan"))

@@ -18,18 +18,6 @@ namespace blt {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline bool is_float(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-    case ScalarType::Double:
-    case ScalarType::BFloat16:
-    case ScalarType::Half:
-      return true;
-    default:
-      return false;
-  }
-}
-
 inline DType dtype_of(const char* op, const char* argument, const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Float:
