@@ -14,8 +14,26 @@ from ._library import build_record
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 
-# Read once: ops ask on every call, and torch.compile cannot trace a file being read.
-_AVAILABLE = (*build_record().get("backends", ()), "reference")
+
+def cuda_problem() -> str | None:
+    """Why the CUDA backend cannot be used here; None where it can."""
+    built = build_record().get("cuda")
+    if not built:
+        return "it was not built: install a CUDA toolkit with nvcc and reinstall blt_kernels"
+    if not hasattr(torch._C, "_cuda_getDriverVersion"):
+        return "this torch was built without CUDA: install a CUDA build of torch"
+    driver, needed = torch._C._cuda_getDriverVersion() // 1000, int(built["nvcc"].split(".")[0])
+    if driver < needed:
+        found = f"is for CUDA {driver}" if driver else "is missing"
+        return f"the NVIDIA driver {found}, the kernels were built by nvcc {built['nvcc']}: install a newer driver"
+    return None
+
+
+# Asked once: ops ask on every call, and torch.compile cannot trace a file being read.
+_AVAILABLE = (
+    *(name for name in build_record().get("backends", ()) if name != "cuda" or cuda_problem() is None),
+    "reference",
+)
 # What has a compiled CUDA kernel; all have one for the CPU.
 _ON_CUDA = frozenset(
     schema.name.removeprefix("blt_kernels::")
@@ -83,7 +101,7 @@ def _choose(op: str, device: torch.device) -> str:
     if device.type != "meta" and (op, device.type) not in _warned:
         _warned.add((op, device.type))
         warnings.warn(
-            f"blt_kernels was built without {op} for {device.type} tensors: the reference implementation runs "
+            f"blt_kernels has no kernel of {op} for {device.type} tensors here: the reference implementation runs "
             "instead, at reference speed. `blt-kernels doctor` says what is missing.",
             stacklevel=3,
         )

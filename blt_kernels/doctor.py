@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from ._library import LIBRARY, build_record
-from .backend import BACKENDS, available_backends
+from .backend import BACKENDS, available_backends, cuda_problem
 from .version import __version__
 
 _HOW_TO_GET = {
     "cpu": "the CPU kernels are always built: reinstall blt_kernels",
-    "cuda": "not in this version: CUDA tensors run on the reference implementation",
     "triton": "not in this version: GPU tensors run on the reference implementation",
 }
 
@@ -59,7 +58,8 @@ def problems() -> list[str]:
             "the CPU kernels use baseline instructions: this processor has no AVX2, or BLT_KERNELS_CPU_CAPABILITY "
             "forces them"
         )
-    found += [f"backend {name} is missing: {_HOW_TO_GET[name]}" for name in BACKENDS if name not in info["backends"]]
+    how_to_get = {**_HOW_TO_GET, "cuda": cuda_problem()}
+    found += [f"backend {name} is missing: {how_to_get[name]}" for name in BACKENDS if name not in info["backends"]]
     return found
 
 

@@ -129,3 +129,4 @@ def test_build_info_is_json_and_doctor_reports_it() -> None:
     text = doctor.report()
     assert info["torch"] in text and info["build"]["compiler"] in text
     assert "backend triton is missing" in text
+    assert ("backend cuda is missing" in text) == ("cuda" not in blt_kernels.available_backends())
