@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import warnings
 from collections.abc import Iterator
 
@@ -20,13 +21,23 @@ def cuda_problem() -> str | None:
     built = build_record().get("cuda")
     if not built:
         return "it was not built: install a CUDA toolkit with nvcc and reinstall blt_kernels"
-    if not hasattr(torch._C, "_cuda_getDriverVersion"):
+    if torch.version.cuda is None:
         return "this torch was built without CUDA: install a CUDA build of torch"
-    driver, needed = torch._C._cuda_getDriverVersion() // 1000, int(built["nvcc"].split(".")[0])
+    driver, needed = _driver_major(), int(built["nvcc"].split(".")[0])
     if driver < needed:
         found = f"is for CUDA {driver}" if driver else "is missing"
         return f"the NVIDIA driver {found}, the kernels were built by nvcc {built['nvcc']}: install a newer driver"
     return None
+
+
+def _driver_major() -> int:
+    """The newest CUDA that the driver runs; 0 where there is no driver. Initialises nothing."""
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return 0
+    return version.value // 1000
 
 
 # Asked once: ops ask on every call, and torch.compile cannot trace a file being read.
