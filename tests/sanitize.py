@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "emulated")]
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "cuda")]
 
 RUNTIMES = {"thread": ["libtsan.so"], "address,undefined": ["libasan.so", "libubsan.so"]}
 OPTIONS = {

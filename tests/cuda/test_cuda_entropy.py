@@ -19,11 +19,11 @@ def run_reference(logits, grad, dtype):
     return out.detach(), torch.autograd.grad(out, leaf, grad.to(out.dtype))[0]
 
 
-def check(emulated, logits):
+def check(cuda_ops, logits):
     grad = torch.randn(logits.shape[:-1], dtype=torch.float64).to(
         torch.float64 if logits.dtype == torch.float64 else torch.float32
     )
-    ours = emulated.entropy(logits), emulated.entropy_backward(grad, logits)
+    ours = cuda_ops.entropy(logits), cuda_ops.entropy_backward(grad, logits)
     eager = run_reference(logits, grad, logits.dtype)
     exact = run_reference(logits, grad, torch.float64)
     for name, *three in zip(("entropy", "gradient"), ours, eager, exact, strict=True):
@@ -32,14 +32,14 @@ def check(emulated, logits):
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize("vocab", [1, 2, 5, 127, 256, 257, 260, 511, 512, 513, 1300])
-def test_accuracy(emulated, vocab, dtype):
+def test_accuracy(cuda_ops, vocab, dtype):
     torch.manual_seed(vocab)
     for scale in (0.1, 4.0):
-        check(emulated, (torch.randn(20, vocab) * scale).to(dtype))
+        check(cuda_ops, (torch.randn(20, vocab) * scale).to(dtype))
 
 
 @pytest.mark.parametrize("vocab", [260, 1300])
-def test_special_rows(emulated, vocab):
+def test_special_rows(cuda_ops, vocab):
     logits = torch.randn(6, vocab)
     logits[0, 3] = NAN
     logits[1, -1] = INF
@@ -48,7 +48,7 @@ def test_special_rows(emulated, vocab):
     logits[4, ::2] = -INF
     logits[5, : min(vocab - 1, 700)] = -INF  # whole chunks of masked logits
     expected = run_reference(logits.double(), torch.ones(6), torch.float64)
-    out, grad = emulated.entropy(logits), emulated.entropy_backward(torch.ones(6), logits)
+    out, grad = cuda_ops.entropy(logits), cuda_ops.entropy_backward(torch.ones(6), logits)
     assert out[:3].isnan().all() and grad[:3].isnan().all()
     assert out[3] == 0 and (grad[3] == 0).all()
     torch.testing.assert_close(out[3:].double(), expected[0][3:], rtol=1e-6, atol=1e-6)
@@ -56,16 +56,16 @@ def test_special_rows(emulated, vocab):
 
 
 @pytest.mark.parametrize("vocab", [260, 261, 600])
-def test_a_row_does_not_depend_on_its_place(emulated, vocab):
+def test_a_row_does_not_depend_on_its_place(cuda_ops, vocab):
     logits = torch.randn(37, vocab, dtype=torch.bfloat16)
-    whole = emulated.entropy(logits)
+    whole = cuda_ops.entropy(logits)
     for i in (0, 1, 17, 36):
-        assert torch.equal(emulated.entropy(logits[i].clone()), whole[i])
-    assert torch.equal(emulated.entropy(awkward_view(logits)), whole)
+        assert torch.equal(cuda_ops.entropy(logits[i].clone()), whole[i])
+    assert torch.equal(cuda_ops.entropy(awkward_view(logits)), whole)
     shifted = torch.empty(logits.numel() + 1, dtype=logits.dtype)[1:].view_as(logits).copy_(logits)
-    assert torch.equal(emulated.entropy(shifted), whole)  # at an address that is not aligned
+    assert torch.equal(cuda_ops.entropy(shifted), whole)  # at an address that is not aligned
 
 
-def test_no_elements(emulated):
-    assert emulated.entropy(torch.randn(0, 260)).shape == (0,)
-    assert emulated.entropy_backward(torch.randn(0), torch.randn(0, 260)).shape == (0, 260)
+def test_no_elements(cuda_ops):
+    assert cuda_ops.entropy(torch.randn(0, 260)).shape == (0,)
+    assert cuda_ops.entropy_backward(torch.randn(0), torch.randn(0, 260)).shape == (0, 260)

@@ -1,0 +1,97 @@
+"""What only a GPU can show: graphs, streams, no host sync, large tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import assert_no_recompile, random_lengths
+
+from blt_kernels import PatchLayout, entropy, patch_gather, patch_pool
+
+B, N, C, D = 2, 300, 120, 64
+Case = Callable[[torch.Tensor, PatchLayout], torch.Tensor]
+
+CASES: dict[str, tuple[tuple[int, ...], Case]] = {
+    "entropy": ((B, N, 260), lambda x, layout: entropy(x)),
+    "patch_pool max": ((B, N, D), lambda x, layout: patch_pool(x, layout, "max")),
+    "patch_pool mean": ((B, N, D), lambda x, layout: patch_pool(x, layout, "mean")),
+    "patch_gather own": ((B, C, D), lambda x, layout: patch_gather(x, layout, "own")),
+    "patch_gather visible": ((B, C, D), lambda x, layout: patch_gather(x, layout, "visible")),
+}
+
+
+def layout_of(seed: int, device: torch.device) -> PatchLayout:
+    lengths = random_lengths(N, 4.5, B, seed)
+    lengths = torch.nn.functional.pad(lengths, (0, C - lengths.shape[1]))
+    return PatchLayout.from_lengths(lengths, N).to(device)
+
+
+def both(case: Case, x: torch.Tensor, layout: PatchLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result and, of its sum of squares, the gradient."""
+    leaf = x.detach().requires_grad_()
+    out = case(leaf, layout)
+    return out.detach(), torch.autograd.grad(out.square().sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_graph_replays_with_other_patches(gpu, name):
+    shape, case = CASES[name]
+    x, layout = torch.randn(shape, device=gpu), layout_of(0, gpu)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        both(case, x, layout)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = both(case, x, layout)
+    for seed in (1, 2):
+        other = layout_of(seed, gpu)
+        layout.copy_(other)
+        x.normal_()
+        graph.replay()
+        for got, expected in zip(captured, both(case, x, other), strict=True):
+            assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_host_sync_on_any_stream(gpu, name):
+    shape, case = CASES[name]
+    x, layout = torch.randn(shape, device=gpu), layout_of(0, gpu)
+    expected = both(case, x, layout)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            got = both(case, x, layout)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_once(gpu, name):
+    shape, case = CASES[name]
+    compiled = torch.compile(lambda x, layout: case(x, layout).sin(), fullgraph=True)
+    with assert_no_recompile():
+        for seed in range(3):
+            x, layout = torch.randn(shape, device=gpu), layout_of(seed, gpu)
+            torch.testing.assert_close(compiled(x, layout), case(x, layout).sin())
+
+
+def test_more_than_2_31_elements(gpu):
+    rows, width = (1 << 31) // 1024 + 64, 1024
+    if torch.cuda.mem_get_info()[0] < 5 * rows * width * 2:
+        pytest.skip("not run: less than 22 GB of GPU memory are free")
+    x = torch.zeros(1, rows, width, dtype=torch.bfloat16, device=gpu)
+    x[0, -3:] = 2
+    layout = PatchLayout.from_lengths(torch.tensor([[rows - 3, 3]]), rows).to(gpu)
+    pooled = patch_pool(x, layout, "sum")
+    assert (pooled[0, 0] == 0).all() and (pooled[0, 1] == 6).all()
+    gathered = patch_gather(pooled, layout, "own")
+    assert (gathered[0, -3:] == 6).all() and (gathered[0, :-3] == 0).all()
