@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -44,7 +45,15 @@ def linear_entropy(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     check_device(_OP, "weight", weight, hidden.device, "hidden")
     if backend_for(_OP, hidden.device, hidden, weight) == "reference":
         return reference.linear_entropy(hidden, weight)
-    return torch.ops.blt_kernels.linear_entropy(hidden, weight)
+    with _full_precision(hidden.device):
+        return torch.ops.blt_kernels.linear_entropy(hidden, weight)
+
+
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Autocast would reach into the CUDA op, whose matrix products are torch's own, and round the logits."""
+    if device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        return torch.autocast("cuda", enabled=False)
+    return contextlib.nullcontext()
 
 
 @torch.library.register_fake("blt_kernels::linear_entropy")
@@ -69,9 +78,10 @@ def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     needs_hidden, needs_weight = ctx.needs_input_grad
-    grad_hidden, grad_weight = torch.ops.blt_kernels.linear_entropy_backward(
-        grad, *ctx.saved_tensors, needs_hidden, needs_weight
-    )
+    with _full_precision(grad.device):
+        grad_hidden, grad_weight = torch.ops.blt_kernels.linear_entropy_backward(
+            grad, *ctx.saved_tensors, needs_hidden, needs_weight
+        )
     return grad_hidden if needs_hidden else None, grad_weight if needs_weight else None
 
 
