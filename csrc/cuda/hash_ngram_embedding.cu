@@ -14,16 +14,17 @@ template <class T, class U, int N>
 void embed(const HashEmbeddingArgs& args, Stream stream) {
   // Positions of a block: enough that hashing takes little of its time, few enough that there are many blocks.
   const int64_t packs = args.width / N;
-  const int64_t tile = max_of(int64_t(1), min_of(8 * kHashThreads / packs, int64_t(kMaxTables / tables_of(args.hash))));
-  launch("hash_ngram_embedding", hash_ngram_embedding_kernel<T, U, N>, ceil_div(args.hash.positions, tile), kHashThreads,
-         0, stream, args, int(tile));
+  const int64_t most = kMaxTables / tables_of(args.hash);
+  const int64_t tile = max_of(int64_t(1), min_of(8 * kHashThreads / packs, most));
+  const int64_t blocks = ceil_div(args.hash.positions, tile);
+  launch("hash_ngram_embedding", hash_ngram_embedding_kernel<T, U, N>, blocks, kHashThreads, 0, stream, args, int(tile));
 }
 
 template <class T, class U, int N>
 void sum(const HashGradArgs& args, Stream stream) {
   const int64_t tiles = run_tiles(args.sorted.entries);
-  launch("hash_ngram_sum", hash_ngram_sum_kernel<T, U, N>, blocks_for(tiles * (args.width / N)), kHashThreads, 0, stream,
-         args);
+  const int64_t blocks = blocks_for(tiles * (args.width / N));
+  launch("hash_ngram_sum", hash_ngram_sum_kernel<T, U, N>, blocks, kHashThreads, 0, stream, args);
 }
 
 template <class T, int N>

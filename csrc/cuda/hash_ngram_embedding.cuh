@@ -1,17 +1,17 @@
 // hash_ngram_ids, hash_ngram_embedding and the gradient of its table.
 //
-// Forward. Floor: tokens once (nothing beside the rest), G table rows and a row of base for each position, out once. A
-// block hashes the n-grams of a tile of positions, a thread for each position and prime, by the recurrence, and leaves
-// the addresses of their rows in shared memory. Then all threads gather, a 16-byte pack of columns each: the loads of up
-// to kInFlight tables and of base are under way at once, the sum is stored once. Tables exceed every cache, yet frequent
-// n-grams come from L2: table rows are kept there, base and out are not.
+// Forward. Floor: tokens once (nothing beside the rest), G table rows and a row of base for each position, out once.
+// A block hashes the n-grams of a tile of positions, a thread for each position and prime, by the recurrence, and
+// leaves the addresses of their rows in shared memory. Then all threads gather, a 16-byte pack of columns each: the
+// loads of up to kInFlight tables and of base are under way at once, the sum is stored once. Tables exceed every cache,
+// yet frequent n-grams come from L2: table rows are kept there, base and out are not.
 //
 // Gradient. Floor: a row of grad for each position and table, each table row that is read written once; dense: the
 // zeros of the others, too. The keys are sorted outside, stably, so that the entries of a table row (a run) follow each
-// other in order of position. A tile of kRunTile entries, of which each thread has a pack of columns, sums the runs that
-// start in it, some entries beyond its end. A run of more than kRunTile entries (padding, very frequent n-grams) is
-// summed by the tiles it extends to, each its own entries, into `parts`; a second kernel joins them in order. Results
-// are deterministic: who sums what depends on the sorted keys alone.
+// other in order of position. A tile of kRunTile entries, of which each thread has a pack of columns, sums the runs
+// that start in it, some entries beyond its end. A run of more than kRunTile entries (padding, very frequent n-grams)
+// is summed by the tiles it extends to, each its own entries, into `parts`; a second kernel joins them in order.
+// Results are deterministic: who sums what depends on the sorted keys alone.
 //
 // Blocks do not communicate within a launch: each row of out and of `parts` is written by one tile, that of `parts` by
 // the tile of its number.
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kHashThreads, 2) hash_ngram_embedding_kernel(H
     Pack<U, N> result;
 #pragma unroll
     for (int e = 0; e < N; ++e) {
-      result.data[e] = narrow<U>((base == nullptr ? sum[e] : sum[e] + widen(from_base.data[e])) / A(args.divisor));
+      result.data[e] = narrow<U>((base == nullptr ? sum[e] : sum[e] + widen(from_base.data[e])) * A(args.factor));
     }
     store_once<N>(out + at, result);
   }
@@ -271,7 +271,7 @@ __device__ __forceinline__ void write_table_row(const HashGradArgs& args, int64_
                                            : key_at(args.sorted, tile * kRunTile + head);
   Pack<T, N> v;
 #pragma unroll
-  for (int e = 0; e < N; ++e) v.data[e] = narrow<T>(sum[e] / Acc<T>(args.divisor));
+  for (int e = 0; e < N; ++e) v.data[e] = narrow<T>(sum[e] * Acc<T>(args.factor));
   store_once<N>(static_cast<T*>(args.out) + row * args.width + column, v);
 }
 

@@ -39,7 +39,7 @@ struct HashEmbeddingArgs {
   int64_t table_stride;
   const void* base;              // [B * N, D] or null
   void* out;                     // [B * N, D]
-  double divisor;
+  double factor;  // of the sums
 };
 
 // The table gradient sums rows of grad by runs of equal keys: table row g * V + id for position p is key g * B * N + p,
@@ -63,7 +63,7 @@ struct HashGradArgs {
   const void* grad;               // [B * N, D]
   void* out;                      // a row for each run, or for each row of the table
   void* parts;                    // accumulators [tiles, D]
-  double divisor;
+  double factor;  // of the sums
 };
 
 // Copies numbers to the device without a wait for it: they travel as arguments of kernels.

@@ -133,7 +133,7 @@ def test_accuracy(emulated, table_dtype, base_dtype, normalize):
 @pytest.mark.parametrize("width", [8, 520, 2050])
 def test_widths_and_many_blocks(emulated, width, table_dtype):
     torch.manual_seed(1)
-    tokens = text_tokens(2, 80, 3)
+    tokens = text_tokens(1, 2000 // width + 60, 3)
     table, base, grad = make_inputs(tokens, width, 50, table_dtype, torch.bfloat16)
     check(emulated, tokens, table, base, grad, 50)
 
@@ -180,7 +180,7 @@ def test_several_primes(emulated):
     sizes, primes = [5, 2, 3], list(HASH_PRIMES[:4])
     table, base, grad = make_inputs(tokens, 16, 11, tables=12)
     check(emulated, tokens, table, base, grad, 11, sizes=sizes, primes=primes, normalize=True)
-    many = list(range(1, 129))
+    tokens, many = tokens[:1, :7], list(range(1, 129))
     table, base, grad = make_inputs(tokens, 5, 3, torch.float64, None, tables=1024)
     args = (tokens, table, base, grad, 3, many, list(HASH_PRIMES[:8]))
     assert_same(run(emulated, *args), run(CPU, *args))

@@ -24,7 +24,7 @@ struct Hash {
 
   Hash(const char* op, const Tensor& tokens_, const Ints& ngram_sizes, int64_t num_rows, const Ints& primes,
        const std::optional<Tensor>& cu_seqlens)
-      : tokens(tokens_), device(blt::device_index(tokens_)) {
+      : tokens(tokens_), device(device_of(op, tokens_, cu_seqlens)) {
     blt::check_dim(op, "tokens", tokens, 2);
     BLT_CHECK(!ngram_sizes.empty(), op, ": ngram_sizes: expected at least one size");
     BLT_CHECK(!primes.empty(), op, ": primes: expected at least one prime");
@@ -32,7 +32,8 @@ struct Hash {
     tokens = blt::contiguous(tokens);
     positions = tokens.numel();
     tables = int64_t(primes.size() * ngram_sizes.size());
-    BLT_CHECK(tables <= blt::cuda::kMaxTables, op, ": expected at most ", blt::cuda::kMaxTables, " tables, got ", tables);
+    BLT_CHECK(tables <= blt::cuda::kMaxTables, op, ": expected at most ", blt::cuda::kMaxTables, " tables, got ",
+              tables);
     for (const int64_t size : ngram_sizes) {
       BLT_CHECK(size >= 1, op, ": ngram_sizes: expected sizes of at least 1, got ", size);
     }
@@ -57,9 +58,15 @@ struct Hash {
   Hash(const Hash&) = delete;
 
  private:
+  static int device_of(const char* op, const Tensor& tokens, const std::optional<Tensor>& cu_seqlens) {
+    if (cu_seqlens) {
+      blt::check_same_device(op, "cu_seqlens", *cu_seqlens, tokens);
+    }
+    return blt::device_index(tokens);
+  }
+
   void set_offsets(const char* op, const Tensor& cu_seqlens) {
     BLT_CHECK(tokens.size(0) == 1, op, ": cu_seqlens: expected one row (B = 1) with cu_seqlens, got ", tokens.size(0));
-    blt::check_same_device(op, "cu_seqlens", cu_seqlens, tokens);
     blt::check_dim(op, "cu_seqlens", cu_seqlens, 1);
     BLT_CHECK(cu_seqlens.size(0) > 0, op, ": cu_seqlens: expected shape [S + 1], got no values");
     offsets = blt::contiguous(cu_seqlens);
@@ -108,16 +115,21 @@ void check_dtypes(const char* op, const char* argument, blt::DType dtype, blt::D
             ": float64 goes with a float64 table only");
 }
 
-double divisor_of(const Ints& ngram_sizes, bool normalize) { return normalize ? double(ngram_sizes.size() + 1) : 1.0; }
+double factor_of(const Ints& ngram_sizes, bool normalize) {
+  return normalize ? 1.0 / double(ngram_sizes.size() + 1) : 1.0;
+}
 
 // sparse_grad is for autograd, which learns of it through this op.
 Tensor hash_ngram_embedding_cuda(const Tensor& tokens, const Tensor& table, const std::optional<Tensor>& base,
                                  const Ints& ngram_sizes, int64_t num_rows, const Ints& primes,
                                  const std::optional<Tensor>& cu_seqlens, bool normalize, bool sparse_grad) {
   constexpr const char* op = "hash_ngram_embedding";
+  blt::check_same_device(op, "table", table, tokens);
+  if (base) {
+    blt::check_same_device(op, "base", *base, tokens);
+  }
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
   blt::check_dim(op, "table", table, 2);
-  blt::check_same_device(op, "table", table, tokens);
   BLT_CHECK(table.size(0) % hash.tables == 0 && table.size(0) / hash.tables == num_rows, op, ": table: expected ",
             hash.tables, " * ", num_rows, " rows, got ", table.size(0));
   const int64_t width = table.size(1);
@@ -126,7 +138,6 @@ Tensor hash_ngram_embedding_cuda(const Tensor& tokens, const Tensor& table, cons
   std::optional<Tensor> base_dense;
   if (base) {
     blt::check_dim(op, "base", *base, 3);
-    blt::check_same_device(op, "base", *base, tokens);
     blt::check_size(op, "base", *base, 0, tokens.size(0));
     blt::check_size(op, "base", *base, 1, tokens.size(1));
     blt::check_size(op, "base", *base, 2, width);
@@ -138,7 +149,7 @@ Tensor hash_ngram_embedding_cuda(const Tensor& tokens, const Tensor& table, cons
   if (out.numel() > 0) {
     blt::cuda::hash_ngram_embedding(
         {hash.args, table_dtype, blt::dtype_of(op, "base", out), width, table.const_data_ptr(), table.stride(0),
-         base ? base_dense->const_data_ptr() : nullptr, out.mutable_data_ptr(), divisor_of(ngram_sizes, normalize)},
+         base ? base_dense->const_data_ptr() : nullptr, out.mutable_data_ptr(), factor_of(ngram_sizes, normalize)},
         hash.device.stream());
   }
   return out;
@@ -178,7 +189,6 @@ struct Sorted {
 
 blt::DType check_grad(const char* op, const Tensor& grad, const Hash& hash) {
   blt::check_dim(op, "grad", grad, 3);
-  blt::check_same_device(op, "grad", grad, hash.tokens);
   blt::check_size(op, "grad", grad, 0, hash.tokens.size(0));
   blt::check_size(op, "grad", grad, 1, hash.tokens.size(1));
   const blt::DType dtype = blt::dtype_of(op, "grad", grad);
@@ -196,7 +206,7 @@ blt::DType check_grad(const char* op, const Tensor& grad, const Hash& hash) {
 
 // The sums of grad, to `out`.
 void sum_runs(const Sorted& sorted, const Tensor& grad, blt::DType grad_dtype, const Tensor& out, blt::DType out_dtype,
-              double divisor, blt::cuda::Stream stream) {
+              double factor, blt::cuda::Stream stream) {
   const int64_t width = grad.size(2), entries = sorted.args.entries;
   const Tensor grad_dense = blt::contiguous(grad);
   const int64_t tiles = entries > blt::cuda::kRunTile ? blt::cuda::run_tiles(entries) : 0;
@@ -205,7 +215,7 @@ void sum_runs(const Sorted& sorted, const Tensor& grad, blt::DType grad_dtype, c
   blt::cuda::hash_ngram_table_gradient(
       {sorted.args, grad_dtype, out_dtype, width, sorted.positions.const_data_ptr<int32_t>(),
        sorted.runs ? sorted.runs->const_data_ptr<int64_t>() : nullptr, grad_dense.const_data_ptr(),
-       out.mutable_data_ptr(), parts.mutable_data_ptr(), divisor},
+       out.mutable_data_ptr(), parts.mutable_data_ptr(), factor},
       stream);
 }
 
@@ -213,6 +223,7 @@ Tensor hash_ngram_embedding_backward_cuda(const Tensor& grad, const Tensor& toke
                                           int64_t num_rows, const Ints& primes, const std::optional<Tensor>& cu_seqlens,
                                           bool normalize, ScalarType table_dtype) {
   constexpr const char* op = "hash_ngram_embedding_backward";
+  blt::check_same_device(op, "grad", grad, tokens);
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
   const blt::DType grad_dtype = check_grad(op, grad, hash);
   Tensor out = blt::empty_on(grad, {hash.tables * num_rows, grad.size(2)}, table_dtype);
@@ -221,7 +232,7 @@ Tensor hash_ngram_embedding_backward_cuda(const Tensor& grad, const Tensor& toke
   if (out.numel() > 0) {
     blt::cuda::fill_zeros(out.mutable_data_ptr(), size_t(out.numel()) * out.element_size(), hash.device.stream());
     if (hash.positions > 0) {
-      sum_runs(Sorted(hash, false), grad, grad_dtype, out, out_dtype, divisor_of(ngram_sizes, normalize),
+      sum_runs(Sorted(hash, false), grad, grad_dtype, out, out_dtype, factor_of(ngram_sizes, normalize),
                hash.device.stream());
     }
   }
@@ -235,6 +246,7 @@ std::tuple<Tensor, Tensor> hash_ngram_embedding_sparse_backward_cuda(const Tenso
                                                                      const std::optional<Tensor>& cu_seqlens,
                                                                      bool normalize, ScalarType table_dtype) {
   constexpr const char* op = "hash_ngram_embedding_sparse_backward";
+  blt::check_same_device(op, "grad", grad, tokens);
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
   const blt::DType grad_dtype = check_grad(op, grad, hash);
   std::optional<Sorted> sorted;
@@ -252,7 +264,7 @@ std::tuple<Tensor, Tensor> hash_ngram_embedding_sparse_backward_cuda(const Tenso
                                hash.device.stream());
   }
   if (values.numel() > 0) {
-    sum_runs(*sorted, grad, grad_dtype, values, out_dtype, divisor_of(ngram_sizes, normalize), hash.device.stream());
+    sum_runs(*sorted, grad, grad_dtype, values, out_dtype, factor_of(ngram_sizes, normalize), hash.device.stream());
   }
   return {rows, values};
 }
