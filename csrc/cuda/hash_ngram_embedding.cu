@@ -17,7 +17,8 @@ void embed(const HashEmbeddingArgs& args, Stream stream) {
   const int64_t most = kMaxTables / tables_of(args.hash);
   const int64_t tile = max_of(int64_t(1), min_of(8 * kHashThreads / packs, most));
   const int64_t blocks = ceil_div(args.hash.positions, tile);
-  launch("hash_ngram_embedding", hash_ngram_embedding_kernel<T, U, N>, blocks, kHashThreads, 0, stream, args, int(tile));
+  launch("hash_ngram_embedding", hash_ngram_embedding_kernel<T, U, N>, blocks, kHashThreads, 0, stream, args,
+         int(tile));
 }
 
 template <class T, class U, int N>
@@ -116,7 +117,5 @@ void hash_ngram_table_gradient(const HashGradArgs& args, Stream stream) {
     })
   }
 }
-
-void fill_zeros(void* p, size_t bytes, Stream stream) { fill_zero(p, bytes, stream); }
 
 }  // namespace blt::cuda

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <stddef.h>
+#include <stdint.h>
 
 #include "common/dtype.h"
 #include "cuda/stream.h"
@@ -39,7 +39,7 @@ struct HashEmbeddingArgs {
   int64_t table_stride;
   const void* base;              // [B * N, D] or null
   void* out;                     // [B * N, D]
-  double factor;  // of the sums
+  double factor;                 // of the sums
 };
 
 // The table gradient sums rows of grad by runs of equal keys: table row g * V + id for position p is key g * B * N + p,
@@ -59,11 +59,11 @@ struct HashGradArgs {
   DType grad_dtype, table_dtype;  // as out_dtype and table_dtype above
   int64_t width;                  // D
   const int32_t* positions;       // [entries], of the sorted keys
-  const int64_t* runs;            // [tiles]: runs that start in a tile or before. Null: out is the dense [G * V, D]
+  const int64_t* runs;            // [tiles]: runs that start in a tile or before. Null: out is dense, and zeros so far
   const void* grad;               // [B * N, D]
-  void* out;                      // a row for each run, or for each row of the table
+  void* out;                      // [runs, D], or [G * V, D]
   void* parts;                    // accumulators [tiles, D]
-  double factor;  // of the sums
+  double factor;                  // of the sums
 };
 
 // Copies numbers to the device without a wait for it: they travel as arguments of kernels.
@@ -79,6 +79,5 @@ void hash_ngram_runs(const SortedKeys& sorted, const int64_t* places, int64_t nu
 // The key of each run.
 void hash_ngram_rows(const SortedKeys& sorted, const int64_t* runs, int64_t* rows, Stream stream);
 void hash_ngram_table_gradient(const HashGradArgs& args, Stream stream);
-void fill_zeros(void* p, size_t bytes, Stream stream);
 
 }  // namespace blt::cuda

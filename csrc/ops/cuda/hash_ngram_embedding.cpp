@@ -226,15 +226,13 @@ Tensor hash_ngram_embedding_backward_cuda(const Tensor& grad, const Tensor& toke
   blt::check_same_device(op, "grad", grad, tokens);
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
   const blt::DType grad_dtype = check_grad(op, grad, hash);
-  Tensor out = blt::empty_on(grad, {hash.tables * num_rows, grad.size(2)}, table_dtype);
+  const std::vector<int64_t> sizes{hash.tables * num_rows, grad.size(2)};
+  Tensor out = torch::stable::new_zeros(grad, sizes, table_dtype);
   const blt::DType out_dtype = blt::dtype_of(op, "table_dtype", out);
   check_dtypes(op, "grad", grad_dtype, out_dtype);
-  if (out.numel() > 0) {
-    blt::cuda::fill_zeros(out.mutable_data_ptr(), size_t(out.numel()) * out.element_size(), hash.device.stream());
-    if (hash.positions > 0) {
-      sum_runs(Sorted(hash, false), grad, grad_dtype, out, out_dtype, factor_of(ngram_sizes, normalize),
-               hash.device.stream());
-    }
+  if (grad.numel() > 0) {
+    sum_runs(Sorted(hash, false), grad, grad_dtype, out, out_dtype, factor_of(ngram_sizes, normalize),
+             hash.device.stream());
   }
   return out;
 }
