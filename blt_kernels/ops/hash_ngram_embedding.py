@@ -93,7 +93,8 @@ def hash_ngram_embedding(
         normalize: divide the sum, base included, by len(ngram_sizes) + 1 (the paper's normalisation; literally so
             with several primes too). The published code does not.
         sparse_grad: give `table` a coalesced sparse gradient, as torch.nn.Embedding(sparse=True) would after
-            `.coalesce()`: memory and time follow the bytes, not the table.
+            `.coalesce()`: memory and time follow the bytes, not the table. On CUDA its backward waits for the device
+            once: the gradient's size is the number of rows that were read.
 
     Returns:
         [B, N, D] in the dtype of `base`, without base in that of `table`.

@@ -1,0 +1,442 @@
+// hash_ngram_ids, hash_ngram_embedding and the gradient of its table.
+//
+// Forward. Floor: tokens once (nothing beside the rest), G table rows and a row of base for each position, out once.
+// A block hashes the n-grams of a tile of positions, a thread for each position and prime, by the recurrence, and
+// leaves the addresses of their rows in shared memory. Then all threads gather, a 16-byte pack of columns each: the
+// loads of up to kInFlight tables and of base are under way at once, the sum is stored once. Tables exceed every cache,
+// yet frequent n-grams come from L2: table rows are kept there, base and out are not.
+//
+// Gradient. Floor: a row of grad for each position and table, each table row that is read written once; dense: the
+// zeros of the others, too. The keys are sorted outside, stably, so that the entries of a table row (a run) follow each
+// other in order of position. A tile of kRunTile entries, of which each thread has a pack of columns, sums the runs
+// that start in it, some entries beyond its end. A run of more than kRunTile entries (padding, very frequent n-grams)
+// is summed by the tiles it extends to, each its own entries, into `parts`; a second kernel joins them in order.
+// Results are deterministic: who sums what depends on the sorted keys alone.
+//
+// Blocks do not communicate within a launch: each row of out and of `parts` is written by one tile, that of `parts` by
+// the tile of its number.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/hash_ngram_embedding.h"
+
+namespace blt::cuda {
+
+constexpr int kHashThreads = 256;
+
+// ---- hashes ---------------------------------------------------------------------------------------------------------
+
+// h, read as int64, floor-mod V. The quotient by the rounded-down reciprocal is right or one too small.
+__device__ __forceinline__ int64_t floor_mod(const HashArgs& args, uint64_t h) {
+  const uint64_t v = uint64_t(args.num_rows);
+  uint64_t rest = h - __umul64hi(h, args.reciprocal) * v;
+  rest = rest >= v ? rest - v : rest;
+  if (int64_t(h) < 0) {  // h stands for h - 2^64
+    rest = rest >= args.wrap ? rest - args.wrap : rest + v - args.wrap;
+  }
+  return int64_t(rest);
+}
+
+__device__ __forceinline__ uint64_t token(const HashArgs& args, int64_t j) {
+  return args.tokens64 != nullptr ? uint64_t(args.tokens64[j]) : uint64_t(int64_t(args.tokens32[j]));
+}
+
+__device__ __forceinline__ int64_t number(const HashArgs& args, int i) {
+  return args.numbers != nullptr ? args.numbers[i] : args.few[i];
+}
+
+__device__ __forceinline__ uint64_t power(uint64_t base, int64_t exponent) {
+  uint64_t result = 1;
+  for (; exponent > 0; exponent /= 2, base *= base) {
+    result *= exponent % 2 == 1 ? base : 1;
+  }
+  return result;
+}
+
+// Where the sequence of position j starts. Whatever the offsets are, it lies in 0 .. j.
+template <class Int>
+__device__ __forceinline__ int64_t last_not_above(const Int* offsets, int64_t n, int64_t j) {
+  int64_t low = 0, high = n;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (int64_t(offsets[middle]) <= j) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low == 0 ? 0 : max_of(int64_t(0), int64_t(offsets[low - 1]));
+}
+
+__device__ __forceinline__ int64_t sequence_start(const HashArgs& args, int64_t j) {
+  if (args.offsets64 != nullptr) {
+    return last_not_above(args.offsets64, args.num_offsets, j);
+  }
+  if (args.offsets32 != nullptr) {
+    return last_not_above(args.offsets32, args.num_offsets, j);
+  }
+  return j / args.row_length * args.row_length;
+}
+
+// emit(column, id) for every size, with prime number q, of position j.
+template <class Emit>
+__device__ __forceinline__ void hash_position(const HashArgs& args, int64_t j, int q, const Emit& emit) {
+  const int sizes = args.num_sizes;
+  const int64_t start = sequence_start(args, j);
+  const uint64_t prime = uint64_t(number(args, 2 * sizes + q));
+  uint64_t h = token(args, j);
+  int64_t size = 1;
+  for (int k = 0; k < sizes; ++k) {
+    const int64_t wanted = number(args, k);
+    for (; size < wanted && j - size >= start; ++size) {
+      h = token(args, j - size) + prime * h;
+    }
+    h *= power(prime, wanted - size);  // the tokens before the start are zeros
+    size = wanted;
+    emit(q * sizes + int(number(args, sizes + k)), floor_mod(args, h));
+  }
+}
+
+// emit(position - first, column, id) for all columns of `count` positions: the work of a block.
+template <class Emit>
+__device__ __forceinline__ void hash_tile(const HashArgs& args, int64_t first, int count, const Emit& emit) {
+  for (int i = int(threadIdx.x); i < count * args.num_primes; i += kHashThreads) {
+    const int k = i % count;
+    hash_position(args, first + k, i / count, [&](int g, int64_t id) { emit(k, g, id); });
+  }
+}
+
+struct Numbers {
+  int64_t data[kHashThreads];
+};
+
+__global__ void __launch_bounds__(kHashThreads) store_numbers_kernel(Numbers numbers, int64_t* out, int count) {
+  if (int(threadIdx.x) < count) {
+    out[threadIdx.x] = numbers.data[threadIdx.x];
+  }
+}
+
+// Through shared memory: the G ids of a position are adjacent, those that a warp computes at a time are not.
+__global__ void __launch_bounds__(kHashThreads) hash_ngram_ids_kernel(HashArgs args, int64_t* ids, int tile) {
+  __shared__ int64_t found[kMaxTables];  // [tile, G]
+  const int tables = args.num_primes * args.num_sizes;
+  const int64_t first = int64_t(blockIdx.x) * tile;
+  const int count = int(min_of(int64_t(tile), args.positions - first));
+  hash_tile(args, first, count, [&](int k, int g, int64_t id) { found[k * tables + g] = id; });
+  __syncthreads();
+  for (int i = int(threadIdx.x); i < count * tables; i += kHashThreads) {
+    ids[first * tables + i] = found[i];
+  }
+}
+
+template <class Key>
+__global__ void __launch_bounds__(kHashThreads) hash_ngram_keys_kernel(HashArgs args, Key* keys) {
+  const int64_t i = int64_t(blockIdx.x) * kHashThreads + threadIdx.x;
+  if (i >= args.positions * args.num_primes) {
+    return;
+  }
+  const int64_t j = i % args.positions;
+  hash_position(args, j, int(i / args.positions), [&](int g, int64_t id) {
+    keys[g * args.positions + j] = Key(g * args.num_rows + id);
+  });
+}
+
+// ---- forward --------------------------------------------------------------------------------------------------------
+
+constexpr int kInFlight = 8;
+
+template <class T, class U, int N>
+__global__ void __launch_bounds__(kHashThreads, 2) hash_ngram_embedding_kernel(HashEmbeddingArgs args, int tile) {
+  using A = Acc<T>;
+  __shared__ int64_t rows[kMaxTables];  // [tile, G]: first elements of table rows
+  const HashArgs& hash = args.hash;
+  const int tables = hash.num_primes * hash.num_sizes;
+  const int64_t first = int64_t(blockIdx.x) * tile;
+  const int count = int(min_of(int64_t(tile), hash.positions - first));
+  hash_tile(hash, first, count, [&](int k, int g, int64_t id) {
+    rows[k * tables + g] = (g * hash.num_rows + id) * args.table_stride;
+  });
+  __syncthreads();
+
+  const T* const table = static_cast<const T*>(args.table);
+  const U* const base = static_cast<const U*>(args.base);
+  U* const out = static_cast<U*>(args.out);
+  const uint32_t packs = uint32_t(args.width / N);
+  for (uint32_t i = threadIdx.x; i < uint32_t(count) * packs; i += kHashThreads) {
+    const uint32_t k = i / packs;
+    const int64_t column = int64_t(i - k * packs) * N;
+    const int64_t at = (first + k) * args.width + column;
+    const int64_t* const row = rows + int(k) * tables;
+    Pack<U, N> from_base{};
+    if (base != nullptr) {
+      from_base = load_once<N>(base + at);
+    }
+    A sum[N] = {};
+    for (int g = 0; g < tables; g += kInFlight) {
+      Pack<T, N> v[kInFlight];
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u) {
+        if (g + u < tables) v[u] = load<N>(table + row[g + u] + column);
+      }
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u) {
+        if (g + u < tables) {
+#pragma unroll
+          for (int e = 0; e < N; ++e) sum[e] += widen(v[u].data[e]);
+        }
+      }
+    }
+    Pack<U, N> result;
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      result.data[e] = narrow<U>((base == nullptr ? sum[e] : sum[e] + widen(from_base.data[e])) * A(args.factor));
+    }
+    store_once<N>(out + at, result);
+  }
+}
+
+// ---- runs of equal keys ---------------------------------------------------------------------------------------------
+
+static_assert(kRunTile == kWarp && kRunTile == 32);  // a ballot is the heads of a tile
+
+__device__ __forceinline__ int64_t key_at(const SortedKeys& sorted, int64_t i) {
+  return sorted.keys64 != nullptr ? sorted.keys64[i] : int64_t(sorted.keys32[i]);
+}
+
+// A warp for each tile. counts may be null.
+__global__ void __launch_bounds__(kHashThreads)
+    hash_ngram_runs_kernel(SortedKeys sorted, const int64_t* places, int64_t num_positions, int32_t* positions,
+                           int32_t* counts) {
+  const int64_t i = int64_t(blockIdx.x) * kHashThreads + threadIdx.x;
+  bool head = false;
+  if (i < sorted.entries) {
+    positions[i] = int32_t(uint32_t(places[i]) % uint32_t(num_positions));
+    head = i == 0 || key_at(sorted, i - 1) != key_at(sorted, i);
+  }
+  const uint32_t heads = __ballot_sync(kFullWarp, head);
+  if (threadIdx.x % kWarp == 0 && i < sorted.entries) {
+    sorted.heads[i / kRunTile] = heads;
+    if (counts != nullptr) {
+      counts[i / kRunTile] = __popc(heads);
+    }
+  }
+}
+
+// The number of the run that starts with entry `head` of a tile. runs[tile] runs start in this tile or before it.
+__device__ __forceinline__ int64_t run_number(const SortedKeys& sorted, const int64_t* runs, int64_t tile, int head) {
+  return runs[tile] - __popc(sorted.heads[tile] >> head);
+}
+
+__global__ void __launch_bounds__(kHashThreads)
+    hash_ngram_rows_kernel(SortedKeys sorted, const int64_t* runs, int64_t* rows) {
+  const int64_t i = int64_t(blockIdx.x) * kHashThreads + threadIdx.x;
+  if (i < sorted.entries && (sorted.heads[i / kRunTile] >> (i % kRunTile) & 1u) != 0) {
+    rows[run_number(sorted, runs, i / kRunTile, int(i % kRunTile))] = key_at(sorted, i);
+  }
+}
+
+// What lies where in a tile.
+struct RunTile {
+  int64_t first;   // entry
+  int count;       // of entries
+  uint32_t heads;  // entries that start a run
+  int lead;        // entries before the first head: they continue a run of earlier tiles
+
+  __device__ __forceinline__ int last_head() const { return kRunTile - 1 - __clz(int(heads)); }
+};
+
+// Tiles beyond the last one are empty.
+__device__ __forceinline__ RunTile run_tile(const SortedKeys& sorted, int64_t tile) {
+  RunTile t{};
+  t.first = tile * kRunTile;
+  if (t.first < sorted.entries) {
+    t.count = int(min_of(int64_t(kRunTile), sorted.entries - t.first));
+    t.heads = sorted.heads[tile];
+    t.lead = t.heads == 0 ? t.count : __ffs(int(t.heads)) - 1;
+  }
+  return t;
+}
+
+// Whether the last run that starts in a tile is longer than a tile.
+__device__ __forceinline__ bool starts_long_run(const RunTile& t, const RunTile& next) {
+  return t.heads != 0 && t.count - t.last_head() + next.lead > kRunTile;
+}
+
+// ---- table gradient -------------------------------------------------------------------------------------------------
+
+template <class T, int N>
+__device__ __forceinline__ void write_table_row(const HashGradArgs& args, int64_t tile, int head, int64_t column,
+                                                const Acc<T> (&sum)[N]) {
+  const int64_t row = args.runs != nullptr ? run_number(args.sorted, args.runs, tile, head)
+                                           : key_at(args.sorted, tile * kRunTile + head);
+  Pack<T, N> v;
+#pragma unroll
+  for (int e = 0; e < N; ++e) v.data[e] = narrow<T>(sum[e] * Acc<T>(args.factor));
+  store_once<N>(static_cast<T*>(args.out) + row * args.width + column, v);
+}
+
+// A thread for each tile and pack of columns.
+template <class T, class U, int N>
+__global__ void __launch_bounds__(kHashThreads) hash_ngram_sum_kernel(HashGradArgs args) {
+  using A = Acc<T>;
+  constexpr int kRows = 4;  // loaded together
+  const int64_t packs = args.width / N, unit = int64_t(blockIdx.x) * kHashThreads + threadIdx.x;
+  const int64_t tile = unit / packs, column = unit % packs * N;
+  const RunTile t = run_tile(args.sorted, tile), next = run_tile(args.sorted, tile + 1);
+  if (t.count == 0) {
+    return;
+  }
+  // Entries begin .. end - 1, counted from the first of this tile. A long run is left to the tiles after the one it
+  // starts in; the first of them takes its entries in there, too.
+  bool part = false;
+  int begin = t.lead, end = t.count;
+  if (tile > 0 && t.lead > 0) {
+    const RunTile before = run_tile(args.sorted, tile - 1);
+    part = before.heads == 0 || starts_long_run(before, t);
+    if (part) {
+      begin = before.heads == 0 ? 0 : before.last_head() - kRunTile;
+    }
+  }
+  if (starts_long_run(t, next)) {
+    end = t.last_head();
+  } else if (t.heads != 0) {
+    end += next.lead;
+  }
+
+  const U* const grad = static_cast<const U*>(args.grad) + column;
+  const int32_t* const positions = args.positions + t.first;
+  A sum[N] = {};
+  int head = -1;  // of the run that is being summed; -1: it is a part
+  const auto finish = [&] {
+    if (head >= 0) {
+      write_table_row<T, N>(args, tile, head, column, sum);
+    } else {
+      A* const to = static_cast<A*>(args.parts) + tile * args.width + column;
+#pragma unroll
+      for (int e = 0; e < N; ++e) to[e] = sum[e];
+    }
+  };
+  for (int i = begin; i < end; i += kRows) {
+    Pack<U, N> v[kRows];
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {
+      if (i + u < end) v[u] = load<N>(grad + int64_t(positions[i + u]) * args.width);
+    }
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {
+      if (i + u >= end) {
+        continue;
+      }
+      if (unsigned(i + u) < unsigned(kRunTile) && (t.heads >> (i + u) & 1u) != 0) {
+        if (i + u > begin) {
+          finish();
+        }
+        head = i + u;
+#pragma unroll
+        for (int e = 0; e < N; ++e) sum[e] = 0;
+      }
+#pragma unroll
+      for (int e = 0; e < N; ++e) sum[e] += widen(v[u].data[e]);
+    }
+  }
+  if (begin < end) {
+    finish();
+  }
+}
+
+// sum += parts of tiles begin .. end - 1.
+template <int N, class A>
+__device__ __forceinline__ void add_parts(const HashGradArgs& args, int64_t begin, int64_t end, int64_t column,
+                                          A (&sum)[N]) {
+  constexpr int kRows = 8;
+  const A* const parts = static_cast<const A*>(args.parts) + column;
+  for (int64_t p = begin; p < end; p += kRows) {
+    Pack<A, N> v[kRows];
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {
+      if (p + u < end) v[u] = load<N>(parts + (p + u) * args.width);
+    }
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {
+      if (p + u < end) {
+#pragma unroll
+        for (int e = 0; e < N; ++e) sum[e] += v[u].data[e];
+      }
+    }
+  }
+}
+
+// The first entry whose key is larger than that of entry i.
+__device__ __forceinline__ int64_t end_of_run(const SortedKeys& sorted, int64_t i) {
+  const int64_t key = key_at(sorted, i);
+  int64_t low = i, high = sorted.entries;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (key_at(sorted, middle) <= key) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// A block for kWarp tiles and kWarp packs of columns. Runs of few parts go to its warps in turn; those of many are
+// divided among its warps, whose sums are added in order.
+template <class T, int N>
+__global__ void __launch_bounds__(kHashThreads) hash_ngram_join_kernel(HashGradArgs args, int64_t chunks) {
+  using A = Acc<T>;
+  constexpr int kWarps = kHashThreads / kWarp, kFew = 32;
+  __shared__ A sums[kWarps][kWarp][N];
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int64_t first = int64_t(blockIdx.x) / chunks * kWarp;
+  const int64_t column = (int64_t(blockIdx.x) % chunks * kWarp + lane) * N;
+  const bool active = column < args.width;
+  int64_t parts = 0;  // of the long run that starts in tile first + lane: those of the tiles after it
+  int start = 0;
+  {
+    const RunTile t = run_tile(args.sorted, first + lane);
+    if (starts_long_run(t, run_tile(args.sorted, first + lane + 1))) {
+      start = t.last_head();
+      parts = (end_of_run(args.sorted, t.first + start) - 1) / kRunTile - (first + lane);
+    }
+  }
+  const unsigned few = __ballot_sync(kFullWarp, parts > 0 && parts <= kFew);
+  const unsigned many = __ballot_sync(kFullWarp, parts > kFew);
+  int turn = 0;
+  for (unsigned left = few; left != 0; left &= left - 1, ++turn) {
+    if (turn % kWarps == warp) {
+      const int of = __ffs(int(left)) - 1;
+      const int64_t tile = first + of, count = __shfl_sync(kFullWarp, parts, of);
+      const int head = __shfl_sync(kFullWarp, start, of);
+      if (active) {
+        A sum[N] = {};
+        add_parts<N>(args, tile + 1, tile + 1 + count, column, sum);
+        write_table_row<T, N>(args, tile, head, column, sum);
+      }
+    }
+  }
+  for (unsigned left = many; left != 0; left &= left - 1) {
+    const int of = __ffs(int(left)) - 1;
+    const int64_t tile = first + of, count = __shfl_sync(kFullWarp, parts, of);
+    const int head = __shfl_sync(kFullWarp, start, of);
+    const int64_t share = (count + kWarps - 1) / kWarps, from = min_of(count, warp * share);
+    A sum[N] = {};
+    if (active) {
+      add_parts<N>(args, tile + 1 + from, tile + 1 + min_of(count, from + share), column, sum);
+    }
+#pragma unroll
+    for (int e = 0; e < N; ++e) sums[warp][lane][e] = sum[e];
+    __syncthreads();
+    if (warp == 0 && active) {
+      for (int w = 1; w < kWarps; ++w) {
+#pragma unroll
+        for (int e = 0; e < N; ++e) sum[e] += sums[w][lane][e];
+      }
+      write_table_row<T, N>(args, tile, head, column, sum);
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace blt::cuda

@@ -1,0 +1,35 @@
+// Sorting and scanning on the device, by torch.
+#pragma once
+
+#include <array>
+
+#include "ops/cuda/device.h"
+
+namespace blt {
+
+// The keys [n], ascending, and the place each had before (int64); equal keys keep their order. n < 2^31.
+inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t(-1)), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
+// Inclusive sums of integers [n], as int64.
+inline Tensor running_sum(const Tensor& counts) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(counts), from(int64_t(0)), from(std::optional<ScalarType>())};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// The last of the int64 values [n], n > 0. Waits for the device.
+inline int64_t read_last(const Tensor& values) {
+  Tensor all = values;
+  const Tensor last = torch::stable::narrow(all, 0, values.numel() - 1, 1);
+  const torch::stable::Device host(torch::headeronly::DeviceType::CPU);
+  return *torch::stable::to(last, host).const_data_ptr<int64_t>();
+}
+
+}  // namespace blt
