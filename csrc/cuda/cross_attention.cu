@@ -14,17 +14,24 @@ struct Grid {
   int threads;
 };
 
-Grid attention_grid(const CrossAttentionArgs& args, int64_t owners, int64_t rows, int64_t heads) {
+// Lanes for a row.
+int lanes_of(const CrossAttentionArgs& args) {
   int lanes = 1;
   while (lanes < kWarp && lanes * kColumns < args.width) lanes *= 2;
+  return lanes;
+}
+
+Grid attention_grid(const CrossAttentionArgs& args, int64_t owners, int64_t rows, int64_t heads,
+                    int most_threads = kAttentionThreads, int split = 1) {
+  const int lanes = lanes_of(args), groups = most_threads / (lanes * split);
   const int64_t chunks = ceil_div(args.width, lanes * kColumns), pieces = rows * chunks * heads;
-  const int64_t pieces_of_block = std::min<int64_t>(std::max<int64_t>(pieces, 1), kAttentionThreads / lanes);
-  const int64_t owners_of_block = kAttentionThreads / lanes / pieces_of_block;
+  const int64_t pieces_of_block = std::clamp<int64_t>(pieces, 1, groups);
+  const int64_t owners_of_block = groups / pieces_of_block;
   const int64_t blocks_of_owner = ceil_div(pieces, pieces_of_block);
   BLT_CHECK(pieces <= INT32_MAX && args.width <= INT32_MAX / 2,
             "cross_attention: too large: ", pieces, " rows of heads in a patch");
-  const int64_t threads = ceil_div(owners_of_block * pieces_of_block * lanes, kWarp) * kWarp;
-  return {{lanes, owners, int(chunks), int(heads), unsigned(pieces), unsigned(pieces_of_block),
+  const int64_t threads = ceil_div(owners_of_block * pieces_of_block * lanes * split, kWarp) * kWarp;
+  return {{lanes, split, owners, int(chunks), int(heads), unsigned(pieces), unsigned(pieces_of_block),
            unsigned(owners_of_block), unsigned(blocks_of_owner)},
           ceil_div(owners, owners_of_block) * blocks_of_owner,
           int(threads)};
@@ -41,6 +48,14 @@ bool is_plain(const CrossAttentionArgs& args) {
 // Rows of queries that each owner has for a key head.
 int64_t queries_of_owner(const CrossAttentionArgs& args) {
   return (args.encoder ? args.slots : 1) * (args.heads / args.kv_heads);
+}
+
+// Rows that a walk over a patch's bytes holds, and the sets of lanes that share them, two each.
+int64_t held_rows(const CrossAttentionArgs& args) { return args.encoder ? queries_of_owner(args) : args.slots; }
+int walk_split(const CrossAttentionArgs& args) {
+  int split = 1;
+  while (split <= kWarp && split * 2 < held_rows(args)) split *= 2;
+  return split;
 }
 
 template <class T, int Q, bool kPlain>
@@ -68,6 +83,13 @@ void backward_in_two_passes(const CrossAttentionArgs& args, Stream stream) {
          keys.shape);
 }
 
+template <class T, int K>
+void decoder_forward(const CrossAttentionArgs& args, Stream stream) {
+  const Grid grid = attention_grid(args, ceil_div(args.batch * args.num_bytes, kByteTile), 1, args.kv_heads);
+  launch("cross_attention_decoder", attention_decoder_kernel<T, K>, grid.blocks, grid.threads, 0, stream, args,
+         grid.shape);
+}
+
 // Zeros in two gradients, or one, of bytes without a patch.
 void zero_outside(const CrossAttentionArgs& args, int64_t row_bytes, void* first, void* second, Stream stream) {
   const int64_t blocks = ceil_div(args.batch * args.num_bytes, kAttentionThreads);
@@ -89,7 +111,7 @@ template <class T, int Q>
 void encoder_backward(const CrossAttentionArgs& args, Stream stream) {
   const int64_t parts = attention_parts(args);
   const auto run = [&](int64_t owners, bool only_sums) {
-    const Grid grid = attention_grid(args, owners, 1, args.kv_heads);
+    const Grid grid = attention_grid(args, owners, 1, args.kv_heads, kWalkThreads, walk_split(args));
     launch("cross_attention_encoder_backward", attention_encoder_backward_kernel<T, Q>, grid.blocks, grid.threads, 0,
            stream, args, grid.shape, parts, only_sums);
   };
@@ -102,7 +124,8 @@ void encoder_backward(const CrossAttentionArgs& args, Stream stream) {
 template <class T, int K>
 void decoder_backward(const CrossAttentionArgs& args, Stream stream) {
   const int64_t parts = attention_parts(args);
-  const Grid grid = attention_grid(args, parts + args.batch * args.capacity, 1, args.kv_heads);
+  const Grid grid =
+      attention_grid(args, parts + args.batch * args.capacity, 1, args.kv_heads, kWalkThreads, walk_split(args));
   launch("cross_attention_decoder_backward", attention_decoder_backward_kernel<T, K>, grid.blocks, grid.threads, 0, stream,
          args, grid.shape, parts);
   sum_parts<T>(args, parts, args.kv_heads, args.grad_k, 2 * args.width, 0, stream);
@@ -113,10 +136,9 @@ void decoder_backward(const CrossAttentionArgs& args, Stream stream) {
 }  // namespace
 
 bool attention_is_fused(const CrossAttentionArgs& args) {
-  const int64_t held = args.encoder ? queries_of_owner(args) : args.slots;
   bool plain = false;
   BLT_DISPATCH_FLOAT(args.dtype, T, { plain = sizeof(T) < 8 && is_plain<T>(args); })
-  return plain && args.window == 1 && held <= 4;
+  return plain && args.window == 1 && walk_split(args) * lanes_of(args) <= kWarp;
 }
 
 void cross_attention(const CrossAttentionArgs& args, Stream stream) {
@@ -126,7 +148,11 @@ void cross_attention(const CrossAttentionArgs& args, Stream stream) {
     if (is_plain<T>(args)) {
       run = forward<T, 1, true>;
       if constexpr (sizeof(T) < 8) {
-        run = queries == 1 ? run : queries == 2 ? forward<T, 2, true> : forward<T, 4, true>;
+        if (!args.encoder && args.window == 1 && args.slots <= 4) {
+          run = args.slots <= 1 ? decoder_forward<T, 1> : args.slots == 2 ? decoder_forward<T, 2> : decoder_forward<T, 4>;
+        } else {
+          run = queries == 1 ? run : queries == 2 ? forward<T, 2, true> : forward<T, 4, true>;
+        }
       }
     }
     run(args, stream);
@@ -135,14 +161,14 @@ void cross_attention(const CrossAttentionArgs& args, Stream stream) {
 
 void cross_attention_backward(const CrossAttentionArgs& args, Stream stream) {
   const bool fused = attention_is_fused(args);
-  const int64_t held = args.encoder ? queries_of_owner(args) : args.slots;
+  const bool one = held_rows(args) <= 1;
   BLT_DISPATCH_FLOAT(args.dtype, T, {
     auto run = is_plain<T>(args) ? backward_in_two_passes<T, true> : backward_in_two_passes<T, false>;
     if constexpr (sizeof(T) < 8) {
       if (fused && args.encoder) {
-        run = held <= 1 ? encoder_backward<T, 1> : held == 2 ? encoder_backward<T, 2> : encoder_backward<T, 4>;
+        run = one ? encoder_backward<T, 1> : encoder_backward<T, 2>;
       } else if (fused) {
-        run = held <= 1 ? decoder_backward<T, 1> : held == 2 ? decoder_backward<T, 2> : decoder_backward<T, 4>;
+        run = one ? decoder_backward<T, 1> : decoder_backward<T, 2>;
       }
     }
     run(args, stream);

@@ -5,9 +5,9 @@
 // other side once for all the queries (keys) that it holds in registers, so that memory is read once but for what other
 // groups of the same block find in L1: the K slots of a byte's patch, read by each of its bytes, next to each other.
 // - Forward: the owner is what has the queries. All its queries see the same consecutive keys; their softmax is online.
-// - Backward with window 1 and at most 4 held rows: the owner is a patch, and one walk over its bytes gives all gradients.
-//   The encoder walks twice, the second time from L1, or from registers where the patch is short: what p dp sums to must
-//   be known first.
+// - Backward with window 1: the owner is a patch, and one walk over its bytes gives all gradients. Sets of lanes share the
+//   held rows, two each, as far as a warp goes: each has its own part of the sums.
+//   The encoder walks twice, the second time from L1: what p dp sums to must be known first.
 // - Otherwise: a pass over the queries (grad_q, and what a softmax is made of), then one over the keys, which walks the
 //   queries that see them. It reads everything twice.
 // A patch of more than kAttentionTile bytes is divided where a patch is an owner: each tile of bytes holds at most two
@@ -26,6 +26,7 @@
 namespace blt::cuda {
 
 constexpr int kAttentionThreads = 256;
+constexpr int kWalkThreads = 128;  // of kernels that hold much: registers are given out in finer steps
 constexpr int kColumns = 8;  // consecutive elements of a row that a lane holds
 
 __device__ __forceinline__ float exp_of(float x) {
@@ -44,7 +45,8 @@ __device__ __forceinline__ double log_of(double x) { return log(x); }
 // How the work is dealt out: `owners` of `pieces` = blocks of held rows * chunks of columns * heads, a group each. Either
 // a block of threads has some whole owners, or an owner some blocks.
 struct AttentionShape {
-  int lanes;  // of a group: a power of two
+  int lanes;  // that share a row: a power of two
+  int split;  // such sets of lanes in a group, which share the held rows: a power of two
   int64_t owners;
   int chunks, heads;
   unsigned pieces, pieces_per_block, owners_per_block, blocks_per_owner;
@@ -57,7 +59,7 @@ struct AttentionUnit {
 };
 
 __device__ __forceinline__ AttentionUnit attention_unit(const AttentionShape& shape) {
-  const unsigned group = threadIdx.x / unsigned(shape.lanes), within = group / shape.pieces_per_block;
+  const unsigned group = threadIdx.x / unsigned(shape.lanes * shape.split), within = group / shape.pieces_per_block;
   const unsigned piece =
       blockIdx.x % shape.blocks_per_owner * shape.pieces_per_block + group % shape.pieces_per_block;
   const unsigned row = piece / unsigned(shape.heads);
@@ -194,9 +196,16 @@ __device__ __forceinline__ void add_scaled(Acc<T> factor, const Row<T>& x, Acc<T
   for (int e = 0; e < kColumns; ++e) acc[e] += factor * x[e];
 }
 
-// Rows that are loaded before the first of them is used.
+// Rows that are loaded before the first of them is used. Patches are short, and what lies beyond their end is computed
+// for nothing.
 template <class T>
-constexpr int kAhead = sizeof(T) == 2 ? 4 : sizeof(T) == 4 ? 2 : 1;
+constexpr int kAhead = sizeof(T) == 8 ? 1 : 2;
+
+// Blocks on a multiprocessor, which limits registers, for kernels that hold so many rows.
+template <class T>
+constexpr int attention_blocks(int rows) {
+  return sizeof(T) == 8 || (sizeof(T) == 4 && rows > 2) ? 1 : 2;
+}
 
 // ---- layout: values that are no layout's stay within the tensors ------------------------------------------------------
 
@@ -400,7 +409,7 @@ __device__ __forceinline__ void finish(const CrossAttentionArgs& args, const Lan
 
 // Owners: the encoder's patches with window 1, after the parts of long ones, otherwise what has the queries.
 template <class T, int Q, bool kPlain>
-__global__ void __launch_bounds__(kAttentionThreads, 2) attention_kernel(CrossAttentionArgs args, AttentionShape shape,
+__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(Q)) attention_kernel(CrossAttentionArgs args, AttentionShape shape,
                                                                          int64_t parts) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
@@ -464,9 +473,74 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_kernel(CrossAt
   }
 }
 
+// The decoder with window 1. Owners: kByteTile consecutive bytes; the keys that they see stay in registers from byte to
+// byte of a patch.
+constexpr int kByteTile = 8;
+
+template <class T, int K>
+__global__ void __launch_bounds__(kAttentionThreads, 2) attention_decoder_kernel(CrossAttentionArgs args,
+                                                                                 AttentionShape shape) {
+  using A = Acc<T>;
+  constexpr int U = kAhead<T>;
+  const AttentionUnit unit = attention_unit(shape);
+  const Lane<T, true> lane(args, shape, 0);
+  const int64_t begin = unit.owner * kByteTile;
+  const int count = unit.active ? int(min_of(int64_t(kByteTile), args.batch * args.num_bytes - begin)) : 0;
+  const int slots = int(args.slots), shared = int(args.heads / args.kv_heads);
+  const A scale = A(args.scale);
+  const int64_t slot_stride = args.kv_heads * args.width;
+  Row<T> k[K] = {}, v[K] = {};
+  int64_t held = -1;  // the patch, of those of all rows, whose keys they are
+  for (int i = 0; i < kByteTile * shared; i += U) {  // byte after byte, each with all its heads
+    int64_t query[U], patch[U];
+    Row<T> q[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      const int byte = shared == 1 ? i + u : (i + u) / shared, head = i + u - byte * shared;
+      const bool valid = byte < count;
+      query[u] = valid ? (begin + byte) * args.heads + unit.head * shared + head : -1;
+      const int64_t id = valid ? min_of(int64_t(args.ids[begin + byte]), args.capacity - 1) : -1;
+      patch[u] = id < 0 ? -1 : (begin + byte) / args.num_bytes * args.capacity + id;
+      q[u] = lane.load(static_cast<const T*>(args.q) + query[u] * args.width, valid);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (patch[u] >= 0 && patch[u] != held) {
+        held = patch[u];
+        const int64_t first = held * slots * slot_stride + unit.head * args.width;
+#pragma unroll
+        for (int s = 0; s < K; ++s) {
+          k[s] = lane.load(static_cast<const T*>(args.k) + first + s * slot_stride, s < slots);
+          v[s] = lane.load(static_cast<const T*>(args.v) + first + s * slot_stride, s < slots);
+        }
+      }
+      A score[K], top = minus_infinity<A>();
+#pragma unroll
+      for (int s = 0; s < K; ++s) {
+        score[s] = scale * lane.dot(q[u], nullptr, k[s], nullptr, true);
+        score[s] = s < slots && patch[u] >= 0 ? score[s] : minus_infinity<A>();
+        top = score[s] > top ? score[s] : top;
+      }
+      OnlineSoftmax<A> softmax;
+      softmax.top = top;
+      if (patch[u] >= 0) {
+#pragma unroll
+        for (int s = 0; s < K; ++s) {
+          const A weight = softmax.weight(score[s]);
+          softmax.sum += weight;
+          add_scaled<T>(weight, v[s], softmax.acc);
+        }
+      }
+      if (query[u] >= 0) {
+        finish(args, lane, query[u], patch[u] >= 0, softmax);
+      }
+    }
+  }
+}
+
 // Owners: tiles; the long patch that begins in one.
 template <class T, bool kPlain>
-__global__ void __launch_bounds__(kAttentionThreads, 2) attention_join_kernel(CrossAttentionArgs args,
+__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) attention_join_kernel(CrossAttentionArgs args,
                                                                               AttentionShape shape) {
   using A = Acc<T>;
   const AttentionUnit unit = attention_unit(shape);
@@ -514,7 +588,7 @@ struct SoftmaxSums {
 
 // Owners: what has the queries.
 template <class T, bool kPlain>
-__global__ void __launch_bounds__(kAttentionThreads, 2) attention_queries_kernel(CrossAttentionArgs args,
+__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) attention_queries_kernel(CrossAttentionArgs args,
                                                                                  AttentionShape shape) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
@@ -568,7 +642,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_queries_kernel
 
 // Owners: what has the keys.
 template <class T, bool kPlain>
-__global__ void __launch_bounds__(kAttentionThreads, 2) attention_keys_kernel(CrossAttentionArgs args,
+__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) attention_keys_kernel(CrossAttentionArgs args,
                                                                               AttentionShape shape) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
@@ -617,17 +691,27 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_keys_kernel(Cr
 
 // ---- backward in one walk over the bytes of a patch --------------------------------------------------------------------
 
+// Sums over the sets of lanes of a group, each with its share of the held rows. All lanes of the warp take part.
+template <class A, int N>
+__device__ __forceinline__ void sum_of_shares(const AttentionShape& shape, A (&x)[N]) {
+  for (int distance = shape.lanes; distance < shape.lanes * shape.split; distance *= 2) {
+#pragma unroll
+    for (int e = 0; e < N; ++e) x[e] += __shfl_xor_sync(kFullWarp, x[e], distance);
+  }
+}
+
 // Owners: patches, after the parts of long ones. First with `only_sums` the parts alone: the sums of a long patch's
 // queries must be known before the walk proper.
 template <class T, int Q>
-__global__ void __launch_bounds__(kAttentionThreads, 2) attention_encoder_backward_kernel(CrossAttentionArgs args,
+__global__ void __launch_bounds__(kWalkThreads, 3) attention_encoder_backward_kernel(CrossAttentionArgs args,
                                                                                           AttentionShape shape,
                                                                                           int64_t parts, bool only_sums) {
   using A = Acc<T>;
-  constexpr int U = Q > 2 ? kAhead<T> / 2 : kAhead<T>;
+  constexpr int U = kAhead<T>;
   const AttentionUnit unit = attention_unit(shape);
   const Lane<T, true> lane(args, shape, 0);
   const Layout layout{args};
+  const int share = int(threadIdx.x) / shape.lanes % shape.split;
   const AttentionWork work = unit.active ? layout.bytes_of(unit.owner, parts) : AttentionWork{};
   const bool sums_are_known = work.part >= 0 && !only_sums;
   const int count = work.count(), steps = warp_max(count), steps_of_sums = warp_max(sums_are_known ? 0 : count);
@@ -639,7 +723,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_encoder_backwa
   A lse[Q], sum[Q], delta[Q], grad_q[Q][kColumns];
 #pragma unroll
   for (int t = 0; t < Q; ++t) {
-    query[t] = query_of(args, work.owner, unit.head, t);
+    query[t] = query_of(args, work.owner, unit.head, share * Q + t);
     q[t] = lane.load(static_cast<const T*>(args.q) + query[t] * args.width, query[t] >= 0);
     g[t] = lane.load(static_cast<const T*>(args.grad) + query[t] * args.width, query[t] >= 0);
     lse[t] = query[t] >= 0 ? static_cast<const A*>(args.lse)[query[t]] : A(0);
@@ -702,13 +786,12 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_encoder_backwa
     sum[t] = query[t] >= 0 ? A(1) / sum[t] : A(0);  // from here on its inverse
     delta[t] *= sum[t];
   }
-  const bool again = steps > U || steps_of_sums < steps;  // otherwise everything is in registers still
   for (int i = 0; i < steps; i += U) {
-    if (again) compute(i);
+    compute(i);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
+      A grad_k[kColumns] = {}, grad_v[kColumns] = {};
       if (i + u < count) {
-        A grad_k[kColumns] = {}, grad_v[kColumns] = {};
 #pragma unroll
         for (int t = 0; t < Q; ++t) {
           if (query[t] >= 0) {
@@ -718,9 +801,13 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_encoder_backwa
             add_scaled<T>(p, g[t], grad_v);
           }
         }
+      }
+      sum_of_shares(shape, grad_k);
+      sum_of_shares(shape, grad_v);
+      if (i + u < count) {
         const int64_t at = first + (i + u) * stride;
-        if (args.grad_k != nullptr) lane.store(static_cast<T*>(args.grad_k) + at, grad_k);
-        if (args.grad_v != nullptr) lane.store(static_cast<T*>(args.grad_v) + at, grad_v);
+        if (args.grad_k != nullptr && share == 0) lane.store(static_cast<T*>(args.grad_k) + at, grad_k);
+        if (args.grad_v != nullptr && share == shape.split - 1) lane.store(static_cast<T*>(args.grad_v) + at, grad_v);
       }
     }
   }
@@ -738,19 +825,21 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_encoder_backwa
 
 // Owners: patches, after the parts of long ones.
 template <class T, int K>
-__global__ void __launch_bounds__(kAttentionThreads, 1) attention_decoder_backward_kernel(CrossAttentionArgs args,
+__global__ void __launch_bounds__(kWalkThreads, 3) attention_decoder_backward_kernel(CrossAttentionArgs args,
                                                                                           AttentionShape shape,
                                                                                           int64_t parts) {
   using A = Acc<T>;
-  constexpr int U = K > 2 ? kAhead<T> / 2 : kAhead<T>;
+  constexpr int U = kAhead<T>;
   const AttentionUnit unit = attention_unit(shape);
   const Lane<T, true> lane(args, shape, 0);
   const AttentionWork work = unit.active ? Layout{args}.bytes_of(unit.owner, parts) : AttentionWork{};
   const int count = work.count(), steps = warp_max(count), shared = int(args.heads / args.kv_heads);
-  const int slots = work.owner >= 0 ? int(args.slots) : 0;
+  const int share = int(threadIdx.x) / shape.lanes % shape.split;
+  const int slots = work.owner >= 0 ? int(args.slots) - share * K : 0;  // from the first one of this share
   const A scale = A(args.scale);
   const int64_t stride = args.heads * args.width;
-  const int64_t slot_stride = args.kv_heads * args.width, first_slot = work.owner * args.slots * slot_stride + unit.head * args.width;
+  const int64_t slot_stride = args.kv_heads * args.width;
+  const int64_t first_slot = (work.owner * args.slots + share * K) * slot_stride + unit.head * args.width;
   Row<T> k[K], v[K];
   A grad_k[K][kColumns], grad_v[K][kColumns];
 #pragma unroll
@@ -774,21 +863,21 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_decoder_backwa
       }
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        A e[K], dp[K], sum = 0, delta = 0;
+        A e[K], dp[K], sums[2] = {};  // of e and of e dp
 #pragma unroll
         for (int s = 0; s < K; ++s) {
           const A score = scale * lane.dot(q[u], nullptr, k[s], nullptr, true);
           dp[s] = lane.dot(g[u], nullptr, v[s], nullptr, true);
           e[s] = exp_of(score - lse[u]);
           if (s < slots) {
-            sum += e[s];
-            delta += e[s] * dp[s];
+            sums[0] += e[s];
+            sums[1] += e[s] * dp[s];
           }
         }
+        sum_of_shares(shape, sums);
+        A grad_q[kColumns] = {};
         if (i + u < count) {
-          const A inverse = A(1) / sum;
-          A grad_q[kColumns] = {};
-          delta *= inverse;
+          const A inverse = A(1) / sums[0], delta = sums[1] * inverse;
 #pragma unroll
           for (int s = 0; s < K; ++s) {
             if (s < slots) {
@@ -798,7 +887,10 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_decoder_backwa
               add_scaled<T>(p, g[u], grad_v[s]);
             }
           }
-          if (args.grad_q != nullptr) lane.store(static_cast<T*>(args.grad_q) + first + (i + u) * stride, grad_q);
+        }
+        sum_of_shares(shape, grad_q);
+        if (i + u < count && args.grad_q != nullptr && share == 0) {
+          lane.store(static_cast<T*>(args.grad_q) + first + (i + u) * stride, grad_q);
         }
       }
     }
@@ -807,7 +899,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_decoder_backwa
   for (int s = 0; s < K; ++s) {
     if (s < slots) {
       if (work.part >= 0) {
-        A* part = part_row<A>(args, work.part, s * args.kv_heads + unit.head, args.kv_heads, 2 * args.width);
+        A* part = part_row<A>(args, work.part, (share * K + s) * args.kv_heads + unit.head, args.kv_heads, 2 * args.width);
         lane.store_part(part, grad_k[s]);
         lane.store_part(part + args.width, grad_v[s]);
       } else {
@@ -822,7 +914,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_decoder_backwa
 // Gradients of a patch's slots are the sums of the parts: of rows of `numbers`, from number `from`. Owners: tiles; the
 // long patch that begins in one.
 template <class T>
-__global__ void __launch_bounds__(kAttentionThreads, 2) attention_sum_kernel(CrossAttentionArgs args,
+__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) attention_sum_kernel(CrossAttentionArgs args,
                                                                              AttentionShape shape, T* out,
                                                                              int64_t numbers, int64_t from) {
   using A = Acc<T>;
