@@ -58,11 +58,17 @@ int walk_split(const CrossAttentionArgs& args) {
   return split;
 }
 
+void find_long_patches(const CrossAttentionArgs& args, int64_t parts, Stream stream) {
+  launch("cross_attention_long", attention_long_kernel, ceil_div(parts, kAttentionThreads), kAttentionThreads, 0, stream,
+         args, parts);
+}
+
 template <class T, int Q, bool kPlain>
 void forward(const CrossAttentionArgs& args, Stream stream) {
   const int64_t parts = args.encoder && args.window == 1 ? attention_parts(args) : 0, queries = queries_of_owner(args);
   const int64_t owners = args.batch * (args.encoder ? args.capacity : args.num_bytes);
-  const Grid grid = attention_grid(args, parts + owners, ceil_div(queries, Q), args.kv_heads);
+  find_long_patches(args, parts, stream);
+  const Grid grid = attention_grid(args, parts + owners, ceil_div(queries, Q), args.kv_heads, attention_threads(Q));
   launch("cross_attention", attention_kernel<T, Q, kPlain>, grid.blocks, grid.threads, 0, stream, args, grid.shape,
          parts);
   if (parts > 0) {
@@ -115,6 +121,7 @@ void encoder_backward(const CrossAttentionArgs& args, Stream stream) {
     launch("cross_attention_encoder_backward", attention_encoder_backward_kernel<T, Q>, grid.blocks, grid.threads, 0,
            stream, args, grid.shape, parts, only_sums);
   };
+  find_long_patches(args, parts, stream);
   run(parts, true);
   run(parts + args.batch * args.capacity, false);
   sum_parts<T>(args, parts, args.heads, args.grad_q, args.width + 2, 0, stream);
@@ -124,6 +131,7 @@ void encoder_backward(const CrossAttentionArgs& args, Stream stream) {
 template <class T, int K>
 void decoder_backward(const CrossAttentionArgs& args, Stream stream) {
   const int64_t parts = attention_parts(args);
+  find_long_patches(args, parts, stream);
   const Grid grid =
       attention_grid(args, parts + args.batch * args.capacity, 1, args.kv_heads, kWalkThreads, walk_split(args));
   launch("cross_attention_decoder_backward", attention_decoder_backward_kernel<T, K>, grid.blocks, grid.threads, 0, stream,

@@ -11,7 +11,7 @@
 // - Otherwise: a pass over the queries (grad_q, and what a softmax is made of), then one over the keys, which walks the
 //   queries that see them. It reads everything twice.
 // A patch of more than kAttentionTile bytes is divided where a patch is an owner: each tile of bytes holds at most two
-// parts of such patches, and a second kernel joins a patch's parts in order.
+// parts of such patches, found by a kernel of its own, and a last kernel joins a patch's parts in order.
 //
 // Blocks do not communicate within a launch: each row is written by one group. What a group does depends on the layout
 // alone: results are deterministic. Lanes of a warp make equally many steps, so that all can take part in shuffles.
@@ -66,8 +66,8 @@ __device__ __forceinline__ AttentionUnit attention_unit(const AttentionShape& sh
   AttentionUnit unit;
   unit.owner = int64_t(blockIdx.x / shape.blocks_per_owner) * shape.owners_per_block + within;
   unit.active = within < shape.owners_per_block && piece < shape.pieces && unit.owner < shape.owners;
-  unit.block = row / unsigned(shape.chunks);
-  unit.chunk = int(row % unsigned(shape.chunks));
+  unit.block = shape.chunks == 1 ? row : row / unsigned(shape.chunks);
+  unit.chunk = shape.chunks == 1 ? 0 : int(row % unsigned(shape.chunks));
   unit.head = int(piece % unsigned(shape.heads));
   return unit;
 }
@@ -103,7 +103,7 @@ struct Lane {
         lanes(shape.lanes),
         chunks(shape.chunks),
         chunk(chunk),
-        lane(int(threadIdx.x) % shape.lanes) {}
+        lane(int(threadIdx.x) & (shape.lanes - 1)) {}
 
   __device__ __forceinline__ bool leads() const { return lane == 0 && chunk == 0; }
   __device__ __forceinline__ int column(int of_chunk) const { return (of_chunk * lanes + lane) * kColumns; }
@@ -201,10 +201,11 @@ __device__ __forceinline__ void add_scaled(Acc<T> factor, const Row<T>& x, Acc<T
 template <class T>
 constexpr int kAhead = sizeof(T) == 8 ? 1 : 2;
 
-// Blocks on a multiprocessor, which limits registers, for kernels that hold so many rows.
+// Threads of a block, and blocks on a multiprocessor, which limits registers, of kernels that hold so many rows.
+constexpr int attention_threads(int rows) { return rows > 2 ? kWalkThreads : kAttentionThreads; }
 template <class T>
 constexpr int attention_blocks(int rows) {
-  return sizeof(T) == 8 || (sizeof(T) == 4 && rows > 2) ? 1 : 2;
+  return rows > 2 ? 3 : sizeof(T) == 8 ? 1 : 2;
 }
 
 // ---- layout: values that are no layout's stay within the tensors ------------------------------------------------------
@@ -320,15 +321,20 @@ struct Layout {
       }
       return work;
     }
-    const bool begins_here = index % 2 == 1;
-    const int64_t b = index / 2 / tiles(), first = index / 2 % tiles() * kAttentionTile;
-    const int64_t last = min_of(first + kAttentionTile, args.num_bytes);
-    const int64_t c = patch_of(b, begins_here ? last - 1 : first);
-    if (c >= 0 && c < args.capacity && end(b, c) - begin(b, c) > kAttentionTile && begins_here == (begin(b, c) >= first)) {
+    const int64_t c = args.long_patches[index], b = index / 2 / tiles(), first = index / 2 % tiles() * kAttentionTile;
+    if (c >= 0) {
       work = {b * args.capacity + c, b * args.num_bytes + max_of(begin(b, c), first),
-              b * args.num_bytes + min_of(end(b, c), last), index};
+              b * args.num_bytes + min_of(end(b, c), first + kAttentionTile), index};
     }
     return work;
+  }
+  // The long patch of which this is a part, or -1.
+  __device__ __forceinline__ int64_t long_patch(int64_t index) const {
+    const bool begins_here = index % 2 == 1;
+    const int64_t b = index / 2 / tiles(), first = index / 2 % tiles() * kAttentionTile;
+    const int64_t c = patch_of(b, begins_here ? min_of(first + kAttentionTile, args.num_bytes) - 1 : first);
+    const bool is_long = c >= 0 && c < args.capacity && end(b, c) - begin(b, c) > kAttentionTile;
+    return is_long && begins_here == (begin(b, c) >= first) ? c : -1;
   }
 
   // All parts of a long patch: begin, then end - begin further ones, every other of the list.
@@ -353,7 +359,11 @@ struct Layout {
 
 // Number j of the queries that an owner has for a key head: an index of [query rows * H], or -1.
 __device__ __forceinline__ int64_t query_of(const CrossAttentionArgs& args, int64_t owner, int head, int64_t j) {
-  const int64_t shared = args.heads / args.kv_heads, rows = args.encoder ? args.slots : 1;
+  const int64_t rows = args.encoder ? args.slots : 1;
+  if (args.heads == args.kv_heads) {  // no divisions
+    return owner >= 0 && j < rows ? (owner * rows + j) * args.heads + head : -1;
+  }
+  const int64_t shared = args.heads / args.kv_heads;
   return owner >= 0 && j < rows * shared ? (owner * rows + j / shared) * args.heads + head * shared + j % shared : -1;
 }
 
@@ -367,6 +377,14 @@ __device__ __forceinline__ A* part_row(const CrossAttentionArgs& args, int64_t p
 template <class A>
 __device__ __forceinline__ A* query_part(const CrossAttentionArgs& args, int64_t part, int64_t patch, int64_t query) {
   return part_row<A>(args, part, query - patch * args.slots * args.heads, args.heads, args.width + 2);
+}
+
+// A thread for each part: those of no patch are most, and must cost little.
+__global__ void __launch_bounds__(kAttentionThreads) attention_long_kernel(CrossAttentionArgs args, int64_t parts) {
+  const int64_t index = int64_t(blockIdx.x) * kAttentionThreads + threadIdx.x;
+  if (index < parts) {
+    args.long_patches[index] = int32_t(Layout{args}.long_patch(index));
+  }
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -409,7 +427,7 @@ __device__ __forceinline__ void finish(const CrossAttentionArgs& args, const Lan
 
 // Owners: the encoder's patches with window 1, after the parts of long ones, otherwise what has the queries.
 template <class T, int Q, bool kPlain>
-__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(Q)) attention_kernel(CrossAttentionArgs args, AttentionShape shape,
+__global__ void __launch_bounds__(attention_threads(Q), attention_blocks<T>(Q)) attention_kernel(CrossAttentionArgs args, AttentionShape shape,
                                                                          int64_t parts) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
@@ -481,7 +499,7 @@ template <class T, int K>
 __global__ void __launch_bounds__(kAttentionThreads, 2) attention_decoder_kernel(CrossAttentionArgs args,
                                                                                  AttentionShape shape) {
   using A = Acc<T>;
-  constexpr int U = kAhead<T>;
+  constexpr int U = sizeof(T) == 2 ? 4 : 2;
   const AttentionUnit unit = attention_unit(shape);
   const Lane<T, true> lane(args, shape, 0);
   const int64_t begin = unit.owner * kByteTile;

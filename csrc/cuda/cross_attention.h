@@ -24,7 +24,8 @@ struct CrossAttentionArgs {
   const void *q, *k, *v;
   void* lse;         // accumulators [query rows, H]; -inf for a row that sees nothing
   void* out;         // forward; as q
-  void* parts;       // accumulators; see attention_parts
+  void* parts;             // accumulators of attention_parts parts
+  int32_t* long_patches;   // the patch of each part
   // Backward.
   const void* grad;  // of out
   void* row_terms;   // accumulators [query rows, H, 2]: what lse lacks of the softmax's sum, and delta

@@ -48,7 +48,7 @@ class Attention {
   // `ids`: of the decoder, else null.
   Attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor* ids, const Tensor& offsets,
             const Tensor& cu_patches, std::optional<double> scale, int64_t window)
-      : op(op), device(on_device(q)) {
+      : op(op), device(blt::device_index(q)) {
     check_layout_tensor(op, "offsets", offsets, 2, q);
     BLT_CHECK(offsets.size(1) >= 1, op, ": offsets: expected shape [B, C + 1], got ", offsets.size(1), " columns");
     const int64_t batch = offsets.size(0), capacity = offsets.size(1) - 1;
@@ -93,9 +93,7 @@ class Attention {
   std::tuple<Tensor, Tensor> forward() {
     Tensor out = like(q_), lse = numbers({q_.size(0), q_.size(1), q_.size(2)});
     args.out = out.mutable_data_ptr(), args.lse = lse.mutable_data_ptr();
-    const bool divided = args.encoder && args.window == 1;
-    const Tensor parts = numbers({divided ? attention_parts(args) * args.slots : 0, args.heads, args.width + 2});
-    args.parts = parts.mutable_data_ptr();
+    const Scratch scratch = divide(args.encoder && args.window == 1, args.heads, args.width + 2);
     if (out.numel() > 0) {
       blt::cuda::cross_attention(args, device.stream());
     }
@@ -131,11 +129,9 @@ class Attention {
     const bool fused = attention_is_fused(args);
     const Tensor row_terms = numbers({fused ? 0 : q_.size(0) * q_.size(1) * args.heads, 2});
     // A patch's slots are queries, of which a gradient and two numbers are summed, or keys, of which two gradients are.
-    const Tensor parts = args.encoder
-                             ? numbers({fused ? attention_parts(args) * args.slots : 0, args.heads, args.width + 2})
-                             : numbers({fused ? attention_parts(args) * args.slots : 0, args.kv_heads, 2 * args.width});
+    const Scratch scratch = args.encoder ? divide(fused, args.heads, args.width + 2)
+                                         : divide(fused, args.kv_heads, 2 * args.width);
     args.row_terms = row_terms.mutable_data_ptr();
-    args.parts = parts.mutable_data_ptr();
     const Tensor segments = blt::empty_on(q_, {args.encoder ? 0 : 2, args.batch * args.capacity}, ScalarType::Int);
     if (!args.encoder) {
       int32_t* const begin = segments.mutable_data_ptr<int32_t>();
@@ -151,13 +147,22 @@ class Attention {
   }
 
  private:
-  // The device is asked for only once q is known to be a tensor of floats there.
-  static int on_device(const Tensor& q) { return blt::device_index(q); }
-
   Tensor like(const Tensor& t) const {
     return blt::empty_on(t, {t.size(0), t.size(1), t.size(2), t.size(3)}, t.scalar_type());
   }
   Tensor numbers(std::vector<int64_t> sizes) const { return blt::empty_on(q_, std::move(sizes), arithmetic_type(q_)); }
+
+  // Memory for the parts of long patches, where they are divided: rows of so many numbers for each slot and head.
+  struct Scratch {
+    Tensor parts, long_patches;
+  };
+  Scratch divide(bool divided, int64_t heads, int64_t row) {
+    const int64_t count = divided ? attention_parts(args) : 0;
+    Scratch scratch{numbers({count * args.slots, heads, row}), blt::empty_on(q_, {count}, ScalarType::Int)};
+    args.parts = scratch.parts.mutable_data_ptr();
+    args.long_patches = scratch.long_patches.mutable_data_ptr<int32_t>();
+    return scratch;
+  }
 
   const char* op;
   blt::cuda::OnDevice device;
