@@ -16,8 +16,8 @@
 // Blocks do not communicate within a launch: each row is written by one group. What a group does depends on the layout
 // alone: results are deterministic. Lanes of a warp make equally many steps, so that all can take part in shuffles.
 //
-// `other` chunks: a row of more than 256 elements is shared by several groups, each of which computes all of its dot
-// products and its own columns of the results.
+// Heads of more than 256 elements are shared by several groups, a chunk of columns each: every one of them computes whole
+// dot products, and its own columns of the results.
 #pragma once
 
 #include "cuda/cross_attention.h"
@@ -337,7 +337,7 @@ struct Layout {
     return is_long && begins_here == (begin(b, c) >= first) ? c : -1;
   }
 
-  // All parts of a long patch: begin, then end - begin further ones, every other of the list.
+  // All parts of a long patch: of the tiles begin .. end - 1, counted over all rows.
   __device__ __forceinline__ AttentionWork parts_of(int64_t patch) const {
     AttentionWork work;
     const int64_t b = patch / args.capacity, c = patch % args.capacity;

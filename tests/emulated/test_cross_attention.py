@@ -204,3 +204,13 @@ def test_no_elements(emulated, batch, num_bytes, capacity, op):
             run(emulated, op, tensors, layout, window)[:4], [tensors[0], *tensors[:3]], strict=True
         ):
             assert actual.shape == like.shape and not actual.any()
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("window", [1, 2])
+def test_every_output_element_is_written(emulated, window, op, poisoned_memory):
+    layouts = [make_layout(lengths_of(name), 150) for name in ("inner_empty", "leading_empty", "empty_row", "all_empty")]
+    for layout in (PACKED, LEFT_PADDED, *layouts):
+        for shape in ((2, 2, 1, 8), (1, 1, 1, 5)):
+            results = run(emulated, op, inputs(op, layout, shape), layout, window)
+            assert all(x.isfinite().all() for x in results[:4]) and not results[4].isnan().any()
