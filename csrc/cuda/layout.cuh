@@ -16,7 +16,7 @@
 
 namespace blt::cuda {
 
-constexpr int kLayoutThreads = 512;
+constexpr int kLayoutThreads = 256;
 constexpr int kLayoutWarps = kLayoutThreads / kWarp;
 constexpr int kLayoutItems = 4;  // consecutive bytes of a thread: one access of 16 bytes for each [B, N] output
 constexpr int kLayoutTile = kLayoutThreads * kLayoutItems;
@@ -280,7 +280,7 @@ __device__ __forceinline__ int32_t last_slot(const StartsArgs& args, int32_t s) 
 }
 
 template <Rule R>
-__global__ void __launch_bounds__(kLayoutThreads) layout_tiles_kernel(StartsArgs args, int64_t tiles, bool aligned) {
+__global__ void __launch_bounds__(kLayoutThreads) layout_tiles_kernel(StartsArgs args, unsigned tiles, bool aligned) {
   const int64_t row = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const int64_t first = tile * kLayoutTile + threadIdx.x * kLayoutItems;
   const JoinStarts join{args.max_patch_length};
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(kLayoutThreads) layout_tiles_kernel(StartsArgs
   }
   const int32_t end = last_span(args.sequences, row).end;
   int32_t* const offsets = args.out.offsets + row * (int64_t(args.out.capacity) + 1);
-  for (int64_t c = tile * kLayoutThreads + threadIdx.x; c <= args.out.capacity; c += tiles * kLayoutThreads) {
+  for (int64_t c = tile * kLayoutThreads + threadIdx.x; c <= args.out.capacity; c += int64_t(tiles) * kLayoutThreads) {
     offsets[c] = end;
   }
 }
@@ -351,8 +351,8 @@ __device__ __forceinline__ void store_ids(int32_t* row, int32_t num_bytes, int64
 
 // The last block has no tile: it finishes num_patches and cu_patches.
 template <Rule R>
-__global__ void __launch_bounds__(kLayoutThreads, 2)
-    layout_from_starts_kernel(StartsArgs args, int64_t tiles, bool aligned) {
+__global__ void __launch_bounds__(kLayoutThreads, 4)
+    layout_from_starts_kernel(StartsArgs args, unsigned tiles, bool aligned) {
   const SequenceArgs& sequences = args.sequences;
   const LayoutOut& out = args.out;
   const int64_t row = blockIdx.x / tiles, tile = blockIdx.x % tiles;
@@ -475,7 +475,7 @@ __device__ __forceinline__ int32_t slot_at(const int32_t* offsets, int32_t capac
 }
 
 // A thread for kLayoutItems bytes; the last block finishes cu_patches.
-__global__ void __launch_bounds__(kLayoutThreads) layout_from_lengths_kernel(LengthsArgs args, int64_t tiles, bool aligned) {
+__global__ void __launch_bounds__(kLayoutThreads) layout_from_lengths_kernel(LengthsArgs args, unsigned tiles, bool aligned) {
   const SequenceArgs& sequences = args.sequences;
   const LayoutOut& out = args.out;
   const int64_t row = blockIdx.x / tiles, tile = blockIdx.x % tiles;

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 cpu = torch.ops.blt_kernels
-TILE = 2048  # bytes of a block
+TILE = 1024  # bytes of a block
 
 
 def assert_equal(got, expected):

@@ -62,8 +62,8 @@ def test_fixed(emulated, data, batch, patch_size):
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("longest", [None, 1, 3, 700, 5000])
-@pytest.mark.parametrize("num_bytes, packed", [(3 * TILE + 8, True), (TILE + 1, False), (2 * TILE + 4, False)])
+@pytest.mark.parametrize("longest", [None, 3, 1500])
+@pytest.mark.parametrize("num_bytes, packed", [(3 * TILE + 8, True), (2 * TILE + 1, False)])
 def test_rows_of_several_blocks(emulated, num_bytes, packed, longest):
     e = entropies_like_text(1 if packed else 2, num_bytes)
     e[0, 100 : 2 * TILE] = 0  # max_patch_length alone cuts, over more than a block
@@ -73,10 +73,9 @@ def test_rows_of_several_blocks(emulated, num_bytes, packed, longest):
             None,
             torch.tensor([0, 1, 3, 5, 5, 50, TILE - 1, TILE - 1, TILE, 2 * TILE + 9, num_bytes - 5]),
         )
-    for rule, delta in RULES:
-        for bos_patch, capacity in ((True, None), (False, 60)):
-            args = (e, 2.5, rule, delta, longest, seq_lens, cu_seqlens, bos_patch, capacity)
-            assert_equal(emulated.segment(*args), cpu.segment(*args))
+    for (rule, delta), bos_patch, capacity in zip(RULES, (True, False, True), (None, 60, 60), strict=True):
+        args = (e, 2.5, rule, delta, longest, seq_lens, cu_seqlens, bos_patch, capacity)
+        assert_equal(emulated.segment(*args), cpu.segment(*args))
     tokens = text(len(e), num_bytes)
     args = (longest, seq_lens, cu_seqlens, True, 800)
     assert_equal(emulated.segment_spaces(tokens, 4, *args), cpu.segment_spaces(tokens, 4, *args))
@@ -85,7 +84,6 @@ def test_rows_of_several_blocks(emulated, num_bytes, packed, longest):
 
 def test_views(emulated):
     e, tokens = entropies_like_text(2, 40), text(2, 40)
-    args = (None, awkward_view(torch.tensor([40, 31])), None, True, None)
     for view in (awkward_view(e), e[:, 1:], e[:, ::2], e.t().contiguous().t()):
         dense = view.contiguous()
         args = (2.5, "combined", 0.1, None, None, None, True, None)
