@@ -1,0 +1,66 @@
+#pragma once
+
+#include <stdint.h>
+
+#include "cuda/stream.h"
+
+namespace blt::cuda {
+
+// What says that a patch starts: a mask, or one of the rules of segmentation.
+enum class Rule : int32_t { mask, threshold, monotonic, combined, spaces, fixed };
+
+// The sequences of a batch: one a row, or all packed in the only row.
+struct SequenceArgs {
+  int64_t batch;           // B
+  int32_t num_bytes;       // N
+  bool packed;
+  int32_t in_row;          // sequences of a row: S when packed, else 1
+  const void* ends;        // packed: where each ends, [S] (cu_seqlens + 1); else seq_lens [B], or null for N
+  bool ends_are_int64;     // else int32
+  const uint8_t* next_is_start;  // [S], or null: see the kernels
+};
+
+struct LayoutOut {
+  int32_t capacity;      // C
+  int32_t* offsets;      // [B, C+1]
+  int32_t* patch_ids;    // [B, N]
+  int32_t* visible_ids;  // [B, N]
+  int32_t* num_patches;  // [B]
+  int32_t* cu_patches;   // [S+1]
+  int32_t* overflow;     // [B]
+};
+
+// What a run of bytes, or the bytes of two adjacent runs, adds to the starts before it: see the kernels.
+struct alignas(16) Starts {
+  int32_t first, last, count, begin;
+};
+
+struct StartsArgs {
+  SequenceArgs sequences;
+  LayoutOut out;
+  bool merge;  // a capacity was given: starts beyond it share slots
+  Rule rule;
+  const void* values;        // [B, N]: mask uint8; threshold, monotonic, combined: entropies float32; spaces: int64
+  float threshold, delta;    // threshold, monotonic, combined
+  int64_t byte_offset;       // spaces
+  int32_t patch_size;        // fixed
+  bool bos_patch;            // not of masks
+  int32_t max_patch_length;  // INT32_MAX: none
+  Starts* tiles;             // [B * layout_tiles(N)], scratch
+};
+
+struct LengthsArgs {
+  SequenceArgs sequences;
+  LayoutOut out;
+  const void* lengths;  // [B, C]
+  bool lengths_are_int64;
+  int32_t* closes;  // [B], scratch: a slot starts with the byte after the last real one
+};
+
+// Blocks that share a row.
+int64_t layout_tiles(int64_t num_bytes);
+
+void layout_from_starts(const StartsArgs& args, Stream stream);
+void layout_from_lengths(const LengthsArgs& args, Stream stream);
+
+}  // namespace blt::cuda
