@@ -1,12 +1,13 @@
 """The CUDA kernels on host threads under a sanitizer: `python tests/sanitize.py thread` or `address,undefined`.
 
-Every kernel runs once, forward and backward, on a small ragged case, and is compared with its reference. Under
-"thread" a kernel without its barrier is run too, and must be reported.
+Every op runs, forward and backward, on a small ragged case, and is compared with the CPU's. Under "thread" a kernel
+without its barrier is run too, and must be reported.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,38 +24,76 @@ OPTIONS = {
 }
 
 
-def run_cases(ops) -> None:
+def cases():
+    """`(op, arguments)` of every op that has CUDA kernels: small and ragged."""
     import torch
     from helpers import make_layout
 
-    from blt_kernels import reference
-
     torch.manual_seed(0)
+    cpu = torch.ops.blt_kernels
     layout = make_layout(torch.tensor([[1, 70, 0, 5, 3, 2], [4, 4, 0, 0, 1, 130]]))
-    x = torch.randn(2, layout.num_bytes, 24, requires_grad=True)
-    grad = torch.randn(2, layout.capacity, 24)
-    for reduce in ("max", "mean"):
-        out = ops.patch_pool(x.detach(), layout.offsets, reduce)
-        expected = reference.patch_pool(x, layout, reduce)
-        torch.testing.assert_close(out, expected.detach())
-        values = (x.detach(), out) if reduce == "max" else (None, None)
-        got = ops.patch_pool_backward(grad, layout.offsets, *values, x.shape[1], reduce)
-        torch.testing.assert_close(got, torch.autograd.grad(expected, x, grad)[0])
-    y = torch.randn(2, layout.capacity, 24, requires_grad=True)
-    expected = reference.patch_gather(y, layout, "visible")
-    torch.testing.assert_close(ops.patch_gather(y.detach(), layout.visible_ids), expected.detach())
-    got = ops.patch_gather_backward(x.detach(), layout.visible_ids, layout.capacity)
-    torch.testing.assert_close(got, torch.autograd.grad(expected, y, x.detach())[0])
+    batch, capacity, num_bytes = 2, layout.capacity, layout.num_bytes
 
-    logits = torch.randn(20, 260, requires_grad=True)
-    expected, grad = reference.entropy(logits), torch.randn(20)
-    torch.testing.assert_close(ops.entropy(logits.detach()), expected.detach())
-    torch.testing.assert_close(
-        ops.entropy_backward(grad, logits.detach()),
-        torch.autograd.grad(expected, logits, grad)[0],
-        rtol=1e-4,
-        atol=1e-6,
-    )
+    logits, weights = torch.randn(20, 260), torch.randn(20)
+    yield "entropy", (logits,)
+    yield "entropy_backward", (weights, logits)
+    hidden, head = torch.randn(20, 16), torch.randn(260, 16)
+    yield "linear_entropy", (hidden, head)
+    yield "linear_entropy_backward", (weights, hidden, head, True, True)
+
+    x, grad = torch.randn(batch, num_bytes, 24), torch.randn(batch, capacity, 24)
+    for reduce in ("max", "mean"):
+        yield "patch_pool", (x, layout.offsets, reduce)
+        values = (x, cpu.patch_pool(x, layout.offsets, reduce)) if reduce == "max" else (None, None)
+        yield "patch_pool_backward", (grad, layout.offsets, *values, num_bytes, reduce)
+    yield "patch_gather", (grad, layout.visible_ids)
+    yield "patch_gather_backward", (x, layout.visible_ids, capacity)
+
+    entropies = torch.rand(2, 1100) * 4
+    seq_lens = torch.tensor([1100, 700])
+    packed = torch.tensor([0, 300, 300, 1000], dtype=torch.int32)
+    tail = (7, seq_lens, None, True, 600)
+    yield "segment", (entropies, 2.0, "combined", 0.1, *tail)
+    yield "segment", (entropies[:1], 2.0, "threshold", None, None, None, packed, False, None)
+    yield "segment_spaces", (torch.randint(30, 60, (2, 1100)), 4, *tail)
+    yield "segment_fixed", (torch.zeros(2, 1100, dtype=torch.int64), 5, *tail)
+    yield "segment_logits", (torch.randn(2, 40, 260), 5.0, "threshold", None, None, None, None, True, 40)
+    yield "layout_from_starts", (entropies > 3, seq_lens, None, torch.tensor([True, False]), 300)
+    yield "layout_from_lengths", (torch.randint(0, 9, (2, 200)), 1700, None, None, None)
+
+    ngrams = ([3, 4, 5], 11, [1000000007], None)
+    tokens, table, base = torch.randint(4, 7, (2, 33)), torch.randn(33, 24), torch.randn(2, 33, 24)
+    yield "hash_ngram_ids", (tokens, *ngrams)
+    yield "hash_ngram_embedding", (tokens, table, base, *ngrams, True, False)
+    yield "hash_ngram_embedding_backward", (base, tokens, *ngrams, True, torch.float32)
+    yield "hash_ngram_embedding_sparse_backward", (base, tokens, *ngrams, True, torch.float32)
+
+    slots, rows = torch.randn(batch, 2 * capacity, 4, 8), torch.randn(batch, num_bytes, 4, 8)
+    slot_keys, byte_keys = slots[:, :, :2].contiguous(), rows[:, :, :2].contiguous()
+    for window in (1, 2):
+        for op, q, k, fields in (
+            ("encoder_cross_attention", slots, byte_keys, (layout.offsets, layout.cu_patches)),
+            ("decoder_cross_attention", rows, slot_keys, (layout.visible_ids, layout.offsets, layout.cu_patches)),
+        ):
+            arguments = (*fields, None, window)
+            yield op, (q, k, k, *arguments)
+            lse = getattr(cpu, op)(q, k, k, *arguments)[1]
+            yield f"{op}_backward", (torch.randn_like(q), q, k, k, lse, *arguments, True, True, True)
+
+
+def run_cases(ops) -> None:
+    import torch
+
+    covered = set()
+    for op, arguments in cases():
+        expected = getattr(torch.ops.blt_kernels, op)(*arguments)
+        got = getattr(ops, op)(*arguments)
+        for a, b in zip(*((x if isinstance(x, tuple | list) else (x,)) for x in (got, expected)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda text, op=op: f"{op}: {text}")
+        covered.add(op)
+    source = "".join(path.read_text() for path in (TESTS.parent / "csrc" / "ops" / "cuda").glob("*.cpp"))
+    missing = set(re.findall(r'm\.impl\("(\w+)"', source)) - covered
+    assert not missing, f"no case for {sorted(missing)}"
 
 
 def run_broken(ops) -> None:
