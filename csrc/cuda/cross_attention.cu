@@ -59,8 +59,8 @@ int walk_split(const CrossAttentionArgs& args) {
 }
 
 void find_long_patches(const CrossAttentionArgs& args, int64_t parts, Stream stream) {
-  launch("cross_attention_long", attention_long_kernel, ceil_div(parts, kAttentionThreads), kAttentionThreads, 0, stream,
-         args, parts);
+  launch("cross_attention_long", attention_long_kernel, ceil_div(parts, kAttentionThreads), kAttentionThreads, 0,
+         stream, args, parts);
 }
 
 template <class T, int Q, bool kPlain>
@@ -82,8 +82,8 @@ template <class T, bool kPlain>
 void backward_in_two_passes(const CrossAttentionArgs& args, Stream stream) {
   const int64_t patches = args.batch * args.capacity, bytes = args.batch * args.num_bytes;
   const Grid queries = attention_grid(args, args.encoder ? patches : bytes, queries_of_owner(args), args.kv_heads);
-  launch("cross_attention_queries", attention_queries_kernel<T, kPlain>, queries.blocks, queries.threads, 0, stream, args,
-         queries.shape);
+  launch("cross_attention_queries", attention_queries_kernel<T, kPlain>, queries.blocks, queries.threads, 0, stream,
+         args, queries.shape);
   const Grid keys = attention_grid(args, args.encoder ? bytes : patches, args.encoder ? 1 : args.slots, args.kv_heads);
   launch("cross_attention_keys", attention_keys_kernel<T, kPlain>, keys.blocks, keys.threads, 0, stream, args,
          keys.shape);
@@ -99,8 +99,8 @@ void decoder_forward(const CrossAttentionArgs& args, Stream stream) {
 // Zeros in two gradients, or one, of bytes without a patch.
 void zero_outside(const CrossAttentionArgs& args, int64_t row_bytes, void* first, void* second, Stream stream) {
   const int64_t blocks = ceil_div(args.batch * args.num_bytes, kAttentionThreads);
-  launch("cross_attention_zero", attention_zero_kernel<uint4>, blocks, kAttentionThreads, 0, stream, args, row_bytes / 16,
-         static_cast<uint4*>(first), static_cast<uint4*>(second));
+  launch("cross_attention_zero", attention_zero_kernel<uint4>, blocks, kAttentionThreads, 0, stream, args,
+         row_bytes / 16, static_cast<uint4*>(first), static_cast<uint4*>(second));
 }
 
 template <class T>
@@ -134,8 +134,8 @@ void decoder_backward(const CrossAttentionArgs& args, Stream stream) {
   find_long_patches(args, parts, stream);
   const Grid grid =
       attention_grid(args, parts + args.batch * args.capacity, 1, args.kv_heads, kWalkThreads, walk_split(args));
-  launch("cross_attention_decoder_backward", attention_decoder_backward_kernel<T, K>, grid.blocks, grid.threads, 0, stream,
-         args, grid.shape, parts);
+  launch("cross_attention_decoder_backward", attention_decoder_backward_kernel<T, K>, grid.blocks, grid.threads, 0,
+         stream, args, grid.shape, parts);
   sum_parts<T>(args, parts, args.kv_heads, args.grad_k, 2 * args.width, 0, stream);
   sum_parts<T>(args, parts, args.kv_heads, args.grad_v, 2 * args.width, args.width, stream);
   zero_outside(args, args.heads * args.width * int64_t(sizeof(T)), args.grad_q, nullptr, stream);
@@ -157,7 +157,9 @@ void cross_attention(const CrossAttentionArgs& args, Stream stream) {
       run = forward<T, 1, true>;
       if constexpr (sizeof(T) < 8) {
         if (!args.encoder && args.window == 1 && args.slots <= 4) {
-          run = args.slots <= 1 ? decoder_forward<T, 1> : args.slots == 2 ? decoder_forward<T, 2> : decoder_forward<T, 4>;
+          run = args.slots > 2    ? decoder_forward<T, 4>
+                : args.slots == 2 ? decoder_forward<T, 2>
+                                  : decoder_forward<T, 1>;
         } else {
           run = queries == 1 ? run : queries == 2 ? forward<T, 2, true> : forward<T, 4, true>;
         }

@@ -5,8 +5,8 @@
 // other side once for all the queries (keys) that it holds in registers, so that memory is read once but for what other
 // groups of the same block find in L1: the K slots of a byte's patch, read by each of its bytes, next to each other.
 // - Forward: the owner is what has the queries. All its queries see the same consecutive keys; their softmax is online.
-// - Backward with window 1: the owner is a patch, and one walk over its bytes gives all gradients. Sets of lanes share the
-//   held rows, two each, as far as a warp goes: each has its own part of the sums.
+// - Backward with window 1: the owner is a patch, and one walk over its bytes gives all gradients. Sets of lanes share
+//   the held rows, two each, as far as a warp goes: each has its own part of the sums.
 //   The encoder walks twice, the second time from L1: what p dp sums to must be known first.
 // - Otherwise: a pass over the queries (grad_q, and what a softmax is made of), then one over the keys, which walks the
 //   queries that see them. It reads everything twice.
@@ -16,8 +16,8 @@
 // Blocks do not communicate within a launch: each row is written by one group. What a group does depends on the layout
 // alone: results are deterministic. Lanes of a warp make equally many steps, so that all can take part in shuffles.
 //
-// Heads of more than 256 elements are shared by several groups, a chunk of columns each: every one of them computes whole
-// dot products, and its own columns of the results.
+// Heads of more than 256 elements are shared by several groups, a chunk of columns each: every one of them computes
+// whole dot products, and its own columns of the results.
 #pragma once
 
 #include "cuda/cross_attention.h"
@@ -27,7 +27,7 @@ namespace blt::cuda {
 
 constexpr int kAttentionThreads = 256;
 constexpr int kWalkThreads = 128;  // of kernels that hold much: registers are given out in finer steps
-constexpr int kColumns = 8;  // consecutive elements of a row that a lane holds
+constexpr int kColumns = 8;        // consecutive elements of a row that a lane holds
 
 __device__ __forceinline__ float exp_of(float x) {
 #if defined(BLT_EMULATE_CUDA)
@@ -42,8 +42,8 @@ __device__ __forceinline__ double log_of(double x) { return log(x); }
 
 // ---- who does what --------------------------------------------------------------------------------------------------
 
-// How the work is dealt out: `owners` of `pieces` = blocks of held rows * chunks of columns * heads, a group each. Either
-// a block of threads has some whole owners, or an owner some blocks.
+// How the work is dealt out: `owners` of `pieces` = blocks of held rows * chunks of columns * heads, a group each.
+// Either a block of threads has some whole owners, or an owner some blocks.
 struct AttentionShape {
   int lanes;  // that share a row: a power of two
   int split;  // such sets of lanes in a group, which share the held rows: a power of two
@@ -208,7 +208,7 @@ constexpr int attention_blocks(int rows) {
   return rows > 2 ? 3 : sizeof(T) == 8 ? 1 : 2;
 }
 
-// ---- layout: values that are no layout's stay within the tensors ------------------------------------------------------
+// ---- layout: values that are no layout's stay within the tensors ----------------------------------------------------
 
 __device__ __forceinline__ int64_t clamp_to(int64_t x, int64_t limit) { return max_of(int64_t(0), min_of(x, limit)); }
 
@@ -369,8 +369,8 @@ __device__ __forceinline__ int64_t query_of(const CrossAttentionArgs& args, int6
 
 // Row of slot s of a patch in the parts.
 template <class A>
-__device__ __forceinline__ A* part_row(const CrossAttentionArgs& args, int64_t part, int64_t slot_and_head, int64_t heads,
-                                       int64_t numbers) {
+__device__ __forceinline__ A* part_row(const CrossAttentionArgs& args, int64_t part, int64_t slot_and_head,
+                                       int64_t heads, int64_t numbers) {
   return static_cast<A*>(args.parts) + (part * args.slots * heads + slot_and_head) * numbers;
 }
 // Of a query of a patch.
@@ -380,7 +380,8 @@ __device__ __forceinline__ A* query_part(const CrossAttentionArgs& args, int64_t
 }
 
 // A thread for each part: those of no patch are most, and must cost little.
-__global__ void __launch_bounds__(kAttentionThreads) attention_long_kernel(CrossAttentionArgs args, int64_t parts) {
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_long_kernel(CrossAttentionArgs args, int64_t parts) {
   const int64_t index = int64_t(blockIdx.x) * kAttentionThreads + threadIdx.x;
   if (index < parts) {
     args.long_patches[index] = int32_t(Layout{args}.long_patch(index));
@@ -412,8 +413,8 @@ struct OnlineSoftmax {
 
 // A softmax whose sum is 0 saw nothing but -inf, or, unless `seen`, nothing.
 template <class T, bool kPlain>
-__device__ __forceinline__ void finish(const CrossAttentionArgs& args, const Lane<T, kPlain>& lane, int64_t query, bool seen,
-                                       OnlineSoftmax<Acc<T>>& softmax) {
+__device__ __forceinline__ void finish(const CrossAttentionArgs& args, const Lane<T, kPlain>& lane, int64_t query,
+                                       bool seen, OnlineSoftmax<Acc<T>>& softmax) {
   using A = Acc<T>;
   const A inverse = seen ? A(1) / softmax.sum : A(0);
 #pragma unroll
@@ -427,8 +428,8 @@ __device__ __forceinline__ void finish(const CrossAttentionArgs& args, const Lan
 
 // Owners: the encoder's patches with window 1, after the parts of long ones, otherwise what has the queries.
 template <class T, int Q, bool kPlain>
-__global__ void __launch_bounds__(attention_threads(Q), attention_blocks<T>(Q)) attention_kernel(CrossAttentionArgs args, AttentionShape shape,
-                                                                         int64_t parts) {
+__global__ void __launch_bounds__(attention_threads(Q), attention_blocks<T>(Q))
+    attention_kernel(CrossAttentionArgs args, AttentionShape shape, int64_t parts) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
   const AttentionUnit unit = attention_unit(shape);
@@ -463,7 +464,8 @@ __global__ void __launch_bounds__(attention_threads(Q), attention_blocks<T>(Q)) 
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         const bool valid = i + u < count;
-        score[u] = lane.dot(q[t], queries + query[t] * args.width, k[u], keys + (i + u) * stride, valid && query[t] >= 0);
+        const T *q_row = queries + query[t] * args.width, *k_row = keys + (i + u) * stride;
+        score[u] = lane.dot(q[t], q_row, k[u], k_row, valid && query[t] >= 0);
         score[u] = valid ? score[u] * scale : minus_infinity<A>();
         top = score[u] > top ? score[u] : top;
       }
@@ -496,8 +498,8 @@ __global__ void __launch_bounds__(attention_threads(Q), attention_blocks<T>(Q)) 
 constexpr int kByteTile = 8;
 
 template <class T, int K>
-__global__ void __launch_bounds__(kAttentionThreads, 2) attention_decoder_kernel(CrossAttentionArgs args,
-                                                                                 AttentionShape shape) {
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    attention_decoder_kernel(CrossAttentionArgs args, AttentionShape shape) {
   using A = Acc<T>;
   constexpr int U = sizeof(T) == 2 ? 4 : 2;
   const AttentionUnit unit = attention_unit(shape);
@@ -558,8 +560,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_decoder_kernel
 
 // Owners: tiles; the long patch that begins in one.
 template <class T, bool kPlain>
-__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) attention_join_kernel(CrossAttentionArgs args,
-                                                                              AttentionShape shape) {
+__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
+    attention_join_kernel(CrossAttentionArgs args, AttentionShape shape) {
   using A = Acc<T>;
   const AttentionUnit unit = attention_unit(shape);
   const Lane<T, kPlain> lane(args, shape, unit.chunk);
@@ -606,8 +608,8 @@ struct SoftmaxSums {
 
 // Owners: what has the queries.
 template <class T, bool kPlain>
-__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) attention_queries_kernel(CrossAttentionArgs args,
-                                                                                 AttentionShape shape) {
+__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
+    attention_queries_kernel(CrossAttentionArgs args, AttentionShape shape) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
   const AttentionUnit unit = attention_unit(shape);
@@ -660,8 +662,8 @@ __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) att
 
 // Owners: what has the keys.
 template <class T, bool kPlain>
-__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) attention_keys_kernel(CrossAttentionArgs args,
-                                                                              AttentionShape shape) {
+__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
+    attention_keys_kernel(CrossAttentionArgs args, AttentionShape shape) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
   const AttentionUnit unit = attention_unit(shape);
@@ -690,8 +692,10 @@ __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) att
       }
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        const A score = scale * lane.dot(k, k_row, q[u], static_cast<const T*>(args.q) + query[u] * args.width, valid[u]);
-        const A dp = lane.dot(v, v_row, g[u], static_cast<const T*>(args.grad) + query[u] * args.width, valid[u]);
+        const T* q_row = static_cast<const T*>(args.q) + query[u] * args.width;
+        const T* g_row = static_cast<const T*>(args.grad) + query[u] * args.width;
+        const A score = scale * lane.dot(k, k_row, q[u], q_row, valid[u]);
+        const A dp = lane.dot(v, v_row, g[u], g_row, valid[u]);
         if (valid[u]) {
           const A* terms = static_cast<const A*>(args.row_terms) + query[u] * 2;
           const A p = exp_of(score - lse[u]) / terms[0];
@@ -707,7 +711,7 @@ __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) att
   }
 }
 
-// ---- backward in one walk over the bytes of a patch --------------------------------------------------------------------
+// ---- backward in one walk over the bytes of a patch -----------------------------------------------------------------
 
 // Sums over the sets of lanes of a group, each with its share of the held rows. All lanes of the warp take part.
 template <class A, int N>
@@ -721,9 +725,8 @@ __device__ __forceinline__ void sum_of_shares(const AttentionShape& shape, A (&x
 // Owners: patches, after the parts of long ones. First with `only_sums` the parts alone: the sums of a long patch's
 // queries must be known before the walk proper.
 template <class T, int Q>
-__global__ void __launch_bounds__(kWalkThreads, 3) attention_encoder_backward_kernel(CrossAttentionArgs args,
-                                                                                          AttentionShape shape,
-                                                                                          int64_t parts, bool only_sums) {
+__global__ void __launch_bounds__(kWalkThreads, 3)
+    attention_encoder_backward_kernel(CrossAttentionArgs args, AttentionShape shape, int64_t parts, bool only_sums) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
   const AttentionUnit unit = attention_unit(shape);
@@ -843,9 +846,8 @@ __global__ void __launch_bounds__(kWalkThreads, 3) attention_encoder_backward_ke
 
 // Owners: patches, after the parts of long ones.
 template <class T, int K>
-__global__ void __launch_bounds__(kWalkThreads, 3) attention_decoder_backward_kernel(CrossAttentionArgs args,
-                                                                                          AttentionShape shape,
-                                                                                          int64_t parts) {
+__global__ void __launch_bounds__(kWalkThreads, 3)
+    attention_decoder_backward_kernel(CrossAttentionArgs args, AttentionShape shape, int64_t parts) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
   const AttentionUnit unit = attention_unit(shape);
@@ -917,7 +919,8 @@ __global__ void __launch_bounds__(kWalkThreads, 3) attention_decoder_backward_ke
   for (int s = 0; s < K; ++s) {
     if (s < slots) {
       if (work.part >= 0) {
-        A* part = part_row<A>(args, work.part, (share * K + s) * args.kv_heads + unit.head, args.kv_heads, 2 * args.width);
+        const int64_t row = (share * K + s) * args.kv_heads + unit.head;
+        A* part = part_row<A>(args, work.part, row, args.kv_heads, 2 * args.width);
         lane.store_part(part, grad_k[s]);
         lane.store_part(part + args.width, grad_v[s]);
       } else {
@@ -932,9 +935,8 @@ __global__ void __launch_bounds__(kWalkThreads, 3) attention_decoder_backward_ke
 // Gradients of a patch's slots are the sums of the parts: of rows of `numbers`, from number `from`. Owners: tiles; the
 // long patch that begins in one.
 template <class T>
-__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) attention_sum_kernel(CrossAttentionArgs args,
-                                                                             AttentionShape shape, T* out,
-                                                                             int64_t numbers, int64_t from) {
+__global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
+    attention_sum_kernel(CrossAttentionArgs args, AttentionShape shape, T* out, int64_t numbers, int64_t from) {
   using A = Acc<T>;
   const AttentionUnit unit = attention_unit(shape);
   const Lane<T, true> lane(args, shape, 0);
@@ -953,8 +955,8 @@ __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1)) att
 
 // Bytes that belong to no patch have no gradient, in one or two tensors of `accesses` a byte. A warp for 32 bytes.
 template <class Access>
-__global__ void __launch_bounds__(kAttentionThreads) attention_zero_kernel(CrossAttentionArgs args, int64_t accesses,
-                                                                           Access* first, Access* second) {
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_zero_kernel(CrossAttentionArgs args, int64_t accesses, Access* first, Access* second) {
   const int64_t thread = int64_t(blockIdx.x) * kAttentionThreads + threadIdx.x, row = thread / kWarp * kWarp;
   bool outside = false;
   if (thread < args.batch * args.num_bytes) {

@@ -35,10 +35,11 @@ struct CrossAttentionArgs {
 // Patches of more bytes than this are divided, where a patch is one group's work: at multiples of it in a row.
 constexpr int64_t kAttentionTile = 128;
 
-// Parts of divided patches, 0 where there can be none: of each tile the one of a patch that began before it, and the one
-// of a patch that begins in it.
+// Parts of divided patches, 0 where there can be none: of each tile the one of a patch that began before it, and the
+// one of a patch that begins in it.
 inline int64_t attention_parts(const CrossAttentionArgs& args) {
-  return args.num_bytes > kAttentionTile ? args.batch * ((args.num_bytes + kAttentionTile - 1) / kAttentionTile) * 2 : 0;
+  const int64_t tiles = (args.num_bytes + kAttentionTile - 1) / kAttentionTile;
+  return tiles > 1 ? args.batch * tiles * 2 : 0;
 }
 
 // Whether backward is one walk over the bytes of each patch, with everything of its slots in registers. Otherwise it is

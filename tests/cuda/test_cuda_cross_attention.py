@@ -209,9 +209,8 @@ def test_no_elements(cuda_ops, batch, num_bytes, capacity, op):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("window", [1, 2])
 def test_every_output_element_is_written(cuda_ops, window, op, poisoned_memory):
-    layouts = [
-        make_layout(lengths_of(name), 150) for name in ("inner_empty", "leading_empty", "empty_row", "all_empty")
-    ]
+    names = ("inner_empty", "leading_empty", "empty_row", "all_empty")
+    layouts = [make_layout(lengths_of(name), 150) for name in names]
     for layout in (PACKED, LEFT_PADDED, *layouts):
         for shape in ((2, 2, 1, 8), (1, 1, 1, 5)):
             results = run(cuda_ops, op, inputs(op, layout, shape), layout, window)

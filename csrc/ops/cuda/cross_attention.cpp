@@ -38,8 +38,8 @@ void check_inputs(const char* op, const Tensor& q, const Tensor& k, const Tensor
   }
   blt::check_size(op, "q", q, 0, batch);
   BLT_CHECK(q.size(3) >= 1, op, ": q: expected a head dimension of at least 1, got ", q.size(3));
-  BLT_CHECK(q.size(2) >= 1 && k.size(2) >= 1 && q.size(2) % k.size(2) == 0, op, ": q: expected a positive multiple of the ",
-            k.size(2), " heads of k, got ", q.size(2));
+  BLT_CHECK(q.size(2) >= 1 && k.size(2) >= 1 && q.size(2) % k.size(2) == 0, op,
+            ": q: expected a positive multiple of the ", k.size(2), " heads of k, got ", q.size(2));
 }
 
 // Checked inputs, contiguous, and the arguments that are the same forward and backward.
