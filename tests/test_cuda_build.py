@@ -51,7 +51,7 @@ def resources(source: Path, folder: Path) -> dict[str, dict[str, int]]:
     kernels = {}
     for name, spill, (registers, rest) in zip(plain, spills, used, strict=True):
         shared = re.search(r"(\d+) bytes smem", rest)
-        short = re.sub(r"blt::(cuda::)?|^void |\(.*\)$", "", name)
+        short = re.sub(r"blt::(cuda::)?|^void |\([^()]*\)$", "", name)
         kernels[short] = {
             "registers": int(registers),
             "spilled": sum(map(int, spill)),

@@ -8,7 +8,8 @@ namespace {
 
 template <Rule R>
 void run(const StartsArgs& args, size_t value_bytes, Stream stream) {
-  const int64_t num_bytes = args.sequences.num_bytes, tiles = layout_tiles(num_bytes), blocks = args.sequences.batch * tiles;
+  const int64_t num_bytes = args.sequences.num_bytes, tiles = layout_tiles(num_bytes);
+  const int64_t blocks = args.sequences.batch * tiles;
   // 16 bytes where that many are loaded at once, 4 bytes of a mask.
   const int access = value_bytes == 8 ? 2 : kLayoutItems;
   const bool aligned =
@@ -16,8 +17,8 @@ void run(const StartsArgs& args, size_t value_bytes, Stream stream) {
       access_width(num_bytes, sizeof(int32_t), kLayoutItems, args.out.patch_ids, args.out.visible_ids) == kLayoutItems;
   launch("layout_tiles", layout_tiles_kernel<R>, blocks, kLayoutThreads, 0, stream, args, unsigned(tiles),
          aligned);
-  launch("layout_from_starts", layout_from_starts_kernel<R>, blocks + 1, kLayoutThreads, 0, stream, args, unsigned(tiles),
-         aligned);
+  launch("layout_from_starts", layout_from_starts_kernel<R>, blocks + 1, kLayoutThreads, 0, stream, args,
+         unsigned(tiles), aligned);
 }
 
 }  // namespace

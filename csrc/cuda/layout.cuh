@@ -1,10 +1,11 @@
 // The fields of a PatchLayout from patch starts (a mask, or a rule that is evaluated here) or from patch lengths.
 //
 // Floor of layout_from_starts: the values that decide once (1, 4 or 8 bytes a byte of text), patch_ids and visible_ids
-// once (8 bytes a byte), offsets once (4 bytes a slot). Two launches whatever B and N. A row is divided into tiles, one a
-// block. The first launch counts the starts of each tile (and fills offsets with the end of the row, which slots without
-// bytes keep); in the second each block adds up the counts of the tiles before its own, scans its tile and writes. The
-// values are decided upon twice: the second time they come from L2, as do the counts, 16 bytes for each tile before.
+// once (8 bytes a byte), offsets once (4 bytes a slot). Two launches whatever B and N. A row is divided into tiles, one
+// a block. The first launch counts the starts of each tile (and fills offsets with the end of the row, which slots
+// without bytes keep); in the second each block adds up the counts of the tiles before its own, scans its tile and
+// writes. The values are decided upon twice: the second time they come from L2, as do the counts, 16 bytes for each
+// tile before (for a whole row 1 % of the floor at 16 k bytes, as much as the floor at 2 M).
 // No block waits for another of its launch; within the second one blocks share only `overflow`, a sum of integers.
 //
 // Floor of layout_from_lengths: lengths, offsets, patch_ids and visible_ids once. Two launches too: a block a row sums
@@ -136,10 +137,10 @@ struct Spans {
 
 // ---- where patches start --------------------------------------------------------------------------------------------
 
-// A run of bytes knows where the mask or rule has its `first` and `last` start (-1: nowhere), the `count` of starts from
-// the first to the last of these, those that max_patch_length cuts between them included, and how many of them come
-// before the last that begins a sequence (`begin`, -1: there is none). Every sequence that is cut begins with a start of
-// the rule, so that no distance between two of them reaches across sequences.
+// A run of bytes knows where the mask or rule has its `first` and `last` start (-1: nowhere), the `count` of starts
+// from the first to the last of these, those that max_patch_length cuts between them included, and how many of them
+// come before the last that begins a sequence (`begin`, -1: there is none). Every sequence that is cut begins with a
+// start of the rule, so that no distance between two of them reaches across sequences.
 struct JoinStarts {
   int32_t max_patch_length;
 
@@ -161,8 +162,8 @@ __device__ __forceinline__ bool spacelike(int64_t u) {
   return !(letter | digit | continuation);
 }
 
-// values[first - before .. first - before + Count - 1] of a row; 0 outside of it. The access is as wide as it can be for
-// the bytes of the thread itself.
+// values[first - before .. first - before + Count - 1] of a row; 0 outside of it. The access is as wide as it can be
+// for the bytes of the thread itself.
 template <int Count, int Before, class T>
 __device__ __forceinline__ void load_values(const T* row, int32_t num_bytes, int64_t first, bool aligned,
                                             T (&values)[Count]) {
@@ -219,8 +220,8 @@ struct Decisions {
       }
     } else if constexpr (R != Rule::fixed) {
       float e[kLayoutItems + 2];
-      load_values<kLayoutItems + 2, 2>(static_cast<const float*>(args.values) + base, sequences.num_bytes, first, aligned,
-                                       e);
+      load_values<kLayoutItems + 2, 2>(static_cast<const float*>(args.values) + base, sequences.num_bytes, first,
+                                       aligned, e);
 #pragma unroll
       for (int k = 0; k <= kLayoutItems; ++k) {
         const float rise = e[k + 1] - e[k];
@@ -298,8 +299,8 @@ __global__ void __launch_bounds__(kLayoutThreads) layout_tiles_kernel(StartsArgs
   }
 }
 
-// cu_patches from num_patches, by one block. Sequences of a packed row that have bytes wrote theirs; those after the last
-// of them begin where it ends.
+// cu_patches from num_patches, by one block. Sequences of a packed row that have bytes wrote theirs; those after the
+// last of them begin where it ends.
 __device__ __forceinline__ void finish_rows(const SequenceArgs& sequences, const LayoutOut& out) {
   if (sequences.packed) {
     const int32_t last = last_span(sequences, 0).s, num_patches = out.num_patches[0];
@@ -475,7 +476,8 @@ __device__ __forceinline__ int32_t slot_at(const int32_t* offsets, int32_t capac
 }
 
 // A thread for kLayoutItems bytes; the last block finishes cu_patches.
-__global__ void __launch_bounds__(kLayoutThreads) layout_from_lengths_kernel(LengthsArgs args, unsigned tiles, bool aligned) {
+__global__ void __launch_bounds__(kLayoutThreads)
+    layout_from_lengths_kernel(LengthsArgs args, unsigned tiles, bool aligned) {
   const SequenceArgs& sequences = args.sequences;
   const LayoutOut& out = args.out;
   const int64_t row = blockIdx.x / tiles, tile = blockIdx.x % tiles;

@@ -11,13 +11,14 @@ enum class Rule : int32_t { mask, threshold, monotonic, combined, spaces, fixed 
 
 // The sequences of a batch: one a row, or all packed in the only row.
 struct SequenceArgs {
-  int64_t batch;           // B
-  int32_t num_bytes;       // N
+  int64_t batch;      // B
+  int32_t num_bytes;  // N
   bool packed;
-  int32_t in_row;          // sequences of a row: S when packed, else 1
-  const void* ends;        // packed: where each ends, [S] (cu_seqlens + 1); else seq_lens [B], or null for N
-  bool ends_are_int64;     // else int32
-  const uint8_t* next_is_start;  // [S], or null: see the kernels
+  int32_t in_row;       // sequences of a row: S when packed, else 1
+  const void* ends;     // packed: where each ends, [S] (cu_seqlens + 1); else seq_lens [B], or null for N
+  bool ends_are_int64;  // else int32
+  // [S]: whether the byte after the sequence starts a patch. Null: no, or what the rule or the lengths say.
+  const uint8_t* next_is_start;
 };
 
 struct LayoutOut {
@@ -54,7 +55,7 @@ struct LengthsArgs {
   LayoutOut out;
   const void* lengths;  // [B, C]
   bool lengths_are_int64;
-  int32_t* closes;  // [B], scratch: a slot starts with the byte after the last real one
+  int32_t* closes;  // [B], scratch: whether a slot starts with the byte after the last real one
 };
 
 // Blocks that share a row.

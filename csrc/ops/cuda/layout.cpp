@@ -109,8 +109,9 @@ DeviceSequences device_sequences(const char* op, const Tensor& like, int64_t bat
   return out;
 }
 
-LayoutFields layout_of_starts(const char* op, const Tensor& like, cuda::StartsArgs args, const DeviceSequences& sequences,
-                              std::optional<int64_t> capacity, const cuda::OnDevice& device) {
+LayoutFields layout_of_starts(const char* op, const Tensor& like, cuda::StartsArgs args,
+                              const DeviceSequences& sequences, std::optional<int64_t> capacity,
+                              const cuda::OnDevice& device) {
   const int64_t in_row = sequences.args.in_row, num_bytes = sequences.args.num_bytes;
   BLT_CHECK(!capacity || *capacity >= in_row, op, ": capacity: expected at least ", in_row,
             ", one slot for each sequence in a row, got ", capacity.value_or(0));

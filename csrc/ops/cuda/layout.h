@@ -20,7 +20,8 @@ DeviceSequences device_sequences(const char* op, const Tensor& like, int64_t bat
                                  const std::optional<Tensor>& seq_lens, const std::optional<Tensor>& cu_seqlens);
 
 // The layout of the starts that `args` describes; all but its rule and what belongs to that is filled in here.
-LayoutFields layout_of_starts(const char* op, const Tensor& like, cuda::StartsArgs args, const DeviceSequences& sequences,
-                              std::optional<int64_t> capacity, const cuda::OnDevice& device);
+LayoutFields layout_of_starts(const char* op, const Tensor& like, cuda::StartsArgs args,
+                              const DeviceSequences& sequences, std::optional<int64_t> capacity,
+                              const cuda::OnDevice& device);
 
 }  // namespace blt

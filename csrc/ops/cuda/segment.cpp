@@ -29,8 +29,8 @@ LayoutFields segment_by(const char* op, cuda::StartsArgs args, const Tensor& per
 
 LayoutFields segment_cuda(const Tensor& entropies, double threshold, const std::string& rule,
                           std::optional<double> delta, std::optional<int64_t> max_patch_length,
-                          const std::optional<Tensor>& seq_lens, const std::optional<Tensor>& cu_seqlens, bool bos_patch,
-                          std::optional<int64_t> capacity) {
+                          const std::optional<Tensor>& seq_lens, const std::optional<Tensor>& cu_seqlens,
+                          bool bos_patch, std::optional<int64_t> capacity) {
   return segment_entropies_cuda("segment", entropies, threshold, rule, delta,
                                 {max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity});
 }

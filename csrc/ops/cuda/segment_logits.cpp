@@ -12,9 +12,10 @@ constexpr const char* kOp = "segment_logits";
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Outputs segment_logits_cuda(const Tensor& logits, double threshold, const std::string& rule, std::optional<double> delta,
-                            std::optional<int64_t> max_patch_length, const std::optional<Tensor>& seq_lens,
-                            const std::optional<Tensor>& cu_seqlens, bool bos_patch, std::optional<int64_t> capacity) {
+Outputs segment_logits_cuda(const Tensor& logits, double threshold, const std::string& rule,
+                            std::optional<double> delta, std::optional<int64_t> max_patch_length,
+                            const std::optional<Tensor>& seq_lens, const std::optional<Tensor>& cu_seqlens,
+                            bool bos_patch, std::optional<int64_t> capacity) {
   blt::check_dim(kOp, "logits", logits, 3);
   const blt::DType dtype = blt::dtype_of(kOp, "logits", logits);
   const int64_t batch = logits.size(0), num_bytes = logits.size(1), vocab = logits.size(2);
