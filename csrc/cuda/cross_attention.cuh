@@ -29,17 +29,6 @@ constexpr int kAttentionThreads = 256;
 constexpr int kWalkThreads = 128;  // of kernels that hold much: registers are given out in finer steps
 constexpr int kColumns = 8;        // consecutive elements of a row that a lane holds
 
-__device__ __forceinline__ float exp_of(float x) {
-#if defined(BLT_EMULATE_CUDA)
-  return std::exp(x);
-#else
-  return __expf(x);
-#endif
-}
-__device__ __forceinline__ double exp_of(double x) { return exp(x); }
-__device__ __forceinline__ float log_of(float x) { return logf(x); }
-__device__ __forceinline__ double log_of(double x) { return log(x); }
-
 // ---- who does what --------------------------------------------------------------------------------------------------
 
 // How the work is dealt out: `owners` of `pieces` = blocks of held rows * chunks of columns * heads, a group each.

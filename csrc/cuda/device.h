@@ -83,6 +83,19 @@ __device__ __forceinline__ float16 narrow<float16>(float x) {
 #endif
 }
 
+// ---- arithmetic -----------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float exp_of(float x) {
+#if defined(BLT_EMULATE_CUDA)
+  return std::exp(x);
+#else
+  return __expf(x);
+#endif
+}
+__device__ __forceinline__ double exp_of(double x) { return exp(x); }
+__device__ __forceinline__ float log_of(float x) { return logf(x); }
+__device__ __forceinline__ double log_of(double x) { return log(x); }
+
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
 // N consecutive elements, loaded and stored as one access of N * sizeof(T) bytes: a power of two up to 16, to which the

@@ -19,17 +19,6 @@ constexpr int kEntropyChunk = kWarp * kEntropyPack * kEntropyPacks;
 template <class A>
 constexpr A kExpFloor = sizeof(A) == 8 ? A(-800) : A(-150);
 
-__device__ __forceinline__ float exp_of(float x) {
-#if defined(BLT_EMULATE_CUDA)
-  return std::exp(x);
-#else
-  return __expf(x);
-#endif
-}
-__device__ __forceinline__ double exp_of(double x) { return exp(x); }
-__device__ __forceinline__ float log_of(float x) { return logf(x); }
-__device__ __forceinline__ double log_of(double x) { return log(x); }
-
 // x - max, clamped so that -inf contributes 0 * floor = 0; NaN stays.
 template <class A>
 __device__ __forceinline__ A below_max(A x, A max) {

@@ -8,13 +8,37 @@ import pytest
 import torch
 from helpers import assert_no_recompile, random_lengths
 
-from blt_kernels import PatchLayout, entropy, patch_gather, patch_pool
+from blt_kernels import (
+    PatchLayout,
+    decoder_cross_attention,
+    encoder_cross_attention,
+    entropy,
+    hash_ngram_embedding,
+    linear_entropy,
+    patch_gather,
+    patch_pool,
+    segment,
+    segment_logits,
+)
 
 B, N, C, D = 2, 300, 120, 64
 Case = Callable[[torch.Tensor, PatchLayout], torch.Tensor]
 
 CASES: dict[str, tuple[tuple[int, ...], Case]] = {
     "entropy": ((B, N, 260), lambda x, layout: entropy(x)),
+    "linear_entropy": ((B, N, 32), lambda x, layout: linear_entropy(x, torch.eye(260, 32, device=x.device))),
+    "encoder_cross_attention": (
+        (B, N, 4, 16),
+        lambda x, layout: encoder_cross_attention(torch.ones(B, 2 * C, 4, 16, device=x.device), x, x, layout),
+    ),
+    "decoder_cross_attention": (
+        (B, 2 * C, 4, 16),
+        lambda x, layout: decoder_cross_attention(torch.ones(B, N, 4, 16, device=x.device), x, x, layout),
+    ),
+    "hash_ngram_embedding": (
+        (2 * 101, D),
+        lambda x, layout: hash_ngram_embedding(layout.patch_ids, x, ngram_sizes=(3, 4), num_rows=101),
+    ),
     "patch_pool max": ((B, N, D), lambda x, layout: patch_pool(x, layout, "max")),
     "patch_pool mean": ((B, N, D), lambda x, layout: patch_pool(x, layout, "mean")),
     "patch_gather own": ((B, C, D), lambda x, layout: patch_gather(x, layout, "own")),
@@ -82,6 +106,24 @@ def test_compiles_once(gpu, name):
         for seed in range(3):
             x, layout = torch.randn(shape, device=gpu), layout_of(seed, gpu)
             torch.testing.assert_close(compiled(x, layout), case(x, layout).sin())
+
+
+def test_segmentation_captures_and_does_not_sync(gpu):
+    logits = torch.randn(B, N, 260, device=gpu)
+    seq_lens = torch.tensor([N, N - 7], device=gpu)
+    segment_logits(logits, 5.0, seq_lens=seq_lens, capacity=C)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            entropies, layout = segment_logits(logits, 5.0, seq_lens=seq_lens, capacity=C)
+        logits.normal_().mul_(2)
+        graph.replay()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = segment(entropies.cpu(), 5.0, seq_lens=seq_lens.cpu(), capacity=C)
+    for field in ("offsets", "patch_ids", "visible_ids", "num_patches", "cu_patches", "overflow"):
+        assert torch.equal(getattr(layout, field).cpu(), getattr(expected, field))
 
 
 def test_more_than_2_31_elements(gpu):
