@@ -5,6 +5,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <optional>
 #include <string>
 #include <tuple>
@@ -53,7 +57,21 @@ inline void check_cpu(const char* op, const char* argument, const Tensor& t) {
 
 inline Tensor contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) { return torch::stable::empty(sizes, dtype); }
+// A result on the CPU. Beyond 32 MB malloc maps fresh memory on every call, which faults in page by page: huge pages make
+// that 512 times fewer, and the call up to twice as fast. Below, where malloc recycles memory, they were seen to stall.
+inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
+  const Tensor out = torch::stable::empty(sizes, dtype);
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = uintptr_t(2) << 20, kWorthIt = uintptr_t(30) << 20;  // of whole huge pages
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.const_data_ptr()) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(out.const_data_ptr()) + uintptr_t(out.numel()) * out.element_size()) /
+                        kHugePage * kHugePage;
+  if (end > begin && end - begin >= kWorthIt) {
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: it may be refused
+  }
+#endif
+  return out;
+}
 
 // Runs body(begin, end) on chunks of at least `grain` items, on torch's threads. The body must not throw.
 template <class Body>
