@@ -205,6 +205,7 @@ def run_with_capability(code: str, capability: str) -> str:
     check = f"""
 import blt_kernels, torch
 assert torch.ops.blt_kernels.cpu_capability() == {capability!r}, torch.ops.blt_kernels.cpu_capability()
+torch.manual_seed(0)
 """
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

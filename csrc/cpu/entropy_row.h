@@ -38,14 +38,16 @@ BLT_INLINE Acc<T> row_max(const T* x, int64_t vocab) {
 
 // S and W, one partial sum a lane. The order of additions depends on V alone. At least 16 chains of additions in a block
 // and blocks in a long vocabulary keep the rounding errors of a sum from adding up.
-template <class T>
-BLT_INLINE void row_sums(const T* x, int64_t vocab, Acc<T> max, Vec<Acc<T>>& sum, Vec<Acc<T>>& dot) {
+// `power` is e^d: exp_nonpositive for the entropy, a mean of many; exp for the gradient, each element of which is one.
+template <class T, class Power>
+BLT_INLINE void row_sums(const T* x, int64_t vocab, Acc<T> max, Vec<Acc<T>>& sum, Vec<Acc<T>>& dot,
+                         const Power& power) {
   using A = Acc<T>;
   constexpr int64_t L = kLanes<A>, kChains = L < 16 ? 4 : 2, kBlock = 64 * L;
   Vec<A> sums[kChains], dots[kChains];
   const auto add = [&](int64_t chain, Vec<A> v) {
     const Vec<A> d = below_max<A>(v, max);
-    const Vec<A> e = exp_nonpositive(d);
+    const Vec<A> e = power(d);
     sums[chain] += e;
     dots[chain] += e * d;
   };
@@ -101,7 +103,7 @@ BLT_INLINE void row_entropies(const T* x, int64_t rows, int64_t vocab, Acc<T>* o
       if (begin + block + i < rows) {
         prefetch_row(row + (block + i) * vocab, vocab);
       }
-      row_sums(row + i * vocab, vocab, max[i], sum[i], dot[i]);
+      row_sums(row + i * vocab, vocab, max[i], sum[i], dot[i], [](Vec<A> d) { return exp_nonpositive(d); });
     }
     Vec<A> s = splat<A>(1), w{};
     for (int64_t i = 0; i < n; ++i) {
@@ -119,11 +121,11 @@ BLT_INLINE void row_gradient(const T* x, int64_t vocab, Acc<T> grad, T* out) {
   constexpr int64_t L = kLanes<A>;
   const A max = row_max(x, vocab);
   Vec<A> sum, dot;
-  row_sums(x, vocab, max, sum, dot);
+  row_sums(x, vocab, max, sum, dot, [](Vec<A> d) { return exp(d); });
   const A s = horizontal_sum<A>(sum), mean = horizontal_sum<A>(dot) / s, scale = grad / s;
   const auto gradient = [&](Vec<A> v) {
     const Vec<A> d = below_max<A>(v, max);
-    return exp_nonpositive(d) * (mean - d) * scale;
+    return exp(d) * (mean - d) * scale;
   };
   const int64_t whole = vocab - vocab % L, tail = vocab - whole;
   for (int64_t i = 0; i < whole; i += L) {

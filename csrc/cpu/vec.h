@@ -375,8 +375,8 @@ BLT_INLINE Vec<double> exp(Vec<double> x) {
   return x;
 }
 
-// e^x for x <= 0, to within 1 + |x| / 8 ulp. It is exactly 0 at kExpFloor, to which the caller clamps: the fewest
-// instructions, for sums of many exponentials.
+// e^x for x <= 0, to within 1 + |x| / 8 ulp (the baseline: |x| / 2). It is exactly 0 at kExpFloor, to which the caller
+// clamps: the fewest instructions, for sums of many exponentials.
 template <class A>
 constexpr A kExpFloor = A(-88.0296919);  // 2^-127 has the bits of 0
 template <>
