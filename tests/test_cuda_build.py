@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -113,4 +112,3 @@ def write_budget() -> None:
 
 if __name__ == "__main__":
     write_budget()
-    sys.exit(0)

@@ -1,11 +1,10 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/reduce.h"
 #include "cpu/dispatch.h"
 
 namespace blt::cpu {
-
-enum class Reduce : int32_t { max, mean, min, sum };
 
 // Rows of the longest piece: a longer patch is divided, so that threads can share it. Whatever their number, so that
 // the result does not depend on it.

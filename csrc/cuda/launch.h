@@ -16,8 +16,6 @@ void launch(const char* name, void (*kernel)(Params...), int64_t blocks, int thr
   }
 }
 
-inline void fill_zero(void* p, size_t bytes, Stream) { memset(p, 0, bytes); }
-
 #else
 inline void check(cudaError_t error, const char* what, int64_t blocks = 0, int threads = 0, size_t shared = 0) {
   BLT_CHECK(error == cudaSuccess, "blt_kernels: ", what, " with grid ", blocks, ", block ", threads, ", ", shared,
@@ -33,10 +31,6 @@ void launch(const char* name, void (*kernel)(Params...), int64_t blocks, int thr
   BLT_CHECK(blocks <= INT32_MAX, "blt_kernels: ", name, ": too large: a grid of ", blocks, " blocks");
   kernel<<<unsigned(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(static_cast<Params>(args)...);
   check(cudaGetLastError(), name, blocks, threads, shared);
-}
-
-inline void fill_zero(void* p, size_t bytes, Stream stream) {
-  check(cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
 }
 #endif
 

@@ -1,11 +1,10 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/reduce.h"
 #include "cuda/stream.h"
 
 namespace blt::cuda {
-
-enum class Reduce : int32_t { max, mean, min, sum };
 
 // Patch c of row b is bytes begin[b * stride + c] .. end[b * stride + c] - 1 of that row; begin never decreases.
 struct PatchPoolArgs {

@@ -84,7 +84,7 @@ Tensor patch_gather_backward_cpu(const Tensor& grad, const Tensor& ids, int64_t 
                   begin.data() + b * capacity, end.data() + b * capacity);
   }
   Tensor grad_y = blt::empty({batch, capacity, width}, grad.scalar_type());
-  blt::pool_segments({batch, num_bytes, capacity, begin.data(), end.data(), capacity}, blt::cpu::Reduce::sum,
+  blt::pool_segments({batch, num_bytes, capacity, begin.data(), end.data(), capacity}, blt::Reduce::sum,
                      blt::dtype_of(op, "grad", grad), grad_dense, grad_y);
   return grad_y;
 }

@@ -3,24 +3,18 @@
 
 #include <algorithm>
 
+#include "ops/reduce.h"
+
 namespace {
 
+using blt::Reduce;
 using blt::ScalarType;
 using blt::Segments;
 using blt::Tensor;
 using blt::cpu::DividedPatch;
-using blt::cpu::kPieceRows;
 using blt::cpu::PatchPiece;
 using blt::cpu::PatchPoolArgs;
-using blt::cpu::Reduce;
-
-Reduce parse_reduce(const char* op, const std::string& reduce) {
-  if (reduce == "max") return Reduce::max;
-  if (reduce == "mean") return Reduce::mean;
-  if (reduce == "min") return Reduce::min;
-  if (reduce == "sum") return Reduce::sum;
-  blt::fail(op, ": reduce: expected max, mean, min or sum, got ", reduce);
-}
+using blt::cpu::kPieceRows;
 
 void check_offsets(const char* op, const Tensor& offsets, int64_t batch, int64_t num_bytes) {
   blt::check_dim(op, "offsets", offsets, 2);
@@ -125,7 +119,7 @@ Tensor patch_pool_cpu(const Tensor& x, const Tensor& offsets, const std::string&
   blt::check_dim(op, "x", x, 3);
   const Tensor x_dense = blt::contiguous(x), offsets_dense = blt::contiguous(offsets);
   check_offsets(op, offsets_dense, x.size(0), x.size(1));
-  const Reduce kind = parse_reduce(op, reduce);
+  const Reduce kind = blt::parse_reduce(op, reduce);
   Tensor out = blt::empty({x.size(0), offsets.size(1) - 1, x.size(2)}, x.scalar_type());
   const int32_t* begin = offsets_dense.const_data_ptr<int32_t>();
   blt::pool_segments({x.size(0), x.size(1), out.size(1), begin, begin + 1, offsets.size(1)}, kind,
@@ -142,7 +136,7 @@ Tensor patch_pool_backward_cpu(const Tensor& grad, const Tensor& offsets, const 
   const Tensor grad_dense = blt::contiguous(grad), offsets_dense = blt::contiguous(offsets);
   check_offsets(op, offsets_dense, batch, num_bytes);
   blt::check_size(op, "offsets", offsets, 1, capacity + 1);
-  const Reduce kind = parse_reduce(op, reduce);
+  const Reduce kind = blt::parse_reduce(op, reduce);
   // What max and min compare to find the ties again: x and the forward's result.
   std::optional<Tensor> x_dense, out_dense;
   if (kind == Reduce::max || kind == Reduce::min) {
@@ -178,7 +172,7 @@ Tensor patch_pool_backward_cpu(const Tensor& grad, const Tensor& offsets, const 
 
 namespace blt {
 
-void pool_segments(const Segments& segments, cpu::Reduce reduce, DType dtype, const Tensor& x, const Tensor& out) {
+void pool_segments(const Segments& segments, Reduce reduce, DType dtype, const Tensor& x, const Tensor& out) {
   if (out.numel() == 0) {
     return;
   }

@@ -15,6 +15,6 @@ struct Segments {
 };
 
 // out [B, C, D] = each patch of x [B, N, D], both contiguous, reduced.
-void pool_segments(const Segments& segments, cpu::Reduce reduce, DType dtype, const Tensor& x, const Tensor& out);
+void pool_segments(const Segments& segments, Reduce reduce, DType dtype, const Tensor& x, const Tensor& out);
 
 }  // namespace blt

@@ -9,10 +9,6 @@ from blt_kernels import reference
 INF, NAN = math.inf, math.nan
 
 
-def run(fn, backward, logits, grad):
-    return fn(logits), backward(grad, logits)
-
-
 def run_reference(logits, grad, dtype):
     leaf = logits.detach().to(dtype).requires_grad_()
     out = reference.entropy(leaf)

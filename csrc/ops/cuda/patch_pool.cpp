@@ -1,21 +1,15 @@
 // patch_pool on CUDA.
 #include "ops/cuda/patch_pool.h"
 
+#include "ops/reduce.h"
+
 namespace {
 
 using blt::DeviceSegments;
+using blt::Reduce;
 using blt::ScalarType;
 using blt::Tensor;
 using blt::cuda::PatchPoolArgs;
-using blt::cuda::Reduce;
-
-Reduce parse_reduce(const char* op, const std::string& reduce) {
-  if (reduce == "max") return Reduce::max;
-  if (reduce == "mean") return Reduce::mean;
-  if (reduce == "min") return Reduce::min;
-  if (reduce == "sum") return Reduce::sum;
-  blt::fail(op, ": reduce: expected max, mean, min or sum, got ", reduce);
-}
 
 void check_offsets(const char* op, const Tensor& offsets, const Tensor& like) {
   blt::check_dim(op, "offsets", offsets, 2);
@@ -53,7 +47,7 @@ Tensor patch_pool_cuda(const Tensor& x, const Tensor& offsets, const std::string
   blt::check_dim(op, "x", x, 3);
   const blt::DType dtype = blt::dtype_of(op, "x", x);
   check_offsets(op, offsets, x);
-  const Reduce kind = parse_reduce(op, reduce);
+  const Reduce kind = blt::parse_reduce(op, reduce);
   const blt::cuda::OnDevice device(blt::device_index(x));
   const Tensor x_dense = blt::contiguous(x), offsets_dense = blt::contiguous(offsets);
   Tensor out = blt::empty_on(x, {x.size(0), offsets.size(1) - 1, x.size(2)}, x.scalar_type());
@@ -85,7 +79,7 @@ Tensor patch_pool_backward_cuda(const Tensor& grad, const Tensor& offsets, const
   const int64_t batch = grad.size(0), capacity = grad.size(1), width = grad.size(2);
   check_offsets(op, offsets, grad);
   blt::check_size(op, "offsets", offsets, 1, capacity + 1);
-  const Reduce kind = parse_reduce(op, reduce);
+  const Reduce kind = blt::parse_reduce(op, reduce);
   const blt::cuda::OnDevice device(blt::device_index(grad));
   const Tensor grad_dense = blt::contiguous(grad), offsets_dense = blt::contiguous(offsets);
   std::optional<Tensor> x_dense, out_dense;
@@ -111,7 +105,7 @@ Tensor patch_pool_backward_cuda(const Tensor& grad, const Tensor& offsets, const
 
 namespace blt {
 
-void pool_on_cuda(const DeviceSegments& segments, cuda::Reduce reduce, DType dtype, const Tensor& x, const Tensor& out,
+void pool_on_cuda(const DeviceSegments& segments, Reduce reduce, DType dtype, const Tensor& x, const Tensor& out,
                   const cuda::OnDevice& device) {
   const Tensor parts = parts_of(segments, x.size(2), x);
   cuda::patch_pool(arguments(segments, reduce, dtype, x.size(2), &x, &out, parts), device.stream());

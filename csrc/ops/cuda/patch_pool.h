@@ -14,7 +14,7 @@ struct DeviceSegments {
 };
 
 // out [B, C, D] = each patch of x [B, N, D], both contiguous and with elements, reduced.
-void pool_on_cuda(const DeviceSegments& segments, cuda::Reduce reduce, DType dtype, const Tensor& x, const Tensor& out,
+void pool_on_cuda(const DeviceSegments& segments, Reduce reduce, DType dtype, const Tensor& x, const Tensor& out,
                   const cuda::OnDevice& device);
 
 }  // namespace blt
