@@ -1,4 +1,4 @@
-"""`blt-kernels`: train, calibrate, evaluate and look at patches from the command line."""
+"""`blt-kernels`: train, calibrate, evaluate, count FLOPs and look at patches from the command line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from .baselines import compress_bits_per_byte
 from .data import Corpus
 from .demo import run_demo
 from .evaluate import RowShape, bits_per_byte, held_out_batches
-from .model import EntropyModel
+from .flops import blt_flops, equal_token_width
+from .model import BLTConfig, EntropyModel, EntropyModelConfig
 from .optim import OptimConfig
 from .patcher import Patcher, PatcherConfig
 from .progress import training_progress
 from .recipes import entropy_patcher, new_blt, new_entropy_model, row_tokens_for, split, train_model
-from .show import print_bits, show_patches
+from .show import print_bits, print_flops, show_patches
 from .train import TrainConfig, load_model
 
 app = typer.Typer(
@@ -34,6 +35,9 @@ app = typer.Typer(
     help="Byte Latent Transformers on fused kernels: patching, training, evaluation.",
 )
 console = Console(highlight=False)
+
+# The tokenizer of Llama 3, with the bytes per token that the paper measured.
+LLAMA_3_VOCAB, LLAMA_3_BYTES = 128256, 4.4
 
 Data = Annotated[
     list[Path],
@@ -274,6 +278,37 @@ def patch(
     if patcher is None:
         raise ValueError("patch: an entropy model has no threshold of its own: pass --threshold")
     show_patches(console, patcher, data, png=png, html=html)
+
+
+@app.command()
+def flops(
+    preset: Annotated[str, typer.Option(help="Shape of the BLT: tiny, 400M, 1B or 7B.")] = "1B",
+    patch_size: Annotated[float, typer.Option(help="Mean bytes per patch.")] = 4.5,
+    context: Annotated[int, typer.Option(help="Bytes of a document.")] = 8192,
+    entropy_preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "100M",
+) -> None:
+    """FLOPs per byte of a BLT, by component: as the paper counts them, and with what it leaves out."""
+    config = BLTConfig.preset(preset)
+    paper, inclusive = (
+        blt_flops(
+            config,
+            patch_size,
+            context_bytes=context,
+            entropy_model=EntropyModelConfig.preset(entropy_preset),
+            count=count,
+        )
+        for count in ("paper", "inclusive")
+    )
+    print_flops(console, f"{preset}, patches of {patch_size:g} bytes, documents of {context:,}", paper, inclusive)
+    layers = config.latent.num_layers
+    widths = [
+        f"{equal_token_width(ledger.forward, layers, LLAMA_3_VOCAB, LLAMA_3_BYTES, context_bytes=context):,.0f}"
+        for ledger in (paper, inclusive)
+    ]
+    console.print(
+        f"A transformer of {layers} layers over Llama 3's tokens ({LLAMA_3_BYTES} bytes each) has the same FLOPs per "
+        f"byte at width {widths[0]} (paper) or {widths[1]} (inclusive)."
+    )
 
 
 @app.command()
