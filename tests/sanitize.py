@@ -1,4 +1,5 @@
-"""The CUDA kernels on host threads under a sanitizer: `python tests/sanitize.py thread` or `address,undefined`.
+"""The CUDA kernels on host threads under a sanitizer: `python tests/sanitize.py thread` or `address,undefined`; on a
+GPU, under compute-sanitizer: `compute-sanitizer --tool racecheck python tests/sanitize.py cases gpu`.
 
 Every op runs, forward and backward, on a small ragged case, and is compared with the CPU's. Under "thread" a kernel
 without its barrier is run too, and must be reported.
@@ -124,6 +125,10 @@ def main(sanitizer: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] in RUNTIMES:
         main(sys.argv[1])
+    elif sys.argv[1:] == ["cases", "gpu"]:
+        from gpu import GPUOps
+
+        run_cases(GPUOps())
     else:
         import emulation
 
