@@ -1,8 +1,8 @@
 """What the benchmarks of both cross-attentions share: shapes, dense masks and FlexAttention.
 
-"dense" is scaled_dot_product_attention under a bytes x slots mask, "flex" compiled FlexAttention under a block mask;
-both masks are built beforehand, and what building them costs, beside making our layout from patch lengths, is the case
-"mask". "gather" is given in the op's own file, "gather compiled" is the same under torch.compile.
+"reference" is the definition, "dense" is scaled_dot_product_attention under a bytes x slots mask, "flex" compiled
+FlexAttention under a block mask; both masks are built beforehand, and what building them costs, beside making our
+layout from patch lengths, is the case "mask". "gather" is given in the op's own file, "gather compiled" is the same under torch.compile.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ Attention = Callable[..., torch.Tensor]
 class Op:
     side: str  # "encoder" or "decoder"
     ours: Attention
+    reference: Attention
     gather: Attention
 
     def ids(self, layout: PatchLayout) -> torch.Tensor:
@@ -110,6 +111,7 @@ def cases_of(setting: Setting, op: Op, num_bytes: int, heads: int, slots: int, k
     }
     forward_only = []
     if num_bytes <= DENSE_UP_TO:
+        functions["reference"] = lambda q, k, v: op.reference(q, k, v, layout)
         functions["dense"] = partial(dense, dense_mask(op, layout, slots))
         forward_only.append("dense")  # its gradient has NaN in rows that see nothing
     if setting.device.type == "cuda" or num_bytes <= CPU_FLEX_UP_TO:

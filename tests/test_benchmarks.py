@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import hash_ngram_embedding, report
+from benchmarks import gpu_report, hash_ngram_embedding, plots, report, tables
 from benchmarks.harness import OPS, Case, Options, Setting, assert_close, device_slug, run
 from benchmarks.patches import KINDS, patch_lengths, text_entropies, text_tokens
 from benchmarks.results import compare, read, write
@@ -136,7 +136,7 @@ def test_variants_of_every_op_agree(op, monkeypatch):
             found.check()
         names.append(found.name)
         assert next(iter(found.variants)) == "ours" and len(found.variants) > 1 and found.bytes > 0
-    expected = report.CENTRE_NAMES.get(op, ("forward", "backward") if op != "segment_logits" else ("forward",))
+    expected = tables.CENTRE_NAMES.get(op, ("forward", "backward") if op != "segment_logits" else ("forward",))
     assert set(expected) <= set(names) and len(names) == len(set(names))
 
 
@@ -189,31 +189,31 @@ def test_unknown_op_and_environment():
 
 def test_section_of_a_device():
     pool = document({"ours": 0.001, "scatter_reduce": 0.02, "segment_reduce": 0.004, "copy": 0.0008})
-    text = report.kernel_section({"patch_pool": pool})
+    text = tables.kernel_table({"patch_pool": pool})
     assert "| `patch_pool` | forward | 1 ms | 80% | segment_reduce | 4.0x |" in text
     assert "| `patch_gather` | | not measured" in text
-    assert "slower one in 0" in text
+    assert tables.slower_table({"patch_pool": pool}).endswith("slower one in 0.")
     for row in (slow := copy.deepcopy(pool))["rows"]:
         if row["variant"] == "ours":
             row["seconds"] = 0.008
     assert "| `patch_pool` | forward | B 1, N 16384, D 1024, patches text 4.5 | segment_reduce | 0.50x |" in (
-        report.kernel_section({"patch_pool": slow})
+        tables.slower_table({"patch_pool": slow})
     )
 
 
 def test_growth_is_that_of_the_largest_sizes():
     rows = [row for n in (1024, 4096, 16384) for row in document({"ours": n**2, "copy": n, "other": n}, n=n)["rows"]]
-    curves = report.growth({**document({"copy": 1.0}), "rows": rows}, "measuring")["forward"]
+    curves = tables.growth({**document({"copy": 1.0}), "rows": rows}, "measuring")["forward"]
     assert [n for n, _ in curves["ours"]] == [1024, 4096, 16384]
-    assert report.exponent(curves["ours"]) == pytest.approx(2) and report.exponent(curves["other"]) == pytest.approx(1)
+    assert tables.exponent(curves["ours"]) == pytest.approx(2) and tables.exponent(curves["other"]) == pytest.approx(1)
 
 
 def test_a_plot_carries_its_data(tmp_path):
-    for name, data in report.plots({"patch_pool": document({"ours": 1.0, "other": 2.0, "copy": 1.0})}).items():
+    for name, data in plots.plots({"patch_pool": document({"ours": 1.0, "other": 2.0, "copy": 1.0})}).items():
         path = tmp_path / f"{name}.png"
-        assert report.drawn_digest(path) is None
-        report.draw(name, data, path)
-        assert report.drawn_digest(path) == report.digest(data)
+        assert plots.drawn_digest(path) is None
+        plots.draw(name, data, path)
+        assert plots.drawn_digest(path) == plots.digest(data)
 
 
 def test_readme_and_plots_show_the_committed_results():
@@ -222,6 +222,17 @@ def test_readme_and_plots_show_the_committed_results():
 
 def test_slug():
     assert device_slug("AMD EPYC, 2 cores") == "amd-epyc-2-cores"
+
+
+def test_steps_of_the_gpu_report():
+    step = gpu_report.run([sys.executable, "-c", "print('== 3 passed, 1 skipped in 2 s')"], 60)
+    assert step["status"] == "ok" and step["tests"] == {"passed": 3, "skipped": 1}
+    step = gpu_report.run([sys.executable, "-c", "import sys; print('why'); sys.exit(9)"], 60)
+    assert step["status"] == "exit 9" and step["output"] == "why\n"
+    step = gpu_report.run([sys.executable, "-c", "import time; print('begun'); time.sleep(60)"], 2)
+    assert step["status"] == "stopped after 2 s" and step["output"] == "begun\n"
+    assert gpu_report.run(["no-such-program"], 1)["status"] == "not run"
+    assert {f"bench {op}" for op in OPS} < set(gpu_report.steps(Path("out")))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
