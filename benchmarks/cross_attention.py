@@ -2,7 +2,8 @@
 
 "reference" is the definition, "dense" is scaled_dot_product_attention under a bytes x slots mask, "flex" compiled
 FlexAttention under a block mask; both masks are built beforehand, and what building them costs, beside making our
-layout from patch lengths, is the case "mask". "gather" is given in the op's own file, "gather compiled" is the same under torch.compile.
+layout from patch lengths, is the case "mask". "gather" is given in the op's own file, "gather compiled" is the same
+under torch.compile.
 """
 
 from __future__ import annotations
