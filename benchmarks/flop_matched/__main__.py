@@ -18,7 +18,7 @@ from rich.console import Console
 
 from . import results
 from .jobs import SCALES, jobs_of
-from .run import Bench, OutOfTime, machine
+from .run import RESERVED_SECONDS, Bench, OutOfTime, machine
 from .summary import SMOKE, summary
 from .texts import open_texts
 
@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="only jobs whose name contains this")
     parser.add_argument("--max-minutes", type=float, help="stop training after this long; run again to go on")
     options = parser.parse_args(arguments)
+    least = max(RESERVED_SECONDS.values()) / 60 + 1
+    if options.max_minutes is not None and options.max_minutes < least:
+        parser.error(f"--max-minutes: expected at least {least:g}, got {options.max_minutes:g}")
     begin = time.monotonic()
 
     scale = SCALES[options.scale]
@@ -72,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
             if bench.run(job):
                 console.print(f"{number}/{len(jobs)} {job.name}: {time.monotonic() - started:.0f} s")
             done += 1
-    except OutOfTime:
+    except (OutOfTime, KeyboardInterrupt):
         console.print(f"{done} of {len(jobs)} jobs are finished; the same command goes on")
     rows = [result for job in jobs if (result := results.read(bench.path(job))) and result["finished"]]
     summary(console, rows)

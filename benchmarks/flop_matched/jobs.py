@@ -132,7 +132,7 @@ CPU_SMALL = Size(
     name="small",
     token=TransformerConfig(128, 4, 4, 352),
     blt=_blt(TransformerConfig(64, 1, 2, 176, window=64), 1, 32, 16381, 32),
-    train_bytes=600_000,
+    train_bytes=400_000,
     main=ALL,
     seeds=3,
     ablations=ABLATIONS,
@@ -144,7 +144,7 @@ CPU_MEDIUM = Size(
     name="medium",
     token=TransformerConfig(192, 5, 6, 512),
     blt=_blt(TransformerConfig(96, 1, 2, 256, window=64), 1, 32, 16381, 32),
-    train_bytes=600_000,
+    train_bytes=400_000,
     main=(TOKEN, "blt-4.5", "blt-8"),
     seeds=1,
 )
@@ -155,25 +155,36 @@ CPU = Scale(
     vocab_size=2048,
     tokenizer_bytes=8 << 20,
     entropy_model=EntropyModelConfig(TransformerConfig(32, 1, 2, 96, window=64, rope_theta=10000.0)),
-    entropy_train_bytes=1_500_000,
+    entropy_train_bytes=1_000_000,
     calibration_bytes=1 << 18,
     row_bytes=576,
     batch_size=8,
     rates=(2e-3, 4e-3, 8e-3, 1.6e-2),
     tuning_share=0.25,
     warmup_share=0.1,
-    evaluations=6,
+    evaluations=5,
     valid_bytes=1 << 15,
     test_bytes=1 << 16,
     document_bytes=1 << 12,
     language_bytes=1 << 12,
-    throughput_seconds=4.0,
+    throughput_seconds=3.0,
 )
 PAIR = dataclasses.replace(
     CPU,
     name="pair",
-    sizes=(dataclasses.replace(CPU_SMALL, seeds=1, main=(TOKEN, "blt-4.5"), ablations=(), robust=(), backend_steps=0),),
-    rates=(4e-3,),
+    sizes=(
+        dataclasses.replace(
+            CPU_SMALL,
+            train_bytes=300_000,
+            main=(TOKEN, "blt-4.5"),
+            seeds=1,
+            ablations=(),
+            robust=(),
+            backend_steps=0,
+        ),
+    ),
+    entropy_train_bytes=600_000,
+    rates=(8e-3,),
 )
 
 GPU_SMALL = Size(
@@ -207,7 +218,7 @@ GPU = Scale(
     entropy_train_bytes=60_000_000,
     calibration_bytes=1 << 20,
     row_bytes=4096,
-    batch_size=32,
+    batch_size=16,
     rates=(5e-4, 1e-3, 2e-3, 4e-3),
     tuning_share=0.15,
     warmup_share=0.1,
@@ -216,6 +227,6 @@ GPU = Scale(
     test_bytes=1 << 20,
     document_bytes=1 << 14,
     language_bytes=1 << 16,
-    throughput_seconds=8.0,
+    throughput_seconds=4.0,
 )
 SCALES = {scale.name: scale for scale in (CPU, GPU, PAIR)}

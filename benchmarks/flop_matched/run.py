@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from benchmarks.harness import describe_machine
-from blt_kernels.data import PAD_ID, Batch, DocumentStream, PackedBatches, Tokenizer
+from blt_kernels.data import PAD_ID, Batch, ByteTokenizer, DocumentStream, PackedBatches, Tokenizer
 from blt_kernels.evaluate import RowShape, bits_per_byte, held_out_batches
 from blt_kernels.flops import COUNTS, Ledger, entropy_model_flops, token_flops
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
@@ -37,6 +37,8 @@ from .tokens import BPETokenizer
 SAMPLED_BATCHES = 16  # to know the bytes of a batch before the number of steps is fixed
 THROUGHPUT_BATCHES = 8
 ENTROPY_RATE = 6e-3
+# What cannot be interrupted is not begun with less time left than this.
+RESERVED_SECONDS = {"throughput": 120.0, "backends": 60.0}
 
 
 class OutOfTime(Exception):
@@ -102,7 +104,7 @@ class Bench:
         """
         if self.finished(job):
             return False
-        self._check_time()
+        self._check_time(RESERVED_SECONDS.get(job.kind, 0.0))
         if job.kind == "entropy":
             self._train_entropy_model()
         elif job.kind == "throughput":
@@ -337,7 +339,7 @@ class Bench:
 
     def _throughput(self, job: Job) -> None:
         model = self.model(self.sizes[job.size], job.model)
-        batches, loading = self._timed_batches(model, THROUGHPUT_BATCHES)
+        batches = self._batches(model, THROUGHPUT_BATCHES)
         prompts, prompt_bytes = self._prompts(model)
         measured = measure_apart(
             config=model.config,
@@ -350,7 +352,7 @@ class Bench:
             threads=torch.get_num_threads(),
             seconds=self.scale.throughput_seconds,
         )
-        measured["loader_bytes_per_second"] = sum(batch.num_bytes for batch in batches) / loading
+        measured["preparation_bytes_per_second"] = self._preparation(model)
         measured["used_tokens"] = float(np.mean([batch.seq_lens.mean() / batch.tokens.shape[1] for batch in batches]))
         if model.patcher is not None:
             measured["used_slots"] = float(np.mean([(batch.patch_lengths > 0).mean() for batch in batches]))
@@ -363,22 +365,29 @@ class Bench:
         size = self.sizes[job.size]
         model = self.model(size, job.model)
         assert isinstance(model.config, BLTConfig)
-        batches, _ = self._timed_batches(model, size.backend_steps)
+        batches = self._batches(model, size.backend_steps)
         result = self._record(job, build(model.config, seed=0), model)
         result["measured"] = compare_backends(model.config, batches, str(self.device), seed=0)
         self._finish(job, result)
 
-    def _timed_batches(self, model: Model, count: int) -> tuple[list[Batch], float]:
-        loader = model.batches(DocumentStream(self.texts.train, seed=0))
-        next(loader)  # opens the files
+    def _batches(self, model: Model, count: int) -> list[Batch]:
+        return list(itertools.islice(model.batches(DocumentStream(self.texts.train, seed=0)), count))
+
+    def _preparation(self, model: Model) -> float:
+        """Bytes per second at which documents become tokens or patches."""
+        documents = list(take(self.texts.train, self.scale.calibration_bytes))
+        tokenizer = model.tokenizer or ByteTokenizer()
         begin = time.perf_counter()
-        batches = list(itertools.islice(loader, count))
-        return batches, time.perf_counter() - begin
+        for document in documents:
+            tokens = tokenizer.encode(document)
+            if model.patcher is not None:
+                model.patcher(tokens)
+        return sum(map(len, documents)) / (time.perf_counter() - begin)
 
     def _prompts(self, model: Model) -> tuple[np.ndarray, int]:
         """A batch of full rows of training text, int64 [B, N], and the bytes in it."""
         want, rows = self.scale.row_bytes, []
-        tokenizer = model.tokenizer or self.batch_tokenizer
+        tokenizer = model.tokenizer or ByteTokenizer()
         num_bytes = 0
         for document in DocumentStream(self.texts.train, seed=0):
             text = document[:want].decode(errors="ignore").encode()
@@ -432,8 +441,8 @@ class Bench:
     def _finish(self, job: Job, result: dict[str, Any]) -> None:
         results.write(self.path(job), result | {"finished": True})
 
-    def _check_time(self) -> None:
-        if self.deadline is not None and time.monotonic() > self.deadline:
+    def _check_time(self, reserve: float = 0.0) -> None:
+        if self.deadline is not None and time.monotonic() + reserve > self.deadline:
             raise OutOfTime
 
 

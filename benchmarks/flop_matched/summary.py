@@ -108,7 +108,7 @@ def _speed(console: Console, size: str, rows: Results) -> None:
         return
     token = next((row for row in measured if row["model"]["name"] == TOKEN), None)
     table = Table(title=f"{size}: speed; FLOP realisation = bytes/s x FLOPs/byte over the token model's")
-    for column in ("model", "training kB/s", "realisation", "prefill kB/s", "realisation", "loader kB/s", "peak MB",
+    for column in ("model", "training kB/s", "realisation", "prefill kB/s", "realisation", "cutting kB/s", "peak MB",
                    "slots used", "row used"):  # fmt: skip
         table.add_column(column, justify="left" if column == "model" else "right")
     for row in measured:
@@ -119,7 +119,7 @@ def _speed(console: Console, size: str, rows: Results) -> None:
             _realisation(row, token, "train_bytes_per_second"),
             f"{best(m, 'prefill_bytes_per_second') / 1e3:.1f}",
             _realisation(row, token, "prefill_bytes_per_second"),
-            f"{m['loader_bytes_per_second'] / 1e3:.0f}",
+            f"{m['preparation_bytes_per_second'] / 1e3:.0f}",
             f"{m['peak_memory_bytes'] / 1e6:.0f}",
             f"{m['used_slots']:.0%}" if "used_slots" in m else "",
             f"{m['used_tokens']:.0%}",

@@ -106,7 +106,7 @@ def trainer_step(model: BLT | EntropyModel) -> Callable[[Batch], float]:
             loss = loss_of(model, batch).mean
         loss.backward()
         optimizers.step()
-        return float(loss)
+        return loss.item()
 
     return step
 
