@@ -1,71 +1,48 @@
-"""encoder_cross_attention and decoder_cross_attention beside a dense mask and the gather formulation.
+"""What the benchmarks of both cross-attentions share: shapes, dense masks and FlexAttention.
 
-    python benchmarks/cross_attention.py [--json] [--case SUBSTRING] [--rounds 15]
-
-"gather" is the best that plain PyTorch does: the decoder gathers the K key and value rows of each byte's patch; the
-encoder scatters softmax terms into the patches. "compiled" is the same under torch.compile, "dense" is
-scaled_dot_product_attention under a bytes x slots mask that is built beforehand.
+"dense" is scaled_dot_product_attention under a bytes x slots mask, "flex" compiled FlexAttention under a block mask;
+both masks are built beforehand, and what building them costs, beside making our layout from patch lengths, is the case
+"mask". "gather" is given in the op's own file, "gather compiled" is the same under torch.compile.
 """
 
 from __future__ import annotations
 
-import sys
+import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import torch
-import torch._functorch.config
 import torch.nn.functional as F
-from harness import Case, main
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from helpers import make_layout, random_lengths
-
-import blt_kernels
 from blt_kernels import PatchLayout
 
-# A backward graph is built once and run again and again, which donated buffers forbid.
-torch._functorch.config.donated_buffer = False
+from .harness import Case, Setting, forward_and_backward
+from .patches import layout_for
 
-Tensors = tuple[torch.Tensor, ...]
+HEADS, WIDTH = 16, 64
+DENSE_UP_TO = 4096  # bytes: a dense mask is quadratic
 Attention = Callable[..., torch.Tensor]
 
 
-def gather_decoder(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
-    batch, _, heads, width = q.shape
-    slots = k.shape[1] // layout.capacity
-    ids = layout.visible_ids.long()
-    row = torch.arange(batch)[:, None]
-    k, v = (x.view(batch, layout.capacity, slots, heads, width)[row, ids.clamp(min=0)] for x in (k, v))
-    scores = (q[:, :, None] * k).sum(-1) * width**-0.5  # [B, N, K, H]
-    weights = scores.softmax(2) * (ids >= 0)[:, :, None, None]
-    return (weights[..., None] * v).sum(2)
+@dataclasses.dataclass(frozen=True)
+class Op:
+    side: str  # "encoder" or "decoder"
+    ours: Attention
+    gather: Attention
+
+    def ids(self, layout: PatchLayout) -> torch.Tensor:
+        """The patch whose slots a byte goes with."""
+        return layout.patch_ids if self.side == "encoder" else layout.visible_ids
 
 
-def gather_encoder(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
-    batch, _, heads, width = k.shape
-    capacity = layout.capacity
-    slots = q.shape[1] // capacity
-    ids = layout.patch_ids.long()
-    row = torch.arange(batch)[:, None]
-    q_of_byte = q.view(batch, capacity, slots, heads, width)[row, ids.clamp(min=0)]  # [B, N, K, H, E]
-    scores = (q_of_byte * k[:, :, None]).sum(-1) * width**-0.5  # [B, N, K, H]
-    scores = scores.masked_fill((ids < 0)[:, :, None, None], -torch.inf)
-    index = ids.clamp(min=0)[:, :, None, None].expand_as(scores)
-    top = scores.new_full((batch, capacity, slots, heads), -torch.inf).scatter_reduce(1, index, scores.detach(), "amax")
-    terms = (scores - top.gather(1, index)).exp()
-    total = terms.new_zeros(top.shape).scatter_add(1, index, terms)
-    weights = terms / total.gather(1, index)
-    out = q.new_zeros(batch, capacity, slots, heads, width)
-    values = weights[..., None] * v[:, :, None]
-    return out.scatter_add(1, index[..., None].expand_as(values), values).view_as(q)
-
-
-def dense_mask(op: str, layout: PatchLayout, slots: int) -> torch.Tensor:
-    slot = torch.arange(layout.capacity).repeat_interleave(slots)
-    if op == "encoder":
-        return (layout.patch_ids[:, None, :] == slot[None, :, None])[:, None]  # [B, 1, C*K, N]
-    return (layout.visible_ids[:, :, None] == slot)[:, None]  # [B, 1, N, C*K]
+def dense_mask(op: Op, layout: PatchLayout, slots: int) -> torch.Tensor:
+    ids = op.ids(layout)
+    slot = torch.arange(layout.capacity, device=ids.device).repeat_interleave(slots)
+    if op.side == "encoder":
+        return (ids[:, None, :] == slot[None, :, None])[:, None]  # [B, 1, C*K, N]
+    return (ids[:, :, None] == slot)[:, None]  # [B, 1, N, C*K]
 
 
 def dense(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -73,70 +50,92 @@ def dense(mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-def cases() -> Iterator[Case]:
-    for op, gather in (("encoder", gather_encoder), ("decoder", gather_decoder)):
-        ours = getattr(blt_kernels, f"{op}_cross_attention")
-        for num_bytes, heads, slots in ((4096, 16, 2), (8192, 16, 2), (16384, 16, 2), (8192, 12, 2), (8192, 16, 4)):
-            layout = make_layout(random_lengths(num_bytes, 4.5))
-            yield from attention_cases(op, ours, gather, layout, heads, slots)
+def block_mask(op: Op, layout: PatchLayout, slots: int) -> Any:
+    ids = op.ids(layout)
+    rows, columns = layout.capacity * slots, layout.num_bytes
+    if op.side == "encoder":
+
+        def sees(batch, head, query, key):
+            return ids[batch, key] == query // slots
+    else:
+        rows, columns = columns, rows
+
+        def sees(batch, head, query, key):
+            return ids[batch, query] == key // slots
+
+    return create_block_mask(sees, 1, None, rows, columns, device=ids.device)
 
 
-def attention_cases(
-    op: str, ours: Attention, gather: Attention, layout: PatchLayout, heads: int, slots: int
-) -> Iterator[Case]:
-    num_bytes, num_slots, width = layout.num_bytes, layout.capacity * slots, 64
-    rows, columns = (num_slots, num_bytes) if op == "encoder" else (num_bytes, num_slots)
-    q, grad = (torch.randn(1, rows, heads, width) for _ in range(2))
-    k, v = (torch.randn(1, columns, heads, width) for _ in range(2))
-    size = heads * width * 4
-    shapes = {"N": num_bytes, "H": heads, "E": width, "K": slots}
-    mask = dense_mask(op, layout, slots) if num_bytes == 4096 else None
-    compiled = torch.compile(gather)
+def flex(attend: Attention, mask: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return attend(q, k, v, block_mask=mask).transpose(1, 2)
 
-    def functions(*tensors: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
-        variants = {
-            "ours": lambda: ours(*tensors, layout),
-            "gather": lambda: gather(*tensors, layout),
-            "gather compiled": lambda: compiled(*tensors, layout),
-        }
-        if mask is not None:
-            variants["dense"] = lambda: dense(mask, *tensors)
-        return variants
 
-    def close(results: list[Tensors]) -> None:
-        for other in results[1:]:
-            for a, b in zip(results[0], other, strict=True):
-                # A dense mask has NaN in rows that see nothing.
-                torch.testing.assert_close(a, b.nan_to_num(0), rtol=1e-3, atol=1e-3)
-
-    forward = functions(q, k, v)
-    yield Case(
-        name=f"{op} forward",
-        shapes=shapes,
-        variants=forward,
-        bytes=(2 * rows + 2 * columns) * size,
-        check=lambda: close([(fn(),) for fn in forward.values()]),
+def transformers_mask(op: Op, layout: PatchLayout, slots: int, dtype: torch.dtype) -> Callable[[], Any] | None:
+    """The mask that Hugging Face's model builds in every forward pass, where transformers is installed."""
+    try:
+        from transformers.models.blt.modeling_blt import _prepare_patch_cross_attention_mask
+    except ImportError:
+        return None
+    ids = op.ids(layout)
+    return lambda: _prepare_patch_cross_attention_mask(
+        ids, layout.capacity, layout.num_bytes, op.side == "encoder", slots, dtype
     )
-    leaves = [x.requires_grad_() for x in (q, k, v)]
 
-    # Graphs are built once: what is timed is backward alone.
-    def gradient(fn: Callable[[], torch.Tensor]) -> Callable[[], Tensors]:
-        out = fn()
-        return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
-    backward = {
-        name: gradient(fn)
-        for name, fn in functions(*leaves).items()
-        if name != "dense"  # NaN in rows that see nothing
+def cases_for(setting: Setting, op: Op) -> Iterator[Case]:
+    for num_bytes in setting.sizes():
+        yield from cases_of(setting, op, num_bytes, HEADS, 2, "text 4.5")
+    if setting.quick:
+        return
+    yield from cases_of(setting, op, 8192, 12, 2, "text 4.5")
+    for slots in (2, 4):
+        for kind in ("text 4.5", "text 6", "text 8"):
+            yield from cases_of(setting, op, 8192, HEADS, slots, kind)
+    for kind in ("one patch", "single bytes"):
+        yield from cases_of(setting, op, 8192, HEADS, 2, kind)
+
+
+def cases_of(setting: Setting, op: Op, num_bytes: int, heads: int, slots: int, kind: str) -> Iterator[Case]:
+    layout = layout_for(kind, 1, num_bytes, setting.device)
+    rows, columns = num_bytes, layout.capacity * slots
+    if op.side == "encoder":
+        rows, columns = columns, rows
+    q, k, v = (setting.randn(1, length, heads, WIDTH) for length in (rows, columns, columns))
+    shapes = {"N": num_bytes, "H": heads, "E": WIDTH, "K": slots, "patches": kind}
+    compiled = torch.compile(op.gather, dynamic=False)
+    functions: dict[str, Attention] = {
+        "ours": lambda q, k, v: op.ours(q, k, v, layout),
+        "gather": lambda q, k, v: op.gather(q, k, v, layout),
+        "gather compiled": lambda q, k, v: compiled(q, k, v, layout),
     }
-    yield Case(
-        name=f"{op} backward",
-        shapes=shapes,
-        variants=backward,
-        bytes=(3 * rows + 4 * columns) * size,
-        check=lambda: close([fn() for fn in backward.values()]),
+    forward_only = []
+    if num_bytes <= DENSE_UP_TO:
+        functions["dense"] = partial(dense, dense_mask(op, layout, slots))
+        forward_only.append("dense")  # its gradient has NaN in rows that see nothing
+    functions["flex"] = partial(flex, torch.compile(flex_attention, dynamic=False), block_mask(op, layout, slots))
+    if setting.device.type == "cpu":
+        forward_only.append("flex")  # has no backward on the CPU
+    size = heads * WIDTH * q.element_size()
+    yield from forward_and_backward(
+        shapes,
+        functions,
+        (q, k, v),
+        forward_bytes=(2 * rows + 2 * columns) * size,
+        backward_bytes=(3 * rows + 4 * columns) * size,
+        forward_only=tuple(forward_only),
     )
+    yield mask_case(setting, op, layout, slots, shapes)
 
 
-if __name__ == "__main__":
-    main("cross_attention", cases)
+def mask_case(setting: Setting, op: Op, layout: PatchLayout, slots: int, shapes: dict[str, Any]) -> Case:
+    lengths = layout.lengths()
+    variants: dict[str, Callable[[], Any]] = {
+        "ours": lambda: PatchLayout.from_lengths(lengths, layout.num_bytes),
+        "flex": lambda: block_mask(op, layout, slots),
+    }
+    if layout.num_bytes <= DENSE_UP_TO:
+        variants["dense"] = lambda: dense_mask(op, layout, slots)
+        if theirs := transformers_mask(op, layout, slots, setting.dtype):
+            variants["transformers"] = theirs
+    return Case("mask", shapes, variants, lengths.nbytes + 8 * layout.num_bytes + 4 * layout.capacity)

@@ -1,38 +1,29 @@
 """Times an op beside its baselines and beside a copy of the same number of bytes, all in one interleaved run.
 
-A benchmark is a script that yields cases and hands over to `main`:
+A benchmark is a module `benchmarks/<op>.py` with a generator of cases:
 
-    from harness import Case, main
-
-    def cases():
-        x = torch.randn(...)
+    def cases(setting: Setting) -> Iterator[Case]:
+        x = setting.randn(1, 4096, 1024)
         yield Case(
-            name="forward",                                  # unique within the script
-            shapes={"B": 4, "N": 4096, "D": 1024},           # whatever says what was run
-            variants={"ours": lambda: op(x), "eager": lambda: eager(x)},
+            name="forward",                                  # with the shapes, unique within the module
+            shapes={"N": 4096, "D": 1024},                   # whatever says what was run
+            variants={"ours": lambda: op(x), "reference": lambda: reference.op(x)},
             bytes=...,                                       # each input read once + each output written once
-            check=lambda: torch.testing.assert_close(op(x), eager(x)),
+            check=lambda: torch.testing.assert_close(op(x), reference.op(x)),
         )
 
-    if __name__ == "__main__":
-        main("patch_pool", cases)
+A case is built, checked, timed and dropped before the next, so closures hold its tensors. `check` runs before any
+timing and raises when the results are wrong: no speed is reported for a wrong result. Variants are called without
+arguments; the first is the op under test.
 
-`cases` may be a generator: a case is built, checked, timed and dropped before the next, so closures hold its tensors.
-`check` runs before any timing and raises when the results are wrong. Variants are called without arguments; the first
-is the op under test, the "x slower" column compares the others with it. `geometric_lengths` draws ragged patches.
-
-    python benchmarks/patch_pool.py [--json] [--case SUBSTRING] [--environment measuring] [--rounds 15]
-
-The script runs itself twice: in the measuring environment (threads bound to cores; freed memory kept by malloc, so
-that outputs are not page-faulted in on every call) and in the default one. Every variant is timed once a round, in
-turn, so that what disturbs the machine disturbs all alike; the table has medians over rounds and the quartiles. "copy"
-is `dst.copy_(src)` of half the case's bytes, which reads plus writes that many. --json also writes
-benchmarks/results/<device>/<op>.json.
+On the CPU every module runs twice, in processes of its own: in the measuring environment (threads bound to cores;
+freed memory kept by malloc, so that outputs are not page-faulted in on every call) and in the default one. Every
+variant is timed once a round, in turn, so that what disturbs the machine disturbs all alike; tables have medians over
+rounds and the quartiles. "copy" is `dst.copy_(src)` of half the case's bytes, which reads plus writes that many.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
 import json
@@ -44,14 +35,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.config
+import torch._functorch.config
 
 import blt_kernels
 
+from .timing import Measured, on_device, peak_bytes
+
+# A backward graph is built once and run again and again, which donated buffers forbid.
+torch._functorch.config.donated_buffer = False
+# Beyond its limit of shapes torch.compile would quietly run the baseline eagerly.
+torch._dynamo.config.recompile_limit = 1000
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+OPS = (
+    "segment_logits",
+    "linear_entropy",
+    "patch_pool",
+    "patch_gather",
+    "encoder_cross_attention",
+    "decoder_cross_attention",
+    "hash_ngram_embedding",
+)
 ENVIRONMENTS: dict[str, dict[str, str]] = {
     "measuring": {
         "OMP_PROC_BIND": "true",
@@ -61,8 +72,31 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     },
     "default": {},
 }
-ROUND_SECONDS = 0.02  # a variant is called as often in a round as fits, at least once
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where and how much: the device, the dtype (fp32 on the CPU, bf16 on a GPU), and whether only the short list."""
+
+    device: torch.device
+    quick: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def randn(self, *shape: int, requires_grad: bool = False) -> torch.Tensor:
+        return torch.randn(shape, device=self.device, dtype=self.dtype, requires_grad=requires_grad)
+
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of text in a row: the sweep over N. A GPU gets a size that moves a gigabyte, too."""
+        if self.quick:
+            return (16384,) if self.device.type == "cpu" else (65536,)
+        return (1024, 4096, 16384, 65536) if self.device.type == "cpu" else (1024, 4096, 16384, 65536, 1 << 19)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,75 +112,122 @@ class Case:
         return label(self.name, self.shapes)
 
 
+def forward_and_backward(
+    shapes: dict[str, Any],
+    functions: dict[str, Callable[..., torch.Tensor]],
+    inputs: tuple[torch.Tensor, ...],
+    *,
+    forward_bytes: int,
+    backward_bytes: int,
+    forward_only: tuple[str, ...] = (),
+) -> Iterator[Case]:
+    """The two cases of an op: its result without a graph, and the gradients of all `inputs` with the graph built.
+
+    Args:
+        functions: of `inputs`; the first is the op under test, against which the others' results are checked. NaN in
+            theirs counts as 0: that is what a softmax over nothing is under a dense mask.
+        forward_only: the functions without a backward pass that could be compared.
+    """
+
+    def forward(fn: Callable[..., torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            return fn(*inputs)
+
+    def check_forward() -> None:
+        ours, *others = (forward(fn) for fn in functions.values())
+        for other in others:
+            assert_close(ours, other.nan_to_num(0))
+
+    variants: dict[str, Callable[[], Any]] = {name: partial(forward, fn) for name, fn in functions.items()}
+    yield Case("forward", shapes, variants, forward_bytes, check_forward)
+
+    leaves = [x.requires_grad_() for x in inputs]
+    outputs = {name: fn(*leaves) for name, fn in functions.items() if name not in forward_only}
+    grad = torch.randn_like(next(iter(outputs.values())))
+
+    def backward(out: torch.Tensor) -> Tensors:
+        return torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+    def check_backward() -> None:
+        ours, *others = (backward(out) for out in outputs.values())
+        for other in others:
+            for a, b in zip(ours, other, strict=True):
+                assert_close(a, b.nan_to_num(0))
+
+    variants = {name: partial(backward, out) for name, out in outputs.items()}
+    yield Case("backward", shapes, variants, backward_bytes, check_backward)
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """For results that were added up in another order: fp32 entry by entry, narrower dtypes by their norms."""
+    if theirs.dtype in (torch.float32, torch.float64):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+        return
+    error = torch.linalg.vector_norm(ours.float() - theirs.float()) / torch.linalg.vector_norm(theirs.float())
+    assert error < 0.02, f"relative error {error:.3g} against a baseline in {theirs.dtype}"
+
+
 def label(name: str, shapes: dict[str, Any]) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in shapes.items())])
 
 
-def run(cases: Iterable[Case], rounds: int = 15, only: str = "") -> list[dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to run: see `blt-kernels bench --help`."""
+
+    device: str = "cpu"
+    quick: bool = False
+    rounds: int = 15
+    case: str = ""
+
+
+def measure(op: str, options: Options, environments: Iterable[str]) -> dict[str, Any]:
+    """Runs `benchmarks/<op>.py` in each environment, in processes of their own: the document that is kept as JSON."""
+    controlled = {name for variables in ENVIRONMENTS.values() for name in variables}
+    inherited = {name: value for name, value in os.environ.items() if name not in controlled}
+    rows: list[dict[str, Any]] = []
+    for environment in environments:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.json"
+            request = json.dumps({"op": op, "path": str(path), **dataclasses.asdict(options)})
+            command = [sys.executable, "-m", "benchmarks.worker", request]
+            # The profiler that counts memory would say that it starts and stops.
+            variables = inherited | ENVIRONMENTS[environment] | {"KINETO_LOG_LEVEL": "99"}
+            done = subprocess.run(command, env=variables, cwd=REPOSITORY)
+            if done.returncode != 0:
+                raise RuntimeError(f"{op}: its benchmark failed in the {environment} environment, as said above")
+            rows += [{"environment": environment, **row} for row in json.loads(path.read_text())]
+    facts = describe_machine(torch.device(options.device))
+    return {"op": op, **facts, "quick": options.quick, "environments": ENVIRONMENTS, "rows": rows}
+
+
+def run(cases: Iterable[Case], device: torch.device, rounds: int, only: str = "") -> list[dict[str, Any]]:
     """Checks and times every case whose label contains `only`: one row per case and variant."""
     rows = []
-    for case in cases:
-        if only not in case.label:
-            continue
-        if case.check is not None:
-            case.check()
-        rows += _time_case(case, rounds)
-        gc.collect()
+    with on_device(device):
+        for case in cases:
+            if only not in case.label:
+                continue
+            if case.check is not None:
+                case.check()
+            timed = _time_case(case, device, rounds)
+            print(f"  {case.label}: {_time(timed[0]['seconds'])}", file=sys.stderr)
+            rows += timed
+            del case
+            gc.collect()
     return rows
 
 
-def geometric_lengths(batch: int, num_bytes: int, mean: float) -> torch.Tensor:
-    """Patch lengths [batch, P] with this mean, spread as segmented text has them; every row sums to num_bytes."""
-    starts = torch.rand(batch, num_bytes) < 1 / mean
-    starts[:, 0] = True
-    end = torch.tensor([num_bytes])
-    rows = [torch.diff(row.nonzero().flatten(), append=end) for row in starts]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-def main(op: str, cases: Callable[[], Iterable[Case]]) -> None:
-    parser = argparse.ArgumentParser(description=f"Benchmark of {op}; see benchmarks/harness.py.")
-    parser.add_argument("--json", action="store_true", help="write benchmarks/results/<device>/<op>.json")
-    parser.add_argument("--case", default="", help="only cases whose name and shapes contain this")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--environment", choices=ENVIRONMENTS, help="only this one")
-    parser.add_argument("--rows", help=argparse.SUPPRESS)  # where the run of one environment leaves its rows
-    options = parser.parse_args()
-    if options.rows:
-        Path(options.rows).write_text(json.dumps(run(cases(), options.rounds, options.case)))
-        return
-    controlled = {name for variables in ENVIRONMENTS.values() for name in variables}
-    rows = []
-    for environment, variables in ENVIRONMENTS.items():
-        if options.environment not in (None, environment):
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "rows.json"
-            inherited = {name: value for name, value in os.environ.items() if name not in controlled}
-            subprocess.run([sys.executable, *sys.argv, "--rows", str(path)], env=inherited | variables, check=True)
-            rows += [{"environment": environment, **row} for row in json.loads(path.read_text())]
-    header = describe_machine()
-    print_table(op, header, rows)
-    if options.json:
-        path = REPOSITORY / "benchmarks" / "results" / header["device_slug"] / f"{op}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"op": op, **header, "environments": ENVIRONMENTS, "rows": rows}, indent=1) + "\n")
-        print(f"wrote {path.relative_to(REPOSITORY)}")
-
-
-def _time_case(case: Case, rounds: int) -> list[dict[str, Any]]:
-    source = torch.zeros(case.bytes // 2, dtype=torch.uint8)
+def _time_case(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    source = torch.zeros(case.bytes // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     variants: dict[str, Callable[[], Any]] = {**case.variants, "copy": lambda: target.copy_(source)}
-    calls = {}
-    for name, fn in variants.items():
-        fn()  # warm-up: compilation, first touch of memory
-        calls[name] = max(1, int(ROUND_SECONDS / max(_seconds(fn, 1), 1e-7)))
+    peaks = {name: peak_bytes(call, device) for name, call in variants.items()}
+    measured = {name: Measured(call, device) for name, call in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, fn in variants.items():
-            fn()  # the caches hold this variant's data, not the previous one's
-            times[name].append(_seconds(fn, calls[name]))
+        for name, call in measured.items():
+            times[name].append(call.sample())
     medians = {name: statistics.median(samples) for name, samples in times.items()}
     first = next(iter(variants))
     rows = []
@@ -160,53 +241,65 @@ def _time_case(case: Case, rounds: int) -> list[dict[str, Any]]:
                 "seconds": medians[name],
                 "quartiles": [low, high],
                 "rounds": rounds,
-                "calls_per_round": calls[name],
                 "bytes": case.bytes,
                 "gb_per_second": case.bytes / medians[name] / 1e9,
                 "fraction_of_copy": medians["copy"] / medians[name],
                 "slower_than_first": medians[name] / medians[first],
+                "peak_bytes": peaks[name],
+                "graph": measured[name].graph,
             }
         )
     return rows
 
 
-def _seconds(fn: Callable[[], Any], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        fn()
-    return (time.perf_counter() - start) / calls
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and (match := re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text())):
-        model = match[1]
-    cores = len(os.sched_getaffinity(0))
-    git = ["git", "-C", str(REPOSITORY)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
-    return {
-        "device": f"{model}, {cores} cores",
-        "device_slug": re.sub(r"[^a-z0-9]+", "-", f"{model} {cores} cores".lower()).strip("-"),
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers are measured on."""
+    facts: dict[str, Any] = {
+        "device": _device_name(device),
+        "dtype": str(Setting(device).dtype).removeprefix("torch."),
         "cpu_capability": torch.ops.blt_kernels.cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "blt_kernels": blt_kernels.__version__,
-        "commit": commit + ("+changes" if dirty.stdout else ""),
+        "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+    if device.type == "cuda":
+        facts["cuda"] = torch.version.cuda
+    return facts
 
 
-def print_table(op: str, header: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and (match := re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text())):
+        model = match[1]
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(REPOSITORY)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    dirty = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
+    return commit + ("+changes" if dirty.stdout else "")
+
+
+def device_slug(device: str) -> str:
+    """The folder of a device's results: "AMD EPYC, 2 cores" -> "amd-epyc-2-cores"."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def print_table(document: dict[str, Any]) -> None:
+    header = document
     print(
-        f"\n{op} on {header['device']} ({header['cpu_capability']}, {header['threads']} threads), "
-        f"torch {header['torch']}, commit {header['commit'][:12]}"
+        f"\n{header['op']} on {header['device']} ({header['dtype']}, {header['cpu_capability']}, "
+        f"{header['threads']} threads), torch {header['torch']}, commit {header['commit'][:12]}"
     )
-    columns = ("environment", "case", "variant", "median", "quartiles", "GB/s", "of copy", "x slower")
-    table = [columns]
-    for row in rows:
+    columns = ("environment", "case", "variant", "median", "quartiles", "GB/s", "of copy", "x slower", "peak MB")
+    table: list[tuple[str, ...]] = [columns]
+    for row in document["rows"]:
         low, high = row["quartiles"]
         table.append(
             (
@@ -218,6 +311,7 @@ def print_table(op: str, header: dict[str, Any], rows: list[dict[str, Any]]) -> 
                 f"{row['gb_per_second']:.1f}",
                 f"{row['fraction_of_copy']:.0%}",
                 f"{row['slower_than_first']:.2f}",
+                f"{row['peak_bytes'] / 1e6:.1f}",
             )
         )
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]

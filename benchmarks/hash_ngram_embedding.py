@@ -1,30 +1,29 @@
-"""hash_ngram_embedding against F.embedding_bag and F.embedding, which are given the ids that ours has to hash.
+"""hash_ngram_embedding against F.embedding_bag and F.embedding, which are given the ids that ours has to hash, and
+against Hugging Face's code, which hashes, where transformers is installed.
 
-"uniform" tokens give every position rows of its own; "text" is Python's own standard library, whose n-grams repeat.
+"uniform" tokens give every position rows of its own; "text" is Python's own library, whose n-grams repeat.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from harness import Case, main
 from torch import Tensor
 
 from blt_kernels import hash_ngram_embedding, hash_ngram_ids
 
+from .harness import Case, Setting, assert_close
+from .patches import text_tokens
+
 SIZES = (3, 4, 5, 6, 7, 8)
 G = len(SIZES)
-SHAPES = [  # N, D, rows of each table: tables exceed every cache, the largest first so that malloc can reuse its room
-    (8192, 768, 100_000),
-    (16384, 1024, 50_000),
-    (4096, 1024, 50_000),
-    (4096, 768, 5_000),
-]
+# N, D, rows of each table: tables exceed every cache, the largest first so that malloc can reuse its room.
+CPU_SHAPES = ((8192, 768, 100_000), (16384, 1024, 50_000), (4096, 1024, 50_000), (4096, 768, 5_000))
+GPU_SHAPES = ((131072, 1024, 500_000), (65536, 1024, 500_000), (16384, 1024, 500_000))  # 6 GB of tables
 
 
 def bag(table: Tensor, ids: Tensor, base: Tensor | None, sparse: bool = False) -> Tensor:
@@ -41,32 +40,44 @@ def embeddings(table: Tensor, ids: Tensor, base: Tensor | None, sparse: bool = F
     return out
 
 
-def text_tokens(count: int) -> Tensor:
-    data = bytearray()
-    for path in sorted(Path(os.__file__).parent.glob("*.py")):
-        data += path.read_bytes()
-        if len(data) >= count:
-            break
-    return torch.tensor(list(data[:count]))[None] + 4
+def transformers_forward(tokens: Tensor, table: Tensor, num_rows: int, base: Tensor) -> Callable[[], Tensor] | None:
+    """compute_hash_embeddings of Hugging Face's model, the byte embeddings looked up already."""
+    try:
+        from transformers.models.blt.modeling_blt import compute_hash_embeddings
+    except ImportError:
+        return None
+    encoder = SimpleNamespace(embed_tokens=lambda tokens: base[None].clone())  # which it adds to in place
+    lookup = partial(F.embedding, weight=table)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return compute_hash_embeddings(tokens, encoder, lookup, 1, list(SIZES), num_rows)[0]
+
+    return forward
 
 
-def cases() -> Iterator[Case]:
-    torch.manual_seed(0)
-    for num_bytes, width, num_rows in SHAPES:
-        yield from cases_of("uniform", torch.randint(0, 2**31, (1, num_bytes)), width, num_rows)
-        yield from cases_of("text", text_tokens(num_bytes), width, num_rows)
+def cases(setting: Setting) -> Iterator[Case]:
+    shapes = CPU_SHAPES if setting.device.type == "cpu" else GPU_SHAPES
+    for num_bytes, width, num_rows in shapes[1:2] if setting.quick else shapes:
+        if not setting.quick:
+            uniform = torch.randint(0, 2**31, (1, num_bytes))
+            yield from cases_of(setting, "uniform", uniform, width, num_rows)
+        yield from cases_of(setting, "text", text_tokens(1, num_bytes), width, num_rows)
 
 
-def cases_of(kind: str, tokens: Tensor, width: int, num_rows: int) -> Iterator[Case]:
+def cases_of(setting: Setting, kind: str, tokens: Tensor, width: int, num_rows: int) -> Iterator[Case]:
+    tokens = tokens.to(setting.device)
     num_bytes = tokens.shape[1]
-    table = torch.randn(1000, width).repeat(G * num_rows // 1000, 1).requires_grad_()
-    ids = (hash_ngram_ids(tokens, SIZES, num_rows) + num_rows * torch.arange(G))[0]
+    rows_of_table = G * num_rows
+    table = setting.randn(1000, width).repeat(rows_of_table // 1000, 1).requires_grad_()
+    offsets = num_rows * torch.arange(G, device=setting.device)
+    ids = (hash_ngram_ids(tokens, SIZES, num_rows) + offsets)[0]
     unique = ids.unique().numel()
-    grad = torch.randn(num_bytes, width)
+    grad, base = setting.randn(num_bytes, width), setting.randn(num_bytes, width)
 
     def ours(table: Tensor, ids: Tensor, base: Tensor | None, sparse: bool = False) -> Tensor:
-        base = None if base is None else base[None]
-        return hash_ngram_embedding(tokens, table, base=base, ngram_sizes=SIZES, num_rows=num_rows, sparse_grad=sparse)[
+        rows = None if base is None else base[None]
+        return hash_ngram_embedding(tokens, table, base=rows, ngram_sizes=SIZES, num_rows=num_rows, sparse_grad=sparse)[
             0
         ]
 
@@ -78,41 +89,42 @@ def cases_of(kind: str, tokens: Tensor, width: int, num_rows: int) -> Iterator[C
         "6 embeddings compiled": torch.compile(embeddings, dynamic=False),
     }
 
-    def forward(fn: Callable, base: Tensor | None) -> Tensor:
+    def forward(fn: Callable[..., Tensor], base: Tensor | None) -> Tensor:
         with torch.no_grad():
             return fn(table, ids, base)
 
-    def both(fn: Callable, sparse: bool) -> Tensor:
+    def both(fn: Callable[..., Tensor], sparse: bool) -> Tensor:
         (gradient,) = torch.autograd.grad(fn(table, ids, None, sparse), table, grad)
         return gradient.coalesce() if sparse else gradient
 
-    def check(variants: dict[str, Callable]) -> None:
+    def check(variants: dict[str, Callable[[], Tensor]]) -> None:
         ours, *others = variants.values()
         first = ours()
         for other in others:
             result = other()
             if first.is_sparse:
                 assert torch.equal(first.indices(), result.indices())
-                torch.testing.assert_close(first.values(), result.values(), rtol=1e-4, atol=1e-3)
+                assert_close(first.values(), result.values())
             else:
                 read = ids.flatten() if len(result) == len(table) else slice(None)  # few of a dense gradient's rows
-                torch.testing.assert_close(first[read], result[read], rtol=1e-4, atol=1e-3)
+                assert_close(first[read], result[read])
 
     row = width * table.element_size()
-    shapes = {"N": num_bytes, "D": width, "V": num_rows, "G": G, "unique": unique}
-    for name, call, argument, rows in (
+    shapes = {"N": num_bytes, "D": width, "V": num_rows, "G": G, "unique": unique, "tokens": kind}
+    kinds: tuple[tuple[str, Callable[..., Tensor], Tensor | bool | None, int], ...] = (
         ("forward", forward, None, num_bytes * (G + 1)),
-        ("forward with base", forward, torch.randn(num_bytes, width), num_bytes * (G + 2)),
+        ("forward with base", forward, base, num_bytes * (G + 2)),
         ("both, sparse gradient", both, True, num_bytes * (G + 1) + num_bytes * G + unique),
         ("both, dense gradient", both, False, num_bytes * (G + 1) + num_bytes * G + len(table)),
-    ):
+    )
+    for name, call, argument, rows in kinds:
         if name == "both, dense gradient" and len(table) * row > 2**28:
             continue  # mostly zeros, in every variant
-        variants = {variant: partial(call, fn, argument) for variant, fn in functions.items()}
+        variants: dict[str, Callable[[], Tensor]] = {
+            variant: partial(call, fn, argument) for variant, fn in functions.items()
+        }
         if argument is True:
             del variants["6 embeddings compiled"]  # inductor cannot add sparse tensors
-        yield Case(f"{name}, {kind}", shapes, variants, rows * row, partial(check, variants))
-
-
-if __name__ == "__main__":
-    main("hash_ngram_embedding", cases)
+        if argument is base and (theirs := transformers_forward(tokens, table, num_rows, base)):
+            variants["transformers"] = theirs
+        yield Case(name, shapes, variants, rows * row, partial(check, variants))

@@ -11,56 +11,42 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from harness import Case, main
 
 from blt_kernels import entropy, linear_entropy, reference
 
+from .harness import Case, Setting, forward_and_backward
+
 VOCAB = 260
-SHAPES = [(1, 768), (256, 768), (4096, 768), (4096, 1024)]  # rows, D
 
 
-def linear_then(fn: Callable, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def linear_then(fn: Callable[..., torch.Tensor], hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return fn(F.linear(hidden, weight))
 
 
-def cases() -> Iterator[Case]:
-    torch.manual_seed(0)
-    compiled = torch.compile(partial(linear_then, reference.entropy), dynamic=False)
-    functions = {
-        "ours": linear_entropy,
-        "F.linear, our entropy": partial(linear_then, entropy),
-        "eager": partial(linear_then, reference.entropy),
-        "compiled": compiled,
-    }
-    for dtype in (torch.float32, torch.bfloat16):
-        for rows, width in SHAPES:
-            hidden = torch.randn(rows, width).to(dtype).requires_grad_()
-            weight = (torch.randn(VOCAB, width) * 3 * width**-0.5).to(dtype).requires_grad_()
-            grad = torch.randn(rows)
-            shapes = {"rows": rows, "D": width, "V": VOCAB}
-            size = (hidden.numel() + weight.numel()) * hidden.element_size() + rows * 4
-
-            def forward(fn: Callable, hidden: torch.Tensor = hidden, weight: torch.Tensor = weight) -> torch.Tensor:
-                with torch.no_grad():
-                    return fn(hidden, weight)
-
-            def both(
-                fn: Callable,
-                hidden: torch.Tensor = hidden,
-                weight: torch.Tensor = weight,
-                grad: torch.Tensor = grad,
-            ) -> tuple[torch.Tensor, ...]:
-                return torch.autograd.grad(fn(hidden, weight), (hidden, weight), grad)
-
-            def check(hidden: torch.Tensor = hidden, weight: torch.Tensor = weight) -> None:
-                want = reference.linear_entropy(hidden, weight)
-                torch.testing.assert_close(linear_entropy(hidden, weight), want, rtol=1e-5, atol=1e-5)
-
-            name = str(dtype).removeprefix("torch.")
-            for case, call, bytes_moved in (("forward", forward, size), ("both", both, 3 * size)):
-                variants = {variant: partial(call, fn) for variant, fn in functions.items()}
-                yield Case(f"{case} {name}", shapes, variants, bytes_moved, check)
+def cases(setting: Setting) -> Iterator[Case]:
+    yield from cases_of(setting, 4096, 768, setting.dtype)
+    if setting.quick:
+        return
+    for rows, width in ((1, 768), (256, 768), (4096, 1024), (16384, 768)):
+        yield from cases_of(setting, rows, width, setting.dtype)
+    if setting.dtype == torch.float32:
+        for rows in (256, 4096):
+            yield from cases_of(setting, rows, 768, torch.bfloat16)
 
 
-if __name__ == "__main__":
-    main("linear_entropy", cases)
+def cases_of(setting: Setting, rows: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
+    hidden = setting.randn(rows, width).to(dtype)
+    weight = (setting.randn(VOCAB, width) * 3 * width**-0.5).to(dtype)
+    size = hidden.nbytes + weight.nbytes + 4 * rows
+    yield from forward_and_backward(
+        {"rows": rows, "D": width, "V": VOCAB, "dtype": str(dtype).removeprefix("torch.")},
+        {
+            "ours": linear_entropy,
+            "F.linear, our entropy": partial(linear_then, entropy),
+            "reference": partial(linear_then, reference.entropy),
+            "reference compiled": torch.compile(partial(linear_then, reference.entropy), dynamic=False),
+        },
+        (hidden, weight),
+        forward_bytes=size,
+        backward_bytes=2 * size,
+    )

@@ -1,18 +1,15 @@
-"""patch_pool (max) against torch's own scatter_reduce, at the shapes of a local encoder."""
+"""patch_pool (max) against scatter_reduce, as published code pools, and against segment_reduce."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
-from harness import Case, geometric_lengths, main
 
 from blt_kernels import PatchLayout, patch_pool
 
-MEAN_PATCH = 4.5
-SHAPES = [(1, 4096, 1024), (4, 4096, 768), (1, 16384, 1024)]  # B, N, D
+from .harness import Case, Setting, forward_and_backward
+from .patches import KINDS, layout_for
 
 
 def scatter_reduce(x: torch.Tensor, ids: torch.Tensor, capacity: int) -> torch.Tensor:
@@ -21,51 +18,40 @@ def scatter_reduce(x: torch.Tensor, ids: torch.Tensor, capacity: int) -> torch.T
     return out.scatter_reduce(1, ids[:, :, None].expand_as(x), x, "amax", include_self=False)
 
 
-def cases() -> Iterator[Case]:
-    torch.manual_seed(0)
-    for batch, num_bytes, width in SHAPES:
-        yield from cases_of(f"mean {MEAN_PATCH}", geometric_lengths(batch, num_bytes, MEAN_PATCH), num_bytes, width)
-    yield from cases_of("one patch", torch.tensor([[16384]]), 16384, 1024)
+def segment_reduce(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """All rows as one, since torch.segment_reduce has one axis of segments."""
+    pooled = torch.segment_reduce(x.flatten(0, 1), "max", lengths=lengths.flatten(), axis=0, unsafe=True)
+    return pooled.unflatten(0, lengths.shape)
 
 
-def cases_of(name: str, lengths: torch.Tensor, num_bytes: int, width: int) -> Iterator[Case]:
-    layout = PatchLayout.from_lengths(lengths, num_bytes)
-    batch, capacity = lengths.shape
-    ids = layout.patch_ids.long()
-    x = torch.randn(batch, num_bytes, width, requires_grad=True)
-    grad = torch.randn(batch, capacity, width)
-    pools = {
-        "ours": partial(patch_pool, layout=layout),
-        "eager": partial(scatter_reduce, ids=ids, capacity=capacity),
-        "compiled": partial(torch.compile(scatter_reduce, dynamic=False), ids=ids, capacity=capacity),
+def cases(setting: Setting) -> Iterator[Case]:
+    for num_bytes in setting.sizes():
+        yield from cases_of(setting, 1, num_bytes, 1024, "text 4.5")
+    if setting.quick:
+        return
+    for kind in KINDS[1:]:
+        yield from cases_of(setting, 1, 16384, 1024, kind)
+    for width in (768, 2048, 4096):
+        yield from cases_of(setting, 4, 4096, width, "text 4.5")
+
+
+def cases_of(setting: Setting, batch: int, num_bytes: int, width: int, kind: str) -> Iterator[Case]:
+    layout: PatchLayout = layout_for(kind, batch, num_bytes, setting.device)
+    ids, lengths, capacity = layout.patch_ids.long(), layout.lengths(), layout.capacity
+    x = setting.randn(batch, num_bytes, width)
+    compiled = torch.compile(scatter_reduce, dynamic=False)
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "ours": lambda x: patch_pool(x, layout),
+        "scatter_reduce": lambda x: scatter_reduce(x, ids, capacity),
+        "scatter_reduce compiled": lambda x: compiled(x, ids, capacity),
     }
-    outputs = {variant: pool(x) for variant, pool in pools.items()}
-
-    def forward(pool: Callable) -> torch.Tensor:
-        with torch.no_grad():
-            return pool(x)
-
-    def backward(out: torch.Tensor) -> torch.Tensor:
-        return torch.autograd.grad(out, x, grad, retain_graph=True)[0]
-
-    def both(pool: Callable) -> torch.Tensor:
-        return torch.autograd.grad(pool(x), x, grad)[0]
-
-    def check() -> None:
-        torch.testing.assert_close(outputs["ours"], outputs["eager"], rtol=0, atol=0)
-        torch.testing.assert_close(backward(outputs["ours"]), backward(outputs["eager"]))
-
-    element = x.element_size()
-    shapes = {"B": batch, "N": num_bytes, "D": width}
-    read, pooled = math.prod(x.shape) * element, math.prod(grad.shape) * element
-    for case, call, arguments, size in (
-        ("forward", forward, pools, read + pooled),
-        ("backward", backward, outputs, 2 * read + 2 * pooled),  # x, the result and its gradient in; grad_x out
-        ("both", both, pools, 3 * read + 3 * pooled),
-    ):
-        variants = {variant: partial(call, argument) for variant, argument in arguments.items()}
-        yield Case(f"{case}, {name}", shapes, variants, size, check)
-
-
-if __name__ == "__main__":
-    main("patch_pool", cases)
+    if bool((lengths > 0).all()):  # it has no value for an empty slot
+        functions["segment_reduce"] = lambda x: segment_reduce(x, lengths)
+    read, pooled = x.nbytes, batch * capacity * width * x.element_size()
+    yield from forward_and_backward(
+        {"B": batch, "N": num_bytes, "D": width, "patches": kind},
+        functions,
+        (x,),
+        forward_bytes=read + pooled,
+        backward_bytes=2 * read + 2 * pooled,  # x, the result and its gradient in; grad_x out
+    )

@@ -1,23 +1,24 @@
 """segment_logits against its definition in PyTorch, eager and compiled, and against its two halves.
 
-The goal is a fraction of copy where the logits come from memory. At N = 4096 they lie in the caches, where a copy is
-several times faster and one exponential a logit is the limit.
+The goal is a fraction of copy where the logits come from memory. Where they lie in the caches, a copy is several times
+faster and one exponential a logit is the limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from harness import Case, main
 
 from blt_kernels import PatchLayout, calibrate_threshold, entropy, reference, segment, segment_logits
 
+from .harness import Case, Setting, forward_and_backward
+
 VOCAB = 260
-PATCH_SIZE = 4.5
-NUM_BYTES = (4096, 16384, 65536)
+PATCH_SIZES = (4.5, 6.0, 8.0)
 
 
 def entropy_then_segment(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor, PatchLayout]:
@@ -25,47 +26,54 @@ def entropy_then_segment(logits: torch.Tensor, threshold: float) -> tuple[torch.
     return entropies, segment(entropies, threshold)
 
 
-def cases() -> Iterator[Case]:
-    torch.manual_seed(0)
+def cases(setting: Setting) -> Iterator[Case]:
+    for num_bytes in setting.sizes():
+        yield from cases_of(setting, num_bytes, PATCH_SIZES[0])
+        if not setting.quick:
+            logits = make_logits(setting, num_bytes)
+            yield from forward_and_backward(
+                {"op": "entropy", "B": 1, "N": num_bytes, "V": VOCAB},
+                {
+                    "ours": entropy,
+                    "reference": reference.entropy,
+                    "reference compiled": torch.compile(reference.entropy, dynamic=False),
+                },
+                (logits,),
+                forward_bytes=logits.nbytes + 4 * num_bytes,
+                backward_bytes=2 * logits.nbytes + 4 * num_bytes,
+            )
+    for patch_size in () if setting.quick else PATCH_SIZES[1:]:
+        yield from cases_of(setting, 16384, patch_size)
+
+
+def make_logits(setting: Setting, num_bytes: int) -> torch.Tensor:
+    """From flat to peaked, as a model's are."""
+    return setting.randn(1, num_bytes, VOCAB) * (8 * torch.rand(1, num_bytes, 1)).to(setting.device, setting.dtype)
+
+
+def cases_of(setting: Setting, num_bytes: int, patch_size: float) -> Iterator[Case]:
+    logits = make_logits(setting, num_bytes)
+    threshold = calibrate_threshold(entropy(logits), patch_size)
+
+    def check() -> None:
+        entropies, layout = segment_logits(logits, threshold)
+        torch.testing.assert_close(entropies, reference.entropy(logits), rtol=2e-6, atol=2e-6)
+        expected = pytree.tree_leaves(reference.segment(entropies, threshold))
+        for ours, want in zip(pytree.tree_leaves(layout), expected, strict=True):
+            torch.testing.assert_close(ours, want, rtol=0, atol=0)
+
     compiled = torch.compile(reference.segment_logits, dynamic=False)
-    compiled_entropy = torch.compile(reference.entropy, dynamic=False)
-    for num_bytes in NUM_BYTES:
-        logits = torch.randn(1, num_bytes, VOCAB) * (8 * torch.rand(1, num_bytes, 1))
-        threshold = calibrate_threshold(entropy(logits), PATCH_SIZE)
-        shapes = {"B": 1, "N": num_bytes, "V": VOCAB}
-
-        def check(logits: torch.Tensor = logits, threshold: float = threshold) -> None:
-            entropies, layout = segment_logits(logits, threshold)
-            torch.testing.assert_close(entropies, reference.entropy(logits), rtol=2e-6, atol=2e-6)
-            for ours, want in zip(
-                pytree.tree_leaves(layout), pytree.tree_leaves(reference.segment(entropies, threshold)), strict=True
-            ):
-                torch.testing.assert_close(ours, want, rtol=0, atol=0)
-
-        outputs = pytree.tree_leaves(segment_logits(logits, threshold))
-        yield Case(
-            "segment_logits",
-            shapes,
-            {
-                "ours": partial(segment_logits, logits, threshold),
-                "entropy, then segment": partial(entropy_then_segment, logits, threshold),
-                "eager": partial(reference.segment_logits, logits, threshold),
-                "compiled": partial(compiled, logits, threshold),
-            },
-            sum(t.numel() * t.element_size() for t in (logits, *outputs)),
-            check,
-        )
-        yield Case(
-            "entropy",
-            shapes,
-            {
-                "ours": partial(entropy, logits),
-                "eager": partial(reference.entropy, logits),
-                "compiled": partial(compiled_entropy, logits),
-            },
-            (logits.numel() + num_bytes) * logits.element_size(),
-        )
-
-
-if __name__ == "__main__":
-    main("segment_logits", cases)
+    functions: dict[str, Callable[..., Any]] = {
+        "ours": segment_logits,
+        "entropy, then segment": entropy_then_segment,
+        "reference": reference.segment_logits,
+        "reference compiled": compiled,
+    }
+    outputs = pytree.tree_leaves(segment_logits(logits, threshold))
+    yield Case(
+        "forward",
+        {"B": 1, "N": num_bytes, "V": VOCAB, "patches": f"mean {patch_size:g}"},
+        {name: partial(fn, logits, threshold) for name, fn in functions.items()},
+        sum(tensor.nbytes for tensor in (logits, *outputs)),
+        check,
+    )

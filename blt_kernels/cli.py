@@ -1,4 +1,4 @@
-"""`blt-kernels`: train, calibrate, evaluate and look at patches from the command line."""
+"""`blt-kernels`: train, calibrate, evaluate, count FLOPs and look at patches from the command line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from .baselines import compress_bits_per_byte
 from .data import Corpus
 from .demo import run_demo
 from .evaluate import RowShape, bits_per_byte, held_out_batches
-from .model import EntropyModel
+from .flops import blt_flops, equal_token_width
+from .model import BLTConfig, EntropyModel, EntropyModelConfig
 from .optim import OptimConfig
 from .patcher import Patcher, PatcherConfig
 from .progress import training_progress
 from .recipes import entropy_patcher, new_blt, new_entropy_model, row_tokens_for, split, train_model
-from .show import print_bits, show_patches
+from .show import print_bits, print_flops, show_patches
 from .train import TrainConfig, load_model
 
 app = typer.Typer(
@@ -34,6 +35,9 @@ app = typer.Typer(
     help="Byte Latent Transformers on fused kernels: patching, training, evaluation.",
 )
 console = Console(highlight=False)
+
+# The tokenizer of Llama 3, with the bytes per token that the paper measured.
+LLAMA_3_VOCAB, LLAMA_3_BYTES = 128256, 4.4
 
 Data = Annotated[
     list[Path],
@@ -277,6 +281,37 @@ def patch(
 
 
 @app.command()
+def flops(
+    preset: Annotated[str, typer.Option(help="Shape of the BLT: tiny, 400M, 1B or 7B.")] = "1B",
+    patch_size: Annotated[float, typer.Option(help="Mean bytes per patch.")] = 4.5,
+    context: Annotated[int, typer.Option(help="Bytes of a document.")] = 8192,
+    entropy_preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "100M",
+) -> None:
+    """FLOPs per byte of a BLT, by component: as the paper counts them, and with what it leaves out."""
+    config = BLTConfig.preset(preset)
+    paper, inclusive = (
+        blt_flops(
+            config,
+            patch_size,
+            context_bytes=context,
+            entropy_model=EntropyModelConfig.preset(entropy_preset),
+            count=count,
+        )
+        for count in ("paper", "inclusive")
+    )
+    print_flops(console, f"{preset}, patches of {patch_size:g} bytes, documents of {context:,}", paper, inclusive)
+    layers = config.latent.num_layers
+    widths = [
+        f"{equal_token_width(ledger.forward, layers, LLAMA_3_VOCAB, LLAMA_3_BYTES, context_bytes=context):,.0f}"
+        for ledger in (paper, inclusive)
+    ]
+    console.print(
+        f"A transformer of {layers} layers over Llama 3's tokens ({LLAMA_3_BYTES} bytes each) has the same FLOPs per "
+        f"byte at width {widths[0]} (paper) or {widths[1]} (inclusive)."
+    )
+
+
+@app.command()
 def doctor() -> None:
     """Say what was built, what is here, and what is missing."""
     typer.echo(doctor_.report())
@@ -293,6 +328,44 @@ def demo(
 ) -> None:
     """Train an entropy model and a small BLT on real text, and compare it with gzip, xz and an n-gram model."""
     run_demo(console, run, data, minutes, seed)
+
+
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(help="Ops to measure; by default all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One size of each op: minutes instead of an hour.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    case: Annotated[str, typer.Option(help="Only cases whose name and shapes contain this, as they are printed.")] = "",
+    rounds: Annotated[int, typer.Option(help="Interleaved repeats of every measurement.")] = 15,
+    environment: Annotated[
+        str | None, typer.Option(help="measuring (bound threads, recycled memory) or default; by default both.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for <device>/<op>.json.")] = Path("runs/bench"),
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Measure nothing: compare two results of one op, old and new.")
+    ] = None,
+) -> None:
+    """Time the ops beside PyTorch and beside a copy of the same bytes. Needs the source checkout."""
+    _find_benchmarks()
+    from benchmarks.harness import Options
+    from benchmarks.suite import print_comparison, run_suite
+
+    if compare is not None:
+        raise typer.Exit(1 if print_comparison(console, *compare) else 0)
+    if rounds < 1:
+        raise ValueError(f"bench: --rounds: expected at least 1, got {rounds}")
+    run_suite(console, ops or [], Options(device, quick, rounds, case), environment, out.resolve())
+
+
+def _find_benchmarks() -> None:
+    """Puts the checkout that this package lies in on the path; a wheel has no benchmarks."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "benchmarks" / "harness.py").exists():
+        raise ValueError(
+            "bench: the benchmarks are in the source checkout, not in the installed package: "
+            "clone the repository and run `make bench` there"
+        )
+    sys.path.insert(0, str(checkout))
 
 
 def open_corpus(

@@ -28,9 +28,10 @@ Three ways to count:
   "inclusive", but attention ignores causality, and a window is computed in blocks of half a window that read three.
 
 Importing this module gives our ops their FLOP formulas in that counter, in its convention: a query counts every key of
-its window, and backward computes the scores again (5 products for the 2 of forward). `import blt_kernels` does not,
-since the counter imports Triton where there is one. On the CPU the counter misses torch's fused self-attention; under
-`torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` it sees all of it (and 4 products in backward).
+its window, and backward computes the scores again. That makes 5 products for the 2 of forward, so that a counted
+training step is dearer than `Ledger.training` by half the forward attention. `import blt_kernels` does not give them,
+since the counter imports Triton where there is one. On the CPU the counter of torch 2.13 misses torch's own fused
+attention; under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` it sees it, with 4 products in backward.
 """
 
 from __future__ import annotations
@@ -169,6 +170,29 @@ def entropy_model_flops(config: EntropyModelConfig, *, context_bytes: float, cou
     return token_flops(config.transformer, config.vocab_size, 1, context_bytes=context_bytes, count=count)
 
 
+def equal_token_width(
+    flops_per_byte: float, num_layers: int, vocab_size: int, bytes_per_token: float, *, context_bytes: float
+) -> float:
+    """Width of the transformer over tokens whose `token_flops` by the paper's count are `flops_per_byte`.
+
+    The other arguments are those of `token_flops`. The positive root of a quadratic, to be rounded to a multiple of
+    heads; a SwiGLU of 8/3 of the width makes it the inclusive count too.
+
+    Raises:
+        TypeError: numbers that are none.
+        ValueError: flops_per_byte < 0, the others < 1, context_bytes < bytes_per_token.
+    """
+    op = "equal_token_width"
+    _check_number(op, "flops_per_byte", flops_per_byte, 0)
+    check_int(op, "num_layers", num_layers, 1)
+    check_int(op, "vocab_size", vocab_size, 1)
+    _check_number(op, "bytes_per_token", bytes_per_token, 1)
+    _check_number(op, "context_bytes", context_bytes, bytes_per_token)
+    square = num_layers * (8 + 16)  # QKVO and FFN
+    linear = num_layers * 4 * _keys_seen(None, context_bytes / bytes_per_token, "paper") + 2 * vocab_size
+    return (math.sqrt(linear**2 + 4 * square * flops_per_byte * bytes_per_token) - linear) / (2 * square)
+
+
 def _layers(part: str, config: TransformerConfig, context: float, count: str) -> dict[str, float]:
     """FLOPs per position of the layers of `part`, averaged over `context` positions."""
     h, layers = config.dim, config.num_layers
@@ -205,7 +229,7 @@ def _cross(part: str, layers: int, h: int, queries: float, keys: float, seen: fl
 
 def _check_type(op: str, argument: str, value: Any, wanted: type) -> None:
     if not isinstance(value, wanted):
-        raise fail_type(op, argument, f"a {wanted.__name__}", type(value).__name__)
+        raise fail_type(op, argument, wanted.__name__, type(value).__name__)
 
 
 def _check_number(op: str, argument: str, value: Any, low: float) -> None:

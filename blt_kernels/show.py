@@ -1,13 +1,15 @@
-"""What the CLI prints: tables of bits per byte, and patches."""
+"""What the CLI prints: tables of bits per byte and of FLOPs, and patches."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from .data import encode
+from .flops import Ledger
 from .patcher import Patcher
 from .visualize import render_html, render_terminal, save_png
 
@@ -22,6 +24,32 @@ def print_bits(console: Console, title: str, rows: dict[str, float]) -> None:
     table.add_column("bits per byte", justify="right")
     for name, bits in sorted(rows.items(), key=lambda row: row[1]):
         table.add_row(name, f"{bits:.3f}")
+    console.print(table)
+
+
+def print_flops(console: Console, title: str, paper: Ledger, inclusive: Ledger) -> None:
+    """A table of FLOPs per byte by component in both counts: forward, its shares, and training."""
+    unit, scale = ("MFLOP", 1e6) if inclusive.forward >= 1e7 else ("kFLOP", 1e3)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column(f"\n{unit} per byte", no_wrap=True)
+    for name in ("paper", "inclusive"):
+        for heading in (f"{name}\nforward", "\n%", "\ntraining"):
+            table.add_column(heading, justify="right")
+
+    def cells(forward: float, training: float, total: float) -> tuple[str, str, str]:
+        return f"{forward / scale:,.1f}", f"{100 * forward / total:.1f}", f"{training / scale:,.1f}"
+
+    for name in inclusive.components:
+        row = [name]
+        for ledger in (paper, inclusive):
+            if name in ledger.components:
+                row += cells(ledger.components[name], ledger.training_components[name], ledger.forward)
+            else:
+                row += ["-", "", ""]
+        table.add_row(*row)
+    table.add_section()
+    totals = [cells(ledger.forward, ledger.training, ledger.forward) for ledger in (paper, inclusive)]
+    table.add_row("all", *totals[0], *totals[1])
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""What the op tests share: error metrics, ragged layouts, and checks of threads, processors and compilation."""
+"""What the tests share: error metrics, ragged layouts, FLOPs, and checks of threads, processors and compilation."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from blt_kernels import PatchLayout
 
@@ -161,6 +163,16 @@ def awkward_view(x: torch.Tensor) -> torch.Tensor:
     wide = x.new_empty((*x.shape[:-1], x.shape[-1] + 3)) if x.dim() else x.new_empty(4)
     view = wide[..., 2:-1] if x.dim() else wide[2]
     return view.copy_(x)
+
+
+# ---- FLOPs -----------------------------------------------------------------------------------------------------------
+
+
+def count_flops(fn: Callable[[], Any]) -> FlopCounterMode:
+    """torch's counter after `fn`, which runs without fused self-attention: on the CPU the counter does not see that."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        fn()
+    return counter
 
 
 # ---- threads, processors, compilation --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -11,8 +12,13 @@ from pathlib import Path
 import pytest
 
 import blt_kernels
+from blt_kernels.flops import blt_flops
+from blt_kernels.model import BLTConfig, EntropyModelConfig
 
 pytest.importorskip("typer")
+from rich.console import Console
+
+from blt_kernels.show import print_flops
 
 
 def run(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -73,6 +79,33 @@ def test_patch_shows_and_draws(runs: Path, tmp_path: Path) -> None:
     assert run("patch", "--file", tmp_path / "in.txt", "--model", runs / "entropy", "--threshold", 1.0).stdout
 
 
+@pytest.mark.parametrize(("preset", "unit"), [("7B", 1e6), ("tiny", 1e3)])
+def test_table_of_flops(preset: str, unit: float) -> None:
+    config, entropy_model = BLTConfig.preset(preset), EntropyModelConfig.preset("100M" if preset == "7B" else "tiny")
+    paper, inclusive = (
+        blt_flops(config, 4.5, context_bytes=8192, entropy_model=entropy_model, count=count)
+        for count in ("paper", "inclusive")
+    )
+    console = Console(file=io.StringIO(), width=80)
+    print_flops(console, "title", paper, inclusive)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text and ("MFLOP" if unit == 1e6 else "kFLOP") in text
+    rows = {cells[0]: cells[1:] for line in text.splitlines() if (cells := re.split(r" {2,}", line.strip()))}
+    totals = [(ledger.forward / unit, ledger.training / unit) for ledger in (paper, inclusive)]
+    assert rows["all"] == [x for forward, training in totals for x in (f"{forward:,.1f}", "100.0", f"{training:,.1f}")]
+    assert inclusive.components.keys() <= rows.keys()
+    extra = inclusive.components["entropy model"]
+    share = f"{100 * extra / inclusive.forward:.1f}"
+    assert rows["entropy model"] == ["-", f"{extra / unit:.1f}", share, f"{extra / unit:.1f}"]
+
+
+def test_flops() -> None:
+    text = run("flops", "--preset", "400M", "--patch-size", 6, "--context", 4096, "--entropy-preset", "tiny").stdout
+    assert "400M, patches of 6 bytes, documents of 4,096" in text
+    total = blt_flops(BLTConfig.preset("400M"), 6, context_bytes=4096, count="paper").forward
+    assert f"{total / 1e6:,.1f}" in text and "24 layers over Llama 3's tokens" in text
+
+
 def test_doctor() -> None:
     assert blt_kernels.build_info()["cpu_capability"] in run("doctor").stdout
 
@@ -84,6 +117,8 @@ def test_doctor() -> None:
         (("train-entropy", "nothing.txt", "--run", "r"), "no such file"),
         (("patch", "--model", "nowhere"), "expected a text or --file, got neither"),
         (("patch", "x", "--model", "nowhere"), "no checkpoint here"),
+        (("flops", "--preset", "8B"), "BLTConfig: preset: expected one of 'tiny', '400M', '1B', '7B', got '8B'"),
+        (("flops", "--patch-size", "0"), "blt_flops: patch_size: expected a finite number of at least 1, got 0.0"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(arguments: tuple[str, ...], message: str) -> None:
@@ -116,5 +151,5 @@ def test_files_and_runs_that_do_not_fit_are_one_line(runs: Path, texts: Path, tm
 
 def test_help_names_every_command() -> None:
     text = run("--help").stdout
-    for command in ("train-entropy", "calibrate", "train", "eval", "patch", "doctor", "demo"):
+    for command in ("train-entropy", "calibrate", "train", "eval", "patch", "flops", "doctor", "demo"):
         assert re.search(rf"\b{command}\b", text)

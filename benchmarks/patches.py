@@ -1,0 +1,72 @@
+"""Patch lengths to measure with: those of real text, random ones, and the extremes."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import torch
+
+from blt_kernels import PatchLayout, calibrate_threshold, entropy, segment
+
+MEAN_PATCH = 4.5
+KINDS = ("text 4.5", "text 6", "text 8", "random 4.5", "one patch", "single bytes")
+
+
+def patch_lengths(kind: str, batch: int, num_bytes: int) -> torch.Tensor:
+    """int64 [batch, P], every row summing to num_bytes. `kind` is one of KINDS.
+
+    "text" are the entropy patches of Python's own library source, the threshold calibrated to the mean that is
+    named; "random" are geometric.
+    """
+    name, _, mean = kind.partition(" ")
+    if kind == "one patch":
+        return torch.full((batch, 1), num_bytes)
+    if kind == "single bytes":
+        return torch.ones(batch, num_bytes, dtype=torch.int64)
+    if name == "text":
+        entropies = text_entropies(batch * num_bytes).view(batch, num_bytes)
+        starts = segment(entropies, calibrate_threshold(entropies, float(mean)))
+        lengths = starts.trim().lengths()
+    else:
+        starts = torch.rand(batch, num_bytes) < 1 / float(mean)
+        starts[:, 0] = True
+        lengths = PatchLayout.from_starts(starts).trim().lengths()
+    assert (lengths.sum(1) == num_bytes).all()
+    return lengths
+
+
+def layout_for(kind: str, batch: int, num_bytes: int, device: torch.device) -> PatchLayout:
+    return PatchLayout.from_lengths(patch_lengths(kind, batch, num_bytes), num_bytes).to(device)
+
+
+@functools.cache
+def library_text(count: int) -> bytes:
+    """The first `count` bytes of the source of Python's own library, repeated where it is shorter."""
+    data = bytearray()
+    for path in sorted(Path(os.__file__).parent.glob("*.py")):
+        data += path.read_bytes()
+        if len(data) >= count:
+            return bytes(data[:count])
+    return bytes((data * (count // len(data) + 1))[:count])
+
+
+def text_tokens(batch: int, num_bytes: int) -> torch.Tensor:
+    """int64 [batch, num_bytes]: bytes of `library_text`, each plus 4."""
+    data = torch.frombuffer(bytearray(library_text(batch * num_bytes)), dtype=torch.uint8)
+    return data.long().view(batch, num_bytes) + 4
+
+
+@functools.cache
+def text_entropies(count: int) -> torch.Tensor:
+    """float32 [count]: entropy of the next byte given the two before it, by their counts in the same text (add-0.1).
+
+    No trained model, but real text: patches begin where words and phrases do, and their lengths are spread alike.
+    """
+    text = library_text(max(count, 1 << 18))
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+    pairs, context = (data[:-2] * 256 + data[1:-1]).unique(return_inverse=True)
+    counts = torch.zeros(len(pairs), 256).index_put_((context, data[2:]), torch.ones(()), accumulate=True)
+    after = entropy((counts + 0.1).log())[context]  # position i: after bytes i and i + 1
+    return torch.cat((after[:1], after, after[-1:]))[:count].contiguous()

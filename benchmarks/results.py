@@ -1,0 +1,83 @@
+"""Measured results as JSON files: written whole, refused when damaged, compared with earlier ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .harness import device_slug, label
+
+FIELDS = ("op", "device", "dtype", "torch", "commit", "environments", "rows")
+# Beyond this factor, and beyond the quartiles of both, a change of time is called one.
+NOTABLE = 1.1
+
+
+def write(document: dict[str, Any], out: Path) -> Path:
+    """Puts a document of `harness.measure` at <out>/<device>/<op>.json, whole or not at all."""
+    path = out / device_slug(document["device"]) / f"{document['op']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(partial, path)
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A document that `write` has written.
+
+    Raises:
+        ValueError: says which file is damaged, and how.
+    """
+    try:
+        document = json.loads(Path(path).read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: not a readable result: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: expected an object, got {type(document).__name__}")
+    if missing := [field for field in FIELDS if field not in document]:
+        raise ValueError(f"{path}: not a result of a kernel benchmark: it has no {', '.join(missing)}")
+    return document
+
+
+def compare(old: dict[str, Any], new: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row for each row that both have: `change` is new over old time, `machine` the same of the copy beside it.
+
+    `verdict` is "slower" or "faster" where the change in units of the machine's own (change / machine) exceeds
+    NOTABLE and the quartiles do not meet, else "same".
+
+    Raises:
+        ValueError: they are of different ops, devices or dtypes.
+    """
+    for field in ("op", "device", "dtype"):
+        if old[field] != new[field]:
+            raise ValueError(f"compare: {field}: expected one, got {old[field]!r} and {new[field]!r}")
+    before, after = _by_key(old), _by_key(new)
+    for key in before:
+        environment, case, variant = key
+        if variant == "copy" or key not in after:
+            continue
+        a, b = before[key], after[key]
+        change = b["seconds"] / a["seconds"]
+        copy = (environment, case, "copy")
+        machine = after[copy]["seconds"] / before[copy]["seconds"]
+        apart = b["quartiles"][0] > a["quartiles"][1] or b["quartiles"][1] < a["quartiles"][0]
+        relative = change / machine
+        verdict = "same"
+        if apart and max(relative, 1 / relative) > NOTABLE and max(change, 1 / change) > NOTABLE:
+            verdict = "slower" if relative > 1 else "faster"
+        yield {
+            "environment": environment,
+            "case": case,
+            "variant": variant,
+            "seconds": [a["seconds"], b["seconds"]],
+            "change": change,
+            "machine": machine,
+            "verdict": verdict,
+        }
+
+
+def _by_key(document: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {(row["environment"], label(row["case"], row["shapes"]), row["variant"]): row for row in document["rows"]}

@@ -1,0 +1,103 @@
+"""How long a call takes and how much memory it needs, on the CPU and on a GPU.
+
+CPU: `torch.utils.benchmark.Timer` with a pinned number of threads, several calls a sample.
+
+GPU: device events around the replay of a CUDA graph that holds the call, so that launches from Python do not count.
+Before every call a buffer of twice the L2 cache is read: the call finds its inputs in memory, and no dirty lines of
+somebody else's to write back. A call that cannot be captured (it waits for the device) is launched as it is, and its
+row says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
+
+ROUND_SECONDS = 0.02  # a call is repeated as often in a sample as fits, at least once
+GPU_CALLS = 5  # calls of a sample on a GPU, each with a cold L2
+
+
+class Measured:
+    """A call that can be timed. `graph`, on a GPU: whether a CUDA graph replays it."""
+
+    def __init__(self, call: Callable[[], Any], device: torch.device):
+        call()  # compilation, first touch of memory
+        self.graph: bool | None = None
+        if device.type == "cuda":
+            self._replay, self.graph = _capture(call)
+            self._flush = torch.zeros(2 * torch.cuda.get_device_properties(device).L2_cache_size // 4, device=device)
+        else:
+            self._timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+            self._calls = max(1, int(ROUND_SECONDS / max(self._timer.timeit(1).median, 1e-7)))
+
+    def sample(self) -> float:
+        """Seconds of one call."""
+        return self._sample_cpu() if self.graph is None else self._sample_gpu()
+
+    def _sample_cpu(self) -> float:
+        self._timer.timeit(1)  # the caches hold this call's data, not the previous one's
+        return self._timer.timeit(self._calls).median
+
+    def _sample_gpu(self) -> float:
+        events = []
+        for _ in range(GPU_CALLS):
+            self._flush.sum()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            self._replay()
+            end.record()
+            events.append((begin, end))
+        torch.cuda.synchronize()
+        return statistics.median(begin.elapsed_time(end) for begin, end in events) / 1e3
+
+
+def _capture(call: Callable[[], Any]) -> tuple[Callable[[], Any], bool]:
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.current_stream()
+    for _ in range(2):
+        call()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            call()
+    except RuntimeError as error:
+        warnings.warn(f"not captured in a CUDA graph, timed with its launches: {error}", stacklevel=2)
+        torch.cuda.synchronize()
+        return call, False
+    return graph.replay, True
+
+
+@contextlib.contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Where cases are built and run: on a GPU a stream of its own, since the default one cannot be captured, and a
+    backward pass runs on the stream of its forward pass."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream()):
+        yield
+
+
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes that one call holds at once beside what is there before it, results included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    held = peak = 0
+    assert profiler.profiler is not None
+    for event in profiler.profiler.kineto_results.events():  # type: ignore[attr-defined]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
