@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from benchmarks.harness import describe_machine, device_slug
+
 from . import results
 from .jobs import SCALES, jobs_of
-from .run import RESERVED_SECONDS, Bench, OutOfTime, machine
+from .run import RESERVED_SECONDS, Bench, OutOfTime
 from .summary import SMOKE, summary
 from .texts import open_texts
 
@@ -46,10 +48,13 @@ def main(arguments: list[str] | None = None) -> None:
     begin = time.monotonic()
 
     scale = SCALES[options.scale]
+    jobs = [job for job in jobs_of(scale) if options.only in job.name]
+    if not jobs:
+        parser.error(f"--only {options.only}: no job of this scale has that in its name")
     device = "cuda" if scale.name == "gpu" else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--scale gpu: not run: there is no GPU here")
-    slug = machine(torch.device(device))["device_slug"]
+    slug = device_slug(describe_machine(torch.device(device))["device"])
     folder = options.out or RESULTS / slug / "flop_matched" / scale.name
     console = Console()
     if scale.smoke:
@@ -65,9 +70,6 @@ def main(arguments: list[str] | None = None) -> None:
     )
     deadline = None if options.max_minutes is None else begin + 60 * options.max_minutes
     bench = Bench(scale, texts, folder, device, console, deadline)
-    jobs = [job for job in jobs_of(scale) if options.only in job.name]
-    if not jobs:
-        raise SystemExit(f"--only {options.only}: no job of this scale has that in its name")
     done = 0
     try:
         for number, job in enumerate(jobs, 1):

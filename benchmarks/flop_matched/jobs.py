@@ -138,7 +138,7 @@ CPU_SMALL = Size(
     ablations=ABLATIONS,
     ablation_seeds=1,
     robust=(TOKEN, "blt-4.5"),
-    backend_steps=12,
+    backend_steps=20,
 )
 CPU_MEDIUM = Size(
     name="medium",

@@ -31,7 +31,7 @@ from . import results
 from .jobs import ENTROPY, TABLE_RATE, Job, Scale, Size
 from .models import TOKEN, VARIANTS, build, grow_latent, variant_flops
 from .texts import Texts, take
-from .throughput import compare_backends, measure_apart
+from .throughput import compare_backends, measure
 from .tokens import BPETokenizer
 
 SAMPLED_BATCHES = 16  # to know the bytes of a batch before the number of steps is fixed
@@ -91,7 +91,7 @@ class Bench:
         self.console, self.deadline = console, deadline
         self.work = folder / ".work" / texts.fingerprint
         self.sizes = {size.name: size for size in scale.sizes}
-        self._machine = machine(self.device)
+        self._machine = describe_machine(self.device)
         self._models: dict[tuple[str, str], Model] = {}
         self._patchers: dict[tuple[str, float | None], tuple[Patcher, float]] = {}
 
@@ -341,22 +341,13 @@ class Bench:
         model = self.model(self.sizes[job.size], job.model)
         batches = self._batches(model, THROUGHPUT_BATCHES)
         prompts, prompt_bytes = self._prompts(model)
-        measured = measure_apart(
-            config=model.config,
-            cross_attention=model.cross_attention,
-            batches=batches,
-            prompts=prompts,
-            prompt_bytes=prompt_bytes,
-            patcher=None if model.patcher is None else _portable(model.patcher),
-            device=str(self.device),
-            threads=torch.get_num_threads(),
-            seconds=self.scale.throughput_seconds,
-        )
+        built = build(model.config, seed=0, cross_attention=model.cross_attention).to(self.device)
+        seconds = self.scale.throughput_seconds
+        measured = measure(built, batches, prompts, prompt_bytes, model.patcher, seconds)
         measured["preparation_bytes_per_second"] = self._preparation(model)
         measured["used_tokens"] = float(np.mean([batch.seq_lens.mean() / batch.tokens.shape[1] for batch in batches]))
         if model.patcher is not None:
             measured["used_slots"] = float(np.mean([(batch.patch_lengths > 0).mean() for batch in batches]))
-        built = build(model.config, seed=0, cross_attention=model.cross_attention)
         result = self._record(job, built, model)
         result["measured"] = measured
         self._finish(job, result)
@@ -367,7 +358,9 @@ class Bench:
         assert isinstance(model.config, BLTConfig)
         batches = self._batches(model, size.backend_steps)
         result = self._record(job, build(model.config, seed=0), model)
-        result["measured"] = compare_backends(model.config, batches, str(self.device), seed=0)
+        rate = self.best_rate(size, job.model)
+        optim = OptimConfig(learning_rate=rate, sparse_learning_rate=TABLE_RATE * rate, warmup_steps=4)
+        result["measured"] = compare_backends(model.config, batches, self.device, optim)
         self._finish(job, result)
 
     def _batches(self, model: Model, count: int) -> list[Batch]:
@@ -446,10 +439,6 @@ class Bench:
             raise OutOfTime
 
 
-def _portable(patcher: Patcher) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    return patcher.state(), {name: weight.cpu() for name, weight in patcher.weights().items()}
-
-
 def _curve(run: Path, training_flops: float) -> list[dict[str, Any]]:
     points = []
     for line in (run / METRICS_FILE).read_text().splitlines():
@@ -466,12 +455,3 @@ def _curve(run: Path, training_flops: float) -> list[dict[str, Any]]:
                 }
             )
     return points
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """As benchmarks/harness.py describes it; on a GPU, the GPU is the device."""
-    facts = describe_machine()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        facts |= {"device": name, "device_slug": "-".join(name.lower().split()), "cuda": torch.version.cuda}
-    return facts

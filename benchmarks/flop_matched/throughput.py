@@ -1,21 +1,20 @@
-"""Speed and memory of one model, measured in a process of its own so that its peak is its own."""
+"""Speed and memory of one model."""
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
+import itertools
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.timing import peak_bytes
 from blt_kernels import segment, segment_fixed, segment_spaces, use_backend
 from blt_kernels.data import Batch
-from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
+from blt_kernels.model import BLT, BLTConfig, EntropyModel
 from blt_kernels.optim import OptimConfig, Optimizers
 from blt_kernels.patcher import Patcher
 from blt_kernels.train import loss_of
@@ -25,81 +24,63 @@ from .models import build
 WARM_UP = 3
 
 
-def measure_apart(**arguments: Any) -> dict[str, Any]:
-    """`measure(**arguments)` in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, **arguments).result()
-
-
 def measure(
-    *,
-    config: BLTConfig | EntropyModelConfig,
-    cross_attention: bool,
+    model: BLT | EntropyModel,
     batches: list[Batch],
     prompts: np.ndarray,
     prompt_bytes: int,
-    patcher: tuple[dict[str, Any], dict[str, torch.Tensor]] | None,
-    device: str,
-    threads: int,
+    patcher: Patcher | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """Training and prefill of a model with untrained weights, on text cut by a trained patcher.
+    """Training and prefill of a model whose weights need not be trained, on text cut by a patcher that is.
 
     Args:
         batches: made by the loader, whose time is not part of this.
         prompts: int64 [B, N], full rows of text but for padding on the right of a token model's.
         prompt_bytes: bytes of text in `prompts`.
-        patcher: state and weights of a Patcher, for a BLT.
         seconds: to spend on each measurement, at least.
 
     Returns:
-        train_bytes_per_second, prefill_bytes_per_second (entropies, patches and logits of every position; making the
-        tokens of a token model is not part of it), both from the median time; peak_memory_bytes: of training, beyond
-        the process before there was a model on the CPU, allocated on a GPU. On a GPU the same of compiled models
-        under "compiled".
+        train_bytes_per_second and prefill_bytes_per_second (entropies, patches and logits of every position; making
+        the tokens of a token model is not part of it), both from the median time; peak_memory_bytes: of a training
+        step, weights, gradients and optimiser state included. On a GPU the same of the compiled model, as "compiled".
     """
-    torch.set_num_threads(threads)
-    before = _peak_rss()
-    model = build(config, seed=0, cross_attention=cross_attention).to(device)
-    result = _speeds(model, batches, prompts, prompt_bytes, patcher, seconds, before)
-    if device != "cpu":
+    result = _measure(model, batches, prompts, prompt_bytes, patcher, seconds)
+    if next(model.parameters()).device.type == "cuda":
         model.compile()
-        result["compiled"] = _speeds(model, batches, prompts, prompt_bytes, patcher, seconds, before)
+        result["compiled"] = _measure(model, batches, prompts, prompt_bytes, patcher, seconds)
     return result
 
 
-def _speeds(
+def _measure(
     model: BLT | EntropyModel,
     batches: list[Batch],
     prompts: np.ndarray,
     prompt_bytes: int,
-    patcher: tuple[dict[str, Any], dict[str, torch.Tensor]] | None,
+    patcher: Patcher | None,
     seconds: float,
-    before: int,
 ) -> dict[str, Any]:
     device = next(model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    step = trainer_step(model)
-    turn = iter(range(1 << 62))
-    train = _median_seconds(lambda: step(batches[next(turn) % len(batches)]), device, seconds, len(batches))
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak_rss() - before
+    model.train()
+    step, turn = trainer_step(model), itertools.cycle(batches)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    peak = peak_bytes(lambda: step(batches[0]), device)  # the first step makes the state of the optimiser
+    train = _median_seconds(lambda: step(next(turn)), device, seconds, len(batches))
     model.eval()
     prefill = _prefill(model, torch.from_numpy(prompts).to(device), patcher)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         forward = _median_seconds(prefill, device, seconds, 1)
-    model.train()
     return {
         "train_bytes_per_second": statistics.mean(batch.num_bytes for batch in batches) / train,
         "prefill_bytes_per_second": prompt_bytes / forward,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": weights + peak,
     }
 
 
-def trainer_step(model: BLT | EntropyModel) -> Callable[[Batch], float]:
+def trainer_step(model: BLT | EntropyModel, optim: OptimConfig | None = None) -> Callable[[Batch], float]:
     """A training step as the Trainer makes it: forward, backward and update. Returns the mean loss in nats."""
     device = next(model.parameters()).device
-    optimizers = Optimizers(model, OptimConfig(), 1 << 30)
+    optimizers = Optimizers(model, optim or OptimConfig(), 1 << 30)
 
     def step(batch: Batch) -> float:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -111,7 +92,9 @@ def trainer_step(model: BLT | EntropyModel) -> Callable[[Batch], float]:
     return step
 
 
-def compare_backends(config: BLTConfig, batches: list[Batch], device: str, seed: int) -> dict[str, Any]:
+def compare_backends(
+    config: BLTConfig, batches: list[Batch], device: torch.device, optim: OptimConfig
+) -> dict[str, Any]:
     """The same training run on fused and on reference ops: same weights, same batches.
 
     Returns:
@@ -119,9 +102,8 @@ def compare_backends(config: BLTConfig, batches: list[Batch], device: str, seed:
         of the reference over that of the fused ops.
     """
     result: dict[str, Any] = {}
-    fused = torch.device(device).type
-    for backend in (fused, "reference"):
-        step = trainer_step(build(config, seed=seed).to(device))
+    for backend in (device.type, "reference"):
+        step = trainer_step(build(config, seed=0).to(device), optim)
         losses, seconds = [], []
         with use_backend(backend):
             for batch in batches:
@@ -135,25 +117,20 @@ def compare_backends(config: BLTConfig, batches: list[Batch], device: str, seed:
     return result | {"largest_difference": max(differences), "time_ratio": medians[0] / medians[1]}
 
 
-def _prefill(
-    model: BLT | EntropyModel,
-    tokens: torch.Tensor,
-    patcher: tuple[dict[str, Any], dict[str, torch.Tensor]] | None,
-) -> Callable[[], torch.Tensor]:
+def _prefill(model: BLT | EntropyModel, tokens: torch.Tensor, patcher: Patcher | None) -> Callable[[], torch.Tensor]:
     if patcher is None:
         return lambda: model(tokens)
-    made = Patcher.from_state(*patcher)
-    entropy_model = made.entropy_model.to(tokens.device) if made.entropy_model is not None else None
+    config, entropy_model = patcher.config, patcher.entropy_model
 
     def forward() -> torch.Tensor:
         if entropy_model is not None:
-            assert made.config.threshold is not None
-            layout = segment(entropy_model.entropies(tokens), made.config.threshold)
-        elif made.config.method == "spaces":
+            assert config.threshold is not None
+            layout = segment(entropy_model.entropies(tokens), config.threshold)
+        elif config.method == "spaces":
             layout = segment_spaces(tokens)
         else:
-            assert made.config.patch_size is not None
-            layout = segment_fixed(tokens, made.config.patch_size)
+            assert config.patch_size is not None
+            layout = segment_fixed(tokens, config.patch_size)
         return model(tokens, layout.trim(multiple_of=8))
 
     return forward
@@ -172,7 +149,3 @@ def _median_seconds(call: Callable[[], Any], device: torch.device, seconds: floa
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
-
-
-def _peak_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
