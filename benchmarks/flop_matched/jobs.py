@@ -132,7 +132,7 @@ CPU_SMALL = Size(
     name="small",
     token=TransformerConfig(128, 4, 4, 352),
     blt=_blt(TransformerConfig(64, 1, 2, 176, window=64), 1, 32, 16381, 32),
-    train_bytes=400_000,
+    train_bytes=320_000,
     main=ALL,
     seeds=3,
     ablations=ABLATIONS,
@@ -144,7 +144,7 @@ CPU_MEDIUM = Size(
     name="medium",
     token=TransformerConfig(192, 5, 6, 512),
     blt=_blt(TransformerConfig(96, 1, 2, 256, window=64), 1, 32, 16381, 32),
-    train_bytes=400_000,
+    train_bytes=250_000,
     main=(TOKEN, "blt-4.5", "blt-8"),
     seeds=1,
 )
@@ -159,8 +159,8 @@ CPU = Scale(
     calibration_bytes=1 << 18,
     row_bytes=576,
     batch_size=8,
-    rates=(2e-3, 4e-3, 8e-3, 1.6e-2),
-    tuning_share=0.25,
+    rates=(1e-3, 3e-3, 9e-3, 2.7e-2),
+    tuning_share=0.2,
     warmup_share=0.1,
     evaluations=5,
     valid_bytes=1 << 15,
@@ -184,7 +184,7 @@ PAIR = dataclasses.replace(
         ),
     ),
     entropy_train_bytes=600_000,
-    rates=(8e-3,),
+    rates=(6e-3,),
 )
 
 GPU_SMALL = Size(

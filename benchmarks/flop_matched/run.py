@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.harness import describe_machine
 from blt_kernels.data import PAD_ID, Batch, ByteTokenizer, DocumentStream, PackedBatches, Tokenizer
 from blt_kernels.evaluate import RowShape, bits_per_byte, held_out_batches
-from blt_kernels.flops import COUNTS, Ledger, entropy_model_flops, token_flops
+from blt_kernels.flops import Ledger, entropy_model_flops, token_flops
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from blt_kernels.optim import OptimConfig
 from blt_kernels.patcher import Patcher, PatcherConfig
@@ -29,7 +29,7 @@ from blt_kernels.train import METRICS_FILE, TrainConfig, Trainer, load_model
 
 from . import results
 from .jobs import ENTROPY, TABLE_RATE, Job, Scale, Size
-from .models import TOKEN, VARIANTS, build, grow_latent, variant_flops
+from .models import TOKEN, VARIANTS, Variant, build, grow_latent, variant_flops
 from .texts import Texts, take
 from .throughput import compare_backends, measure
 from .tokens import BPETokenizer
@@ -37,6 +37,7 @@ from .tokens import BPETokenizer
 SAMPLED_BATCHES = 16  # to know the bytes of a batch before the number of steps is fixed
 THROUGHPUT_BATCHES = 8
 ENTROPY_RATE = 6e-3
+REPORTED_COUNTS = ("paper", "inclusive")
 # What cannot be interrupted is not begun with less time left than this.
 RESERVED_SECONDS = {"throughput": 120.0, "backends": 60.0}
 
@@ -185,36 +186,42 @@ class Bench:
         return self._models[size.name, name]
 
     def _make_model(self, size: Size, name: str) -> Model:
-        row_bytes, config = self.scale.row_bytes, EntropyModelConfig(size.token, self.tokenizer.vocab_size)
-        counts = [count for count in COUNTS if count != "counter"]
-        patcher, tokenizer, model_config, cross = None, None, config, True
-        if name == TOKEN:
-            unit, tokenizer = self._unit_bytes(None, self.tokenizer), self.tokenizer
-            shape = RowShape(self.scale.batch_size, 8 * round(row_bytes / unit / 8))
-            flops = {
-                count: token_flops(size.token, config.vocab_size, unit, context_bytes=row_bytes, count=count)
-                for count in counts
-            }
-        else:
-            variant = VARIANTS[name]
-            cross = variant.cross_attention
-            patcher, unit = self.patcher(variant.method, variant.patch_size)
-            owner = None if patcher.entropy_model is None else patcher.entropy_model.config
-            arguments = {"context_bytes": row_bytes, "entropy_model": owner}
-            base = size.blt if variant.ngrams else dataclasses.replace(size.blt, ngram_sizes=())
-            token = self.model(size, TOKEN).flops["inclusive"].forward
-            model_config = grow_latent(
-                base,
-                token,
-                lambda grown: variant_flops(variant, grown, unit, **arguments).forward,
-                aspect=size.token.dim / size.token.num_layers,
-            )
-            patches = 8 * round(row_bytes / unit / 8)
-            shape = RowShape(self.scale.batch_size, row_tokens_for(patches, unit), patches)
-            flops = {count: variant_flops(variant, model_config, unit, count=count, **arguments) for count in counts}
+        return self._token_model(size) if name == TOKEN else self._blt(size, VARIANTS[name])
+
+    def _token_model(self, size: Size) -> Model:
+        row_bytes, unit = self.scale.row_bytes, self._unit_bytes(None, self.tokenizer)
+        config = EntropyModelConfig(size.token, self.tokenizer.vocab_size)
+        shape = RowShape(self.scale.batch_size, 8 * round(row_bytes / unit / 8))
+        flops = {
+            count: token_flops(size.token, config.vocab_size, unit, context_bytes=row_bytes, count=count)
+            for count in REPORTED_COUNTS
+        }
+        batch_bytes = self._batch_bytes(shape, None, self.tokenizer)
+        return Model(TOKEN, config, True, unit, shape, batch_bytes, flops, None, self.tokenizer)
+
+    def _blt(self, size: Size, variant: Variant) -> Model:
+        row_bytes = self.scale.row_bytes
+        patcher, unit = self.patcher(variant.method, variant.patch_size)
+        owner = None if patcher.entropy_model is None else patcher.entropy_model.config
+
+        def ledger(config: BLTConfig, count: str) -> Ledger:
+            return variant_flops(variant, config, unit, context_bytes=row_bytes, entropy_model=owner, count=count)
+
+        config = grow_latent(
+            size.blt if variant.ngrams else dataclasses.replace(size.blt, ngram_sizes=()),
+            self.model(size, TOKEN).flops["inclusive"].forward,
+            lambda grown: ledger(grown, "inclusive").forward,
+            aspect=size.token.dim / size.token.num_layers,
+        )
+        patches = 8 * round(row_bytes / unit / 8)
+        shape = RowShape(self.scale.batch_size, row_tokens_for(patches, unit), patches)
+        flops = {count: ledger(config, count) for count in REPORTED_COUNTS}
+        batch_bytes = self._batch_bytes(shape, patcher, None)
+        return Model(variant.name, config, variant.cross_attention, unit, shape, batch_bytes, flops, patcher, None)
+
+    def _batch_bytes(self, shape: RowShape, patcher: Patcher | None, tokenizer: Tokenizer | None) -> float:
         loader = shape.batches(DocumentStream(self.texts.train, seed=0), patcher, tokenizer=tokenizer)
-        batch_bytes = sum(next(loader).num_bytes for _ in range(SAMPLED_BATCHES)) / SAMPLED_BATCHES
-        return Model(name, model_config, cross, unit, shape, batch_bytes, flops, patcher, tokenizer)
+        return sum(next(loader).num_bytes for _ in range(SAMPLED_BATCHES)) / SAMPLED_BATCHES
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -258,7 +265,7 @@ class Bench:
         config, row_bytes = self.scale.entropy_model, self.scale.row_bytes
         model = build(config, seed=0).to(self.device)
         ledgers = {
-            count: entropy_model_flops(config, context_bytes=row_bytes, count=count) for count in ("paper", "inclusive")
+            count: entropy_model_flops(config, context_bytes=row_bytes, count=count) for count in REPORTED_COUNTS
         }
         shape = RowShape(self.scale.batch_size, row_bytes)
         result = self._record(job, model, Model(ENTROPY, config, True, 1.0, shape, 0.0, ledgers, None, None))
@@ -347,7 +354,8 @@ class Bench:
         measured["preparation_bytes_per_second"] = self._preparation(model)
         measured["used_tokens"] = float(np.mean([batch.seq_lens.mean() / batch.tokens.shape[1] for batch in batches]))
         if model.patcher is not None:
-            measured["used_slots"] = float(np.mean([(batch.patch_lengths > 0).mean() for batch in batches]))
+            slots = [batch.patch_lengths for batch in batches if batch.patch_lengths is not None]
+            measured["used_slots"] = float(np.mean(np.stack(slots) > 0))
         result = self._record(job, built, model)
         result["measured"] = measured
         self._finish(job, result)
