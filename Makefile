@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml requirements-dev.txt setup.py CMakeLists.txt $
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "blt_kernels needs Python >= 3.10")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[train]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[bench]'
 	touch $@
 
 demo: $(VENV)/installed

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from .data import BYTE_OFFSET, IGNORE_INDEX, Batch, Corpus, DocumentStream, PackedBatches
+from .data import BYTE_OFFSET, IGNORE_INDEX, Batch, Corpus, DocumentStream, PackedBatches, Tokenizer
 from .model import BLT, EntropyModel
 from .patcher import Patcher
 from .train import loss_of
@@ -23,8 +23,10 @@ class RowShape:
     row_tokens: int
     row_patches: int | None = None
 
-    def batches(self, documents: DocumentStream, patcher: Patcher | None = None) -> PackedBatches:
-        """A loader of batches of this shape; `patcher` cuts documents for a BLT."""
+    def batches(
+        self, documents: DocumentStream, patcher: Patcher | None = None, *, tokenizer: Tokenizer | None = None
+    ) -> PackedBatches:
+        """A loader of batches of this shape; `patcher` cuts documents for a BLT, `tokenizer` None gives bytes."""
         return PackedBatches(
             documents,
             self.row_tokens,
@@ -32,40 +34,45 @@ class RowShape:
             segmenter=patcher,
             row_patches=self.row_patches,
             max_sequences=1 if self.batch_size > 1 else None,
+            tokenizer=tokenizer,
         )
 
 
 def held_out_batches(
-    corpus: Corpus, shape: RowShape, patcher: Patcher | None = None, *, max_bytes: int | None = None
+    corpus: Corpus,
+    shape: RowShape,
+    patcher: Patcher | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    max_bytes: int | None = None,
 ) -> Iterator[Batch]:
-    """Batches over every document once, in order, whose only targets are bytes: EOS is predicted but not counted.
+    """Batches over every document once, in order, whose only targets are text: EOS is predicted but not counted.
 
     Args:
         max_bytes: stop after the batch that reaches this many bytes of text.
     """
     seen = 0
-    for batch in shape.batches(DocumentStream(corpus, shuffle=False, epochs=1), patcher):
+    for batch in shape.batches(DocumentStream(corpus, shuffle=False, epochs=1), patcher, tokenizer=tokenizer):
         targets = np.where(batch.targets >= BYTE_OFFSET, batch.targets, IGNORE_INDEX)
         yield dataclasses.replace(batch, targets=targets)
-        seen += int((targets != IGNORE_INDEX).sum())
+        seen += batch.num_bytes
         if max_bytes is not None and seen >= max_bytes:
             return
 
 
 @torch.no_grad()
 def bits_per_byte(model: EntropyModel | BLT, batches: Iterable[Batch]) -> tuple[float, int]:
-    """Negative log-likelihood of the targets in bits, over the number of targets: `(bits per byte, bytes)`.
+    """Negative log-likelihood of the targets in bits, over the bytes they stand for: `(bits per byte, bytes)`.
 
-    A byte is predicted from what its row holds before it: context does not reach into the row before.
+    A token is predicted from what its row holds before it: context does not reach into the row before.
 
     Raises:
         ValueError: there is no byte to predict.
     """
     total, count = 0.0, 0
     for batch in batches:
-        loss = loss_of(model, batch)
-        total += float(loss.total)
-        count += int(loss.num_bytes)
+        total += float(loss_of(model, batch).total)
+        count += batch.num_bytes
     if count == 0:
         raise ValueError("bits_per_byte: batches: expected at least one byte of text, got none")
     return total / math.log(2) / count, count

@@ -61,11 +61,16 @@ class Patcher:
     def entropies(self, tokens: NDArray[np.int64]) -> torch.Tensor:
         """float32 [1, n], nats: the entropy of the prediction made at each token for the next one."""
         assert self.entropy_model is not None
-        return self.entropy_model.entropies(torch.from_numpy(tokens)[None])
+        return self.entropy_model.entropies(self._row(tokens))
+
+    def _row(self, tokens: NDArray[np.int64]) -> torch.Tensor:
+        """int64 [1, n], on the device of the entropy model."""
+        device = None if self.entropy_model is None else next(self.entropy_model.parameters()).device
+        return torch.from_numpy(tokens)[None].to(device)
 
     def layout(self, tokens: NDArray[np.int64]) -> PatchLayout:
         """The layout of one document: B = 1, N = C = n."""
-        config, row = self.config, torch.from_numpy(tokens)[None]
+        config, row = self.config, self._row(tokens)
         if config.method == "entropy":
             assert config.threshold is not None
             return segment(
@@ -82,7 +87,7 @@ class Patcher:
 
     def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         layout = self.layout(tokens)
-        return layout.lengths()[0, : int(layout.num_patches[0])].numpy()
+        return layout.lengths()[0, : int(layout.num_patches[0])].cpu().numpy()
 
     def state(self) -> dict[str, Any]:
         """The configurations, JSON-able; see `weights`."""
@@ -117,11 +122,12 @@ def calibrate(
 
     `batches` are packed rows with B = 1. Raises ValueError with the reachable range where `patch_size` is out of reach.
     """
-    entropies, starts, total = [], [torch.zeros(1, dtype=torch.int64)], 0
+    device = next(model.parameters()).device
+    entropies, starts, total = [], [torch.zeros(1, dtype=torch.int64, device=device)], 0
     for batch in batches:
         used = int(batch.seq_lens[0])
-        cu_seqlens = torch.from_numpy(batch.cu_seqlens[0])
-        entropies.append(model.entropies(torch.from_numpy(batch.tokens), cu_seqlens=cu_seqlens)[:, :used])
+        cu_seqlens = torch.from_numpy(batch.cu_seqlens[0]).to(device)
+        entropies.append(model.entropies(torch.from_numpy(batch.tokens).to(device), cu_seqlens=cu_seqlens)[:, :used])
         starts.append(cu_seqlens[1:] + total)
         total += used
         if total >= num_bytes:

@@ -205,8 +205,9 @@ class Trainer:
         self.model.train()
         try:
             with open(self.run / METRICS_FILE, "a", buffering=1) as file:
+                begin = time.perf_counter()
                 for batch, position in prefetch:
-                    metrics = self._step(batch)
+                    metrics = self._step(batch, begin)
                     last = self.step == self.config.steps
                     evaluate = self.evaluate is not None and (last or self.step % self.config.eval_every == 0)
                     if evaluate:
@@ -218,37 +219,38 @@ class Trainer:
                         self._save(position)
                     if last:
                         return
+                    begin = time.perf_counter()
         finally:
             prefetch.close()
         raise ValueError(f"train: the corpus ended at step {self.step} of {self.config.steps}")
 
-    def _step(self, batch: Batch) -> dict[str, Any]:
-        begin = time.perf_counter()
+    def _step(self, batch: Batch, begin: float) -> dict[str, Any]:
+        """`begin`: when the wait for the batch began, so that seconds hold what the loader cost."""
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.autocast):
-            loss = loss_of(self.model, batch).mean
-        loss.backward()
+            loss = loss_of(self.model, batch)
+        loss.mean.backward()
         rate = self.optimizers.learning_rate
         norm = self.optimizers.step()
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-            raise FloatingPointError(f"train: step {self.step + 1}: loss {loss.item()}, gradient norm {norm.item()}")
-        num_bytes = int(batch.seq_lens.sum())
+        mean, total = loss.mean.item(), loss.total.item()
+        if not (math.isfinite(mean) and math.isfinite(norm.item())):
+            raise FloatingPointError(f"train: step {self.step + 1}: loss {mean}, gradient norm {norm.item()}")
         seconds = time.perf_counter() - begin
         self.step += 1
-        self.bytes_seen += num_bytes
+        self.bytes_seen += batch.num_bytes
         self.seconds += seconds
         metrics = {
             "step": self.step,
             "bytes": self.bytes_seen,
             "seconds": round(self.seconds, 3),
-            "loss": loss.item(),
-            "bits_per_byte": loss.item() / math.log(2),
+            "loss": mean,
+            "bits_per_byte": total / math.log(2) / max(1, batch.num_bytes),
             "learning_rate": rate,
             "gradient_norm": norm.item(),
-            "bytes_per_second": num_bytes / seconds,
+            "bytes_per_second": batch.num_bytes / seconds,
         }
         if batch.patch_lengths is not None:
-            metrics["bytes_per_patch"] = num_bytes / max(1, int((batch.patch_lengths > 0).sum()))
+            metrics["bytes_per_patch"] = int(batch.seq_lens.sum()) / max(1, int((batch.patch_lengths > 0).sum()))
         return metrics
 
     def _evaluate(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,25 @@ def test_calibration_gives_the_wanted_patch_size(corpus: Corpus) -> None:
     documents = [encode(document) for document in train]
     lengths = [len(patcher(tokens)) for tokens in documents]
     assert sum(map(len, documents)) / sum(lengths) == pytest.approx(3.0, rel=0.02)
+
+
+def test_bytes_are_those_of_the_text(corpus: Corpus, patcher: Patcher) -> None:
+    """BOS, EOS and padding stand for no byte, whether targets are counted or a tokenizer says what they stand for."""
+    for segmenter in (None, patcher):
+        shape = SHAPES["padded"] if segmenter else RowShape(2, 144)
+        batches = list(shape.batches(DocumentStream(corpus, epochs=1), segmenter))
+        assert all(batch.num_bytes == int((batch.targets >= 4).sum()) for batch in batches)
+        assert sum(batch.num_bytes for batch in batches) == sum(map(len, corpus))
+
+
+def test_the_seconds_of_training_include_the_loader(corpus: Corpus, tmp_path: Path) -> None:
+    class Slow(PackedBatches):
+        def __next__(self):
+            time.sleep(0.05)
+            return super().__next__()
+
+    torch.manual_seed(0)
+    batches = Slow(DocumentStream(corpus), 32)
+    trainer = Trainer(EntropyModel(ENTROPY), batches, dataclasses.replace(CONFIG, steps=4), tmp_path / "run")
+    trainer.train()
+    assert trainer.seconds > 4 * 0.05

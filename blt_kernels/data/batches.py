@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .stream import DocumentStream
-from .tokens import IGNORE_INDEX, PAD_ID, encode
+from .tokens import IGNORE_INDEX, PAD_ID, ByteTokenizer, Tokenizer
 
 STATE_VERSION = 2
 
@@ -33,6 +33,7 @@ class Batch:
     patch_lengths  int64 [B, C]    tokens of each patch; 0 after the last; sums to seq_lens. None without a segmenter.
     next_is_start  bool [B, S]     the document goes on in another sequence, with a new patch: so the last patch of this
                                    one is finished. None without a segmenter.
+    num_bytes      bytes of text that the targets stand for; BOS, EOS and padding stand for none.
     """
 
     tokens: NDArray[np.int64]
@@ -42,6 +43,7 @@ class Batch:
     cu_seqlens: NDArray[np.int32]
     patch_lengths: NDArray[np.int64] | None = None
     next_is_start: NDArray[np.bool_] | None = None
+    num_bytes: int = 0
 
 
 @dataclass
@@ -74,6 +76,7 @@ class PackedBatches:
     max_sequence   longest sequence, in patches with a segmenter, else in tokens; longer ones are cut. It bounds the
                    context of attention where N or C are large. None: no bound but the row.
     max_sequences  S. A row that holds S sequences ends there. None: N / 128, at least 16; at most C.
+    tokenizer      makes the tokens of a document. None: a ByteTokenizer.
 
     Ends when `documents` does; the last rows may be short or empty, the shape stays. Raises TypeError/ValueError for
     bad arguments and wrong patch lengths.
@@ -94,6 +97,7 @@ class PackedBatches:
         max_sequence: int | None = None,
         max_sequences: int | None = None,
         interleave: int | None = None,
+        tokenizer: Tokenizer | None = None,
     ):
         if not isinstance(documents, DocumentStream):
             raise TypeError(f"PackedBatches: documents: expected a DocumentStream, got {type(documents).__name__}")
@@ -111,6 +115,7 @@ class PackedBatches:
         self.row_tokens = row_tokens
         self.batch_size = batch_size
         self.segmenter = segmenter
+        self.tokenizer = tokenizer or ByteTokenizer()
         self.row_patches = row_patches
         # Without a segmenter every token is a patch, and the same cutting serves.
         self._capacity = row_patches or row_tokens
@@ -146,7 +151,8 @@ class PackedBatches:
         )
         for row in range(self.batch_size):
             self._fill(batch, row)
-        return batch
+        wanted = batch.targets[batch.targets != IGNORE_INDEX]
+        return replace(batch, num_bytes=int(self.tokenizer.token_bytes[wanted].sum()))
 
     def state_dict(self) -> dict[str, Any]:
         """The settings that `load_state_dict` compares, the state of `documents`, that before each open document with
@@ -186,7 +192,7 @@ class PackedBatches:
         document = next(self.documents, None)
         if document is None:
             return None
-        tokens = encode(document)
+        tokens = self.tokenizer.encode(document)
         ends = np.arange(1, len(tokens) + 1) if self.segmenter is None else self._segment(tokens)
         return _OpenDocument(begin, tokens, ends)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -49,3 +51,21 @@ def decode(tokens: ArrayLike) -> bytes:
         wrong = array[(array < 0) | (array >= VOCAB_SIZE)][0]
         raise ValueError(f"decode: tokens: expected values in 0 .. {VOCAB_SIZE - 1}, got {wrong}")
     return (array[array >= BYTE_OFFSET] - BYTE_OFFSET).astype(np.uint8).tobytes()
+
+
+class Tokenizer(Protocol):
+    """From the bytes of a document to tokens; ids below BYTE_OFFSET have the meaning they have for bytes."""
+
+    token_bytes: NDArray[np.int64]  # [V] bytes of text that a token stands for; 0 below BYTE_OFFSET
+
+    def encode(self, document: bytes) -> NDArray[np.int64]:
+        """int64 [n]: BOS, the text, EOS."""
+
+
+class ByteTokenizer:
+    """A token a byte."""
+
+    token_bytes = (np.arange(VOCAB_SIZE) >= BYTE_OFFSET).astype(np.int64)
+
+    def encode(self, document: bytes) -> NDArray[np.int64]:
+        return encode(document)

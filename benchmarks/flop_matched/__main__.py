@@ -1,0 +1,88 @@
+"""`python -m benchmarks.flop_matched --scale cpu`: BLT against token models of equal FLOPs.
+
+cpu    a smoke test of everything: about 20 minutes on two cores
+gpu    one GPU, about an hour in all; --max-minutes 9 makes pieces
+pair   one BLT and one token model, within 3 minutes on two cores
+
+Run it again to go on after an interruption: finished jobs are skipped, training resumes from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.harness import describe_machine, device_slug
+
+from . import results
+from .jobs import SCALES, jobs_of
+from .run import RESERVED_SECONDS, Bench, OutOfTime
+from .summary import SMOKE, summary
+from .texts import open_texts
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.flop_matched", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--data", type=Path, help="text to train on; default: Python's standard library")
+    parser.add_argument(
+        "--languages", type=Path, help="folder of <language>/test.*; default: --data, or a few sentences"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder of the JSON; default: benchmarks/results/<device>/flop_matched/<scale>"
+    )
+    parser.add_argument("--only", default="", help="only jobs whose name contains this")
+    parser.add_argument("--max-minutes", type=float, help="stop training after this long; run again to go on")
+    options = parser.parse_args(arguments)
+    least = max(RESERVED_SECONDS.values()) / 60 + 1
+    if options.max_minutes is not None and options.max_minutes < least:
+        parser.error(f"--max-minutes: expected at least {least:g}, got {options.max_minutes:g}")
+    begin = time.monotonic()
+
+    scale = SCALES[options.scale]
+    jobs = [job for job in jobs_of(scale) if options.only in job.name]
+    if not jobs:
+        parser.error(f"--only {options.only}: no job of this scale has that in its name")
+    device = "cuda" if scale.name == "gpu" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--scale gpu: not run: there is no GPU here")
+    slug = device_slug(describe_machine(torch.device(device))["device"])
+    folder = options.out or RESULTS / slug / "flop_matched" / scale.name
+    console = Console()
+    if scale.smoke:
+        console.print(f"[bold]{SMOKE}[/]")
+    texts = open_texts(
+        options.data,
+        options.languages,
+        folder / ".work",
+        valid_bytes=scale.valid_bytes,
+        test_bytes=scale.test_bytes,
+        document_bytes=scale.document_bytes,
+        language_bytes=scale.language_bytes,
+    )
+    deadline = None if options.max_minutes is None else begin + 60 * options.max_minutes
+    bench = Bench(scale, texts, folder, device, console, deadline)
+    done = 0
+    try:
+        for number, job in enumerate(jobs, 1):
+            started = time.monotonic()
+            if bench.run(job):
+                console.print(f"{number}/{len(jobs)} {job.name}: {time.monotonic() - started:.0f} s")
+            done += 1
+    except (OutOfTime, KeyboardInterrupt):
+        console.print(f"{done} of {len(jobs)} jobs are finished; the same command goes on")
+    rows = [result for job in jobs if (result := results.read(bench.path(job))) and result["finished"]]
+    summary(console, rows)
+    console.print(f"{(time.monotonic() - begin) / 60:.1f} minutes; results: {folder}/")
+
+
+if __name__ == "__main__":
+    main()
