@@ -12,30 +12,55 @@ from blt_kernels._optional import new_figure, optional
 from .tables import NOT_A_BASELINE, centres, environments, growth
 
 
-def plots(documents: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What each plot shows, as plain data, by name."""
-    leading = environments(next(iter(documents.values())))[0]
-    speedups, rates, curves = {}, {}, {}
-    for op, document in documents.items():
-        for name, rows in centres(document, leading):
-            ours = rows["ours"]
-            speedups[f"{op}, {name}"] = {
-                variant: row["seconds"] / ours["seconds"]
-                for variant, row in rows.items()
-                if variant not in NOT_A_BASELINE
-            }
-            rates[f"{op}, {name}"] = {"ours": ours["gb_per_second"], "copy": rows["copy"]["gb_per_second"]}
-        for name, variants in growth(document, leading).items():
-            if all(len(points) > 1 for points in variants.values()):
-                curves[f"{op}, {name}"] = variants
-    made = {"speedup": speedups, "roofline": rates}
-    return made | ({"time_against_n": curves} if curves else {})
+def plots(documents: dict[str, dict[str, Any]], jobs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What each plot of a device shows, as plain data, by name.
+
+    Args:
+        documents: kernel results by op.
+        jobs: finished FLOP-matched jobs by scale.
+    """
+    made: dict[str, Any] = {}
+    if documents:
+        leading = environments(next(iter(documents.values())))[0]
+        speedups, rates, curves = {}, {}, {}
+        for op, document in documents.items():
+            for name, rows in centres(document, leading):
+                ours = rows["ours"]
+                speedups[f"{op}, {name}"] = {
+                    variant: row["seconds"] / ours["seconds"]
+                    for variant, row in rows.items()
+                    if variant not in NOT_A_BASELINE
+                }
+                rates[f"{op}, {name}"] = {"ours": ours["gb_per_second"], "copy": rows["copy"]["gb_per_second"]}
+            for name, variants in growth(document, leading).items():
+                if all(len(points) > 1 for points in variants.values()):
+                    curves[f"{op}, {name}"] = variants
+        made = {"speedup": speedups, "roofline": rates} | ({"time_against_n": curves} if curves else {})
+    for scale, rows in jobs.items():
+        made |= {f"quality_{scale}_{size}": data for size, data in _quality(rows).items()}
+    return made
+
+
+def _quality(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """By FLOP class: the curves of every run, and whether they are only a smoke test."""
+    made: dict[str, Any] = {}
+    for row in rows:
+        if row["kind"] in ("main", "ablation"):
+            size = made.setdefault(row["size"], {"smoke": row["smoke"], "runs": []})
+            points = [
+                (point["training_flops"], point["seconds"], point["valid_bits_per_byte"]) for point in row["curve"]
+            ]
+            size["runs"].append(
+                {"model": row["model"]["name"], "flops_per_byte": row["flops"]["inclusive"], "points": points}
+            )
+    return made
 
 
 def draw(name: str, data: dict[str, Any], path: Path) -> None:
     """Draws one of `plots` as a PNG that carries the digest of its data."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = {"speedup": _draw_speedup, "roofline": _draw_rates, "time_against_n": _draw_growth}[name](data)
+    drawing = {"speedup": _draw_speedup, "roofline": _draw_rates, "time_against_n": _draw_growth}
+    figure = drawing.get(name, _draw_quality)(data)
     figure.savefig(path, dpi=100, metadata={"Source": digest(data)})
 
 
@@ -102,4 +127,29 @@ def _draw_growth(data: dict[str, dict[str, list[tuple[int, float]]]]) -> Any:
         axes.legend(fontsize=6)
     for axes in list(grid.flat)[len(data) :]:
         axes.set_visible(False)
+    return figure
+
+
+def _draw_quality(data: dict[str, Any]) -> Any:
+    figure = new_figure(15, 4.5)
+    figure.set_layout_engine("constrained")
+    if data["smoke"]:
+        figure.suptitle("smoke test: too short to say which model is better", color="#c2410c")
+    by_flops, by_time, by_inference = figure.subplots(1, 3, sharey=True)
+    colors = {run["model"]: f"C{i}" for i, run in enumerate({run["model"]: run for run in data["runs"]}.values())}
+    labelled = set()
+    for run in data["runs"]:
+        model = run["model"]
+        style = {"color": colors[model], "marker": ".", "linewidth": 1}
+        label = None if model in labelled else model
+        labelled.add(model)
+        flops, seconds, bits = zip(*run["points"], strict=True)
+        by_flops.plot(flops, bits, label=label, **style)
+        by_time.plot(seconds, bits, **style)
+        by_inference.plot(run["flops_per_byte"], bits[-1], color=colors[model], marker="o")
+    by_flops.set_ylabel("bits per byte, validation text")
+    by_flops.set_xlabel("training FLOPs")
+    by_time.set_xlabel("seconds of training")
+    by_inference.set_xlabel("inference FLOPs per byte (inclusive), at the end")
+    by_flops.legend(fontsize=7)
     return figure

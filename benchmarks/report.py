@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .flop_matched.results import read as read_job
+from .flop_matched.summary import SMOKE, backends, speed, tables, text_of
 from .harness import OPS, REPOSITORY
 from .plots import digest, draw, drawn_digest, plots
 from .results import read
-from .tables import growth_table, kernel_table, slower_table
+from .tables import growth_table, kernel_table, legend, slower_table
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"
@@ -25,34 +27,67 @@ PLOTS = REPOSITORY / "docs" / "plots"
 BEGIN, END = "<!-- results: begin (python -m benchmarks.report) -->", "<!-- results: end -->"
 
 
-def devices(results: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
-    """`(folder, kernel results by op)` of every device that has any."""
+Documents = dict[str, dict[str, Any]]
+
+
+def devices(results: Path) -> Iterator[tuple[str, Documents, dict[str, list[dict[str, Any]]]]]:
+    """`(folder, kernel results by op, finished FLOP-matched jobs by scale)` of every device that has any."""
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         documents = {op: read(folder / f"{op}.json") for op in OPS if (folder / f"{op}.json").exists()}
-        if documents:
-            yield folder.name, documents
+        jobs: dict[str, list[dict[str, Any]]] = {}
+        for path in sorted((folder / "flop_matched").glob("*/*.json")):
+            job = read_job(path)
+            if job is not None and job["finished"]:
+                jobs.setdefault(path.parent.name, []).append(job)
+        if documents or jobs:
+            yield folder.name, documents, jobs
 
 
 def short(results: Path) -> str:
-    """Markdown: the ops at the shapes that stand for them, on every device."""
-    parts, on_gpu = [], False
-    for folder, documents in devices(results):
-        on_gpu = on_gpu or any("cuda" in document for document in documents.values())
-        parts += [kernel_table(documents)]
-        parts += ["\n".join(f"![{name}](docs/plots/{folder}/{name}.png)" for name in plots(documents))]
-    if not on_gpu:
+    """Markdown: the ops at the shapes that stand for them, and BLT beside token models, on every device."""
+    parts, kernels_on_gpu, quality = [], False, []
+    for folder, documents, jobs in devices(results):
+        kernels_on_gpu = kernels_on_gpu or any("cuda" in document for document in documents.values())
+        if documents:
+            parts += [legend(documents), kernel_table(documents).markdown(), slower_table(documents).title]
+        for scale, rows in jobs.items():
+            parts.append(f"**BLT and token models of equal FLOPs per byte**, {scale} scale, {_where(rows)}.")
+            for size in dict.fromkeys(row["size"] for row in rows if row["size"]):
+                if table := speed(size, [row for row in rows if row["size"] == size]):
+                    parts += [f"{table.title}:", table.markdown()]
+            parts += [f"{line}." for line in backends(rows)]
+            quality += [(folder, scale)] if not any(row["smoke"] for row in rows) else []
+        parts.append("\n".join(f"![{name}](docs/plots/{folder}/{name}.png)" for name in plots(documents, jobs)))
+    if not quality:
+        parts.append("**Quality of BLT against token models: not measured.** What was trained so far is a smoke test.")
+    if not kernels_on_gpu:
         parts.append("**GPU: not measured.** The CUDA kernels have not been run on a GPU yet.")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, "All tables, and where something else is faster: [docs/results.md](docs/results.md)."])
 
 
 def full(results: Path) -> str:
     """Markdown: all that there is, where ours is the slower one included."""
     parts = ["# Results", "Made by `python -m benchmarks.report` from the JSON under `benchmarks/results/`."]
-    for _, documents in devices(results):
-        parts += [f"## {next(iter(documents.values()))['device']}", kernel_table(documents)]
-        parts += ["### How time grows with N", growth_table(documents)]
-        parts += ["### Where something else is faster", slower_table(documents)]
+    for folder, documents, jobs in devices(results):
+        parts.append(f"## {folder}")
+        if documents:
+            growing, slower = growth_table(documents), slower_table(documents)
+            parts += ["### Kernels", legend(documents), kernel_table(documents).markdown()]
+            parts += [f"### {growing.title}", growing.markdown() if growing.rows else "Not measured: one size of N."]
+            parts += ["### Where something else is faster", slower.title]
+            parts += [slower.markdown()] if slower.rows else []
+        for scale, rows in jobs.items():
+            parts += [f"### BLT and token models, {scale} scale", f"{_where(rows)}."]
+            parts += [f"**{SMOKE}.**"] if any(row["smoke"] for row in rows) else []
+            for table in tables(rows):
+                parts += [f"{table.title}:", table.markdown()]
+            parts += [f"{line}." for line in backends(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _where(rows: list[dict[str, Any]]) -> str:
+    machine = rows[0]["machine"]
+    return f"{machine['device']}, torch {machine['torch']}, {machine['date']}; {text_of(rows)}"
 
 
 def pages() -> dict[Path, str]:
@@ -70,8 +105,8 @@ def pages() -> dict[Path, str]:
 
 def stale_plots(results: Path, plots_folder: Path) -> Iterator[tuple[Path, str, Any]]:
     """`(path, name, data)` of every plot that does not show its data."""
-    for folder, documents in devices(results):
-        for name, data in plots(documents).items():
+    for folder, documents, jobs in devices(results):
+        for name, data in plots(documents, jobs).items():
             path = plots_folder / folder / f"{name}.png"
             if drawn_digest(path) != digest(data):
                 yield path, name, data

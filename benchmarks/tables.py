@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .harness import OPS
+from .table import Table
 
 # Variants that are ours in another form, or no op at all.
 NOT_A_BASELINE = ("ours", "copy", "entropy, then segment", "F.linear, our entropy")
@@ -64,58 +65,57 @@ def best_baseline(rows: Case) -> Row | None:
     return min(others, key=lambda row: row["seconds"], default=None)
 
 
-def kernel_table(documents: dict[str, dict[str, Any]]) -> str:
-    """Markdown: the ops of one device at the shapes that stand for them."""
-    any_document = next(iter(documents.values()))
-    leading = environments(any_document)[0]
-    facts = f"{any_document['dtype']}, torch {any_document['torch']}, {any_document['date']}"
-    lines = [
-        f"**{any_document['device']}** ({facts}). {_legend(any_document)}",
-        "",
-        "| op | case | time | of copy | the best other way | it takes | memory |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def kernel_table(documents: dict[str, dict[str, Any]]) -> Table:
+    """The ops of one device at the shapes that stand for them."""
+    lines: list[tuple[str, ...]] = []
     for op in OPS:
         if op not in documents:
-            lines.append(f"| `{op}` | | not measured | | | | |")
+            lines.append((f"`{op}`", "", "not measured", "", "", "", ""))
             continue
-        other = {environment: dict(centres(documents[op], environment)) for environment in environments(documents[op])}
-        for name, rows in other[leading].items():
+        found = {where: dict(centres(documents[op], where)) for where in environments(documents[op])}
+        leading = next(iter(found.values()))
+        for name, rows in leading.items():
             ours, best = rows["ours"], best_baseline(rows)
-            shares = [f"{cases[name]['ours']['fraction_of_copy']:.0%}" for cases in other.values() if name in cases]
-            share = shares[0] if len(shares) == 1 else f"{shares[0]} ({', '.join(shares[1:])})"
-            cells = [f"`{op}`", name, _milliseconds(ours["seconds"]), share]
+            first, *others = (
+                f"{each[name]['ours']['fraction_of_copy']:.0%}" for each in found.values() if name in each
+            )
+            share = f"{first} ({', '.join(others)})" if others else first
+            rest = ("", "", "")
             if best is not None:
                 memory = f"{_megabytes(ours['peak_bytes'])} against {_megabytes(best['peak_bytes'])}"
-                cells += [best["variant"], f"{best['seconds'] / ours['seconds']:.1f}x", memory]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                rest = (best["variant"], f"{best['seconds'] / ours['seconds']:.1f}x", memory)
+            lines.append((f"`{op}`", name, _milliseconds(ours["seconds"]), share, *rest))
+    return Table("kernels", ("op", "case", "time", "of copy", "the best other way", "it takes", "memory"), lines)
 
 
-def _legend(document: dict[str, Any]) -> str:
-    text = 'Medians; "of copy" is the speed of a copy of the bytes that the op must move, measured in the same run'
+def legend(documents: dict[str, dict[str, Any]]) -> str:
+    """What was measured on which machine, and how to read `kernel_table`."""
+    document = next(iter(documents.values()))
+    text = (
+        f"**{document['device']}** ({document['dtype']}, torch {document['torch']}, {document['date']}). Medians; "
+        '"of copy" is the speed of a copy of the bytes that the op must move, measured in the same run'
+    )
     if len(environments(document)) > 1:
         text += "; with bound threads and recycled memory, in brackets in the default environment"
     return text + "; memory is the peak beside the inputs."
 
 
-def slower_table(documents: dict[str, dict[str, Any]]) -> str:
-    """Markdown: every measured case in which something else was faster than ours, the negative results."""
+def slower_table(documents: dict[str, dict[str, Any]]) -> Table:
+    """The negative results: every measured case in which something else was faster than ours."""
     environment = environments(next(iter(documents.values())))[0]
-    found, total = [], 0
+    lines, total = [], 0
     for op, document in documents.items():
         for name, shapes, rows in cases(document, environment):
             best = best_baseline(rows)
             if best is None:
                 continue
             total += 1
-            if best["seconds"] < rows["ours"]["seconds"]:
+            ratio = best["seconds"] / rows["ours"]["seconds"]
+            if ratio < 1:
                 inside = ", ".join(f"{key} {value}" for key, value in shapes.items())
-                ratio = best["seconds"] / rows["ours"]["seconds"]
-                found.append(f"| `{op}` | {name} | {inside} | {best['variant']} | {ratio:.2f}x |")
-    text = f"Of {total} cases in the {environment} environment, ours is the slower one in {len(found)}."
-    heading = ["", "| op | case | shapes | faster | its time over ours |", "|---|---|---|---|---|"]
-    return "\n".join([text, *heading, *found]) if found else text
+                lines.append((f"`{op}`", name, inside, best["variant"], f"{ratio:.2f}x"))
+    title = f"Of {total} cases in the {environment} environment, ours is the slower one in {len(lines)}."
+    return Table(title, ("op", "case", "shapes", "faster", "its time over ours"), lines)
 
 
 def growth(document: dict[str, Any], environment: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -139,9 +139,9 @@ def exponent(points: list[tuple[int, float]]) -> float:
     return math.log(t1 / t0) / math.log(n1 / n0)
 
 
-def growth_table(documents: dict[str, dict[str, Any]]) -> str:
-    """Markdown: how time grows with the bytes of text, from the second largest to the largest size."""
-    lines = ["| op | case | N | ours | the best other way |", "|---|---|---|---|---|"]
+def growth_table(documents: dict[str, dict[str, Any]]) -> Table:
+    """How time grows with the bytes of text, from the second largest to the largest size measured."""
+    lines = []
     for op, document in documents.items():
         for name, variants in growth(document, environments(document)[0]).items():
             others = {v: p for v, p in variants.items() if v not in NOT_A_BASELINE and len(p) == len(variants["ours"])}
@@ -150,6 +150,7 @@ def growth_table(documents: dict[str, dict[str, Any]]) -> str:
                 continue
             best = min(others, key=lambda variant: others[variant][-1][1])
             sizes = f"{ours[-2][0]} to {ours[-1][0]}"
-            cells = (f"`{op}`", name, sizes, f"N^{exponent(ours):.2f}", f"N^{exponent(others[best]):.2f} ({best})")
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if len(lines) > 2 else "Not measured: one size of N."
+            lines.append(
+                (f"`{op}`", name, sizes, f"N^{exponent(ours):.2f}", f"N^{exponent(others[best]):.2f} ({best})")
+            )
+    return Table("How time grows with N", ("op", "case", "N", "ours", "the best other way"), lines)

@@ -189,15 +189,16 @@ def test_unknown_op_and_environment():
 
 def test_section_of_a_device():
     pool = document({"ours": 0.001, "scatter_reduce": 0.02, "segment_reduce": 0.004, "copy": 0.0008})
-    text = tables.kernel_table({"patch_pool": pool})
+    text = tables.kernel_table({"patch_pool": pool}).markdown()
     assert "| `patch_pool` | forward | 1 ms | 80% | segment_reduce | 4.0x |" in text
-    assert "| `patch_gather` | | not measured" in text
-    assert tables.slower_table({"patch_pool": pool}).endswith("slower one in 0.")
+    assert "| `patch_gather` |  | not measured |" in text
+    slower = tables.slower_table({"patch_pool": pool})
+    assert slower.title.endswith("slower one in 0.") and not slower.rows
     for row in (slow := copy.deepcopy(pool))["rows"]:
         if row["variant"] == "ours":
             row["seconds"] = 0.008
     assert "| `patch_pool` | forward | B 1, N 16384, D 1024, patches text 4.5 | segment_reduce | 0.50x |" in (
-        tables.slower_table({"patch_pool": slow})
+        tables.slower_table({"patch_pool": slow}).markdown()
     )
 
 
@@ -209,7 +210,12 @@ def test_growth_is_that_of_the_largest_sizes():
 
 
 def test_a_plot_carries_its_data(tmp_path):
-    for name, data in plots.plots({"patch_pool": document({"ours": 1.0, "other": 2.0, "copy": 1.0})}).items():
+    point = {"training_flops": 1e9, "seconds": 2.0, "valid_bits_per_byte": 3.0}
+    job = {"kind": "main", "size": "small", "smoke": True, "model": {"name": "token"}, "flops": {"inclusive": 1e6}}
+    kernels = {"patch_pool": document({"ours": 1.0, "other": 2.0, "copy": 1.0})}
+    shown = plots.plots(kernels, {"cpu": [job | {"curve": [point]}]})
+    assert set(shown) == {"speedup", "roofline", "quality_cpu_small"}
+    for name, data in shown.items():
         path = tmp_path / f"{name}.png"
         assert plots.drawn_digest(path) is None
         plots.draw(name, data, path)
