@@ -28,7 +28,7 @@ test: $(VENV)/installed
 # The kernels at one size each and a short FLOP-matched pair, on the CPU: within ten minutes on two cores.
 bench: $(VENV)/installed
 	$(BIN)/blt-kernels bench --quick --rounds 9 --environment measuring --out $(RESULTS)
-	$(BIN)/python -m benchmarks.flop_matched --scale pair --out $(RESULTS)/flop_matched
+	$(BIN)/python -m benchmarks.flop_matched --scale pair --out $(RESULTS)
 	$(BIN)/python -m benchmarks.report --results $(RESULTS)
 
 # On a machine with a GPU, with the torch (2.10 or newer) that PYTHON has there; needs no network and no .venv.
