@@ -97,11 +97,8 @@ Tensor hash_ngram_embedding_cpu(const Tensor& tokens, const Tensor& table, const
   const blt::DType table_dtype = blt::dtype_of(op, "table", table);
   std::optional<Tensor> base_dense;
   if (base) {
-    blt::check_dim(op, "base", *base, 3);
     blt::check_cpu(op, "base", *base);
-    blt::check_size(op, "base", *base, 0, tokens.size(0));
-    blt::check_size(op, "base", *base, 1, tokens.size(1));
-    blt::check_size(op, "base", *base, 2, width);
+    blt::check_sizes(op, "base", *base, {tokens.size(0), tokens.size(1), width});
     check_dtypes(op, "base", blt::dtype_of(op, "base", *base), table_dtype);
     base_dense = blt::contiguous(*base);
   }
