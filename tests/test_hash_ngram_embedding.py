@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -350,7 +352,7 @@ def test_gradients_accumulate_and_stay_coalesced(backend):
                 table.grad.indices(), table.grad.values(), table.shape, is_coalesced=True
             )
     torch.testing.assert_close(table.grad.to_dense(), expected)
-    assert len(table._post_accumulate_grad_hooks) == 1
+    assert len(table._post_accumulate_grad_hooks) == 1 and len(table._backward_hooks) == 1
 
 
 def test_keep_coalesced_never_claims_what_is_not_so():
@@ -362,6 +364,86 @@ def test_keep_coalesced_never_claims_what_is_not_so():
     (2 * table).sum().backward()
     assert table.grad.layout == torch.strided
     keep_coalesced(table.detach())  # nothing to keep
+
+
+def sparse_backward(table, num_bytes=40):
+    tokens = text_tokens(1, num_bytes)
+    out = hash_ngram_embedding(tokens, table, ngram_sizes=SIZES, num_rows=len(table) // 6, sparse_grad=True)
+    return out.sum()
+
+
+def test_gradients_are_stored_without_a_copy():
+    table, _ = make_inputs(torch.empty(0), 24, 50, base_dtype=None)
+    arrived = []
+    sparse_backward(table).backward()
+    table.register_hook(lambda grad: arrived.append(grad._values().data_ptr()))
+    table.grad = None
+    sparse_backward(table).backward()
+    assert table.grad._values().data_ptr() == arrived[0] and table.grad.is_coalesced()
+
+
+def test_a_table_with_hooks_is_copied_and_saved_without_them(tmp_path):
+    table, _ = make_inputs(torch.empty(0), 24, 50, base_dtype=None)
+    sparse_backward(table).backward()
+    table.grad = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.save(table, tmp_path / "table")
+        copies = [copy.deepcopy(table), torch.load(tmp_path / "table")]
+    for other in copies:
+        assert torch.equal(other, table) and not other._backward_hooks and not other._post_accumulate_grad_hooks
+
+
+def test_sums_and_replaced_gradients_are_not_taken_for_coalesced():
+    table, _ = make_inputs(torch.empty(0), 24, 50, base_dtype=None)
+    others = torch.tensor([200, 3, 3])
+
+    def assert_honest(expected_rows):
+        rows = table.grad._indices()[0]
+        assert not table.grad.is_coalesced() or (rows[1:] > rows[:-1]).all()
+        assert set(rows.tolist()) >= expected_rows
+        table.grad = None
+
+    (sparse_backward(table) + F.embedding(others, table, sparse=True).sum()).backward()  # summed on their way
+    assert_honest({200, 3})
+    sparse_backward(table).backward()
+    F.embedding(others, table, sparse=True).sum().backward()  # summed where they are stored
+    assert_honest({200, 3})
+    F.embedding(others, table, sparse=True).sum().backward()
+    sparse_backward(table).backward()
+    assert_honest({200, 3})
+    torch.autograd.grad(sparse_backward(table), table)  # never stored
+    F.embedding(others, table, sparse=True).sum().backward()
+    assert_honest({200, 3})
+    table.grad = torch.sparse_coo_tensor([[200, 3]], torch.ones(2, 24), table.shape, check_invariants=True)
+    sparse_backward(table).backward()
+    assert_honest({200, 3})
+
+    def reverse(grad):
+        indices, values = grad._indices().flip(1), grad._values().flip(0)
+        return torch.sparse_coo_tensor(indices, values, grad.shape, check_invariants=True)
+
+    table.register_hook(reverse)
+    sparse_backward(table).backward()
+    assert not table.grad.is_coalesced()
+
+
+def test_a_sum_that_torch_leaves_as_it_is_is_not_marked():
+    """On CUDA torch adds sparse gradients by putting one behind the other."""
+    table, _ = make_inputs(torch.empty(0), 24, 50, base_dtype=None)
+    sparse_backward(table).backward()
+    (hook,) = table._post_accumulate_grad_hooks.values()
+    first, second = table.grad, torch.autograd.grad(sparse_backward(table), table)[0]
+    hook.__self__.arrives(second)
+    indices = torch.cat([first._indices(), second._indices()], 1)
+    table.grad = torch.sparse_coo_tensor(indices, torch.cat([first._values(), second._values()]), table.shape)
+    hook(table)
+    assert not table.grad.is_coalesced()
+    hook.__self__.arrives(second)
+    table.grad = torch.sparse_coo_tensor(second._indices(), second._values(), table.shape)
+    assert not table.grad.is_coalesced()
+    hook(table)
+    assert table.grad.is_coalesced()
 
 
 def test_sparse_adam_steps_as_with_embedding():

@@ -208,19 +208,30 @@ def keep_coalesced(table: Tensor) -> None:
 
     torch.optim.SparseAdam would sort and copy the gradient again. `hash_ngram_embedding(sparse_grad=True)` calls this
     on leaf tables, except inside torch.compile: there call it once, beside the parameter's creation. Calling it again
-    does nothing; whether the rows really ascend is checked each time.
+    does nothing. A gradient is marked only where autograd stored the very indices of one that came coalesced, and not a
+    sum; that is known without a look at them, and so without waiting for the device.
     """
     if table.is_leaf and table.requires_grad:
-        hooks = table._post_accumulate_grad_hooks
-        if hooks is None or _mark_coalesced not in hooks.values():
-            table.register_post_accumulate_grad_hook(_mark_coalesced)
+        hooks = table._post_accumulate_grad_hooks or {}
+        if not any(isinstance(getattr(hook, "__self__", None), _Coalesced) for hook in hooks.values()):
+            coalesced = _Coalesced()
+            table.register_hook(coalesced.arrives)
+            table.register_post_accumulate_grad_hook(coalesced.is_stored)
 
 
-def _mark_coalesced(table: Tensor) -> None:
-    grad = table.grad
-    if grad is not None and grad.layout == torch.sparse_coo and grad.sparse_dim() == 1 and not grad.is_coalesced():
-        rows = grad._indices()[0]
-        if bool((rows[1:] > rows[:-1]).all()):
+class _Coalesced:
+    """Follows a coalesced gradient of one table into `table.grad`: the hooks before and after it is accumulated."""
+
+    def __init__(self) -> None:
+        self.indices: Tensor | None = None  # of the gradient on its way: while they are held, nothing else is there
+
+    @torch.utils.hooks.unserializable_hook  # a table that is saved goes without it, and without a warning
+    def arrives(self, grad: Tensor) -> None:
+        self.indices = grad._indices() if grad.is_sparse and grad.is_coalesced() else None
+
+    def is_stored(self, table: Tensor) -> None:
+        grad, indices, self.indices = table.grad, self.indices, None
+        if indices is not None and grad is not None and grad.is_sparse and grad._indices().is_set_to(indices):
             grad._coalesced_(True)
 
 

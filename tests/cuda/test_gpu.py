@@ -140,6 +140,25 @@ def test_a_step_of_a_sparse_table_captures_and_does_not_sync(gpu):
     assert count == grad._nnz()
 
 
+def test_sparse_gradients_wait_for_the_device_once(gpu):
+    tokens = torch.randint(4, 8, (B, N), device=gpu)
+    table = torch.randn(2 * 101, D, device=gpu, requires_grad=True)
+    for _ in range(2):
+        table.grad = None
+        out = hash_ngram_embedding(tokens, table, ngram_sizes=(3, 4), num_rows=101, sparse_grad=True).sum()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with pytest.warns(UserWarning, match="synchronizing") as syncs:
+                out.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert sum("synchronizing" in str(warning.message) for warning in syncs) == 1
+        assert table.grad.is_coalesced()
+    hash_ngram_embedding(tokens, table, ngram_sizes=(3, 4), num_rows=101, sparse_grad=True).sum().backward()
+    rows = table.grad._indices()[0]
+    assert not table.grad.is_coalesced() or (rows[1:] > rows[:-1]).all()
+
+
 def test_segmentation_captures_and_does_not_sync(gpu):
     logits = torch.randn(B, N, 260, device=gpu)
     seq_lens = torch.tensor([N, N - 7], device=gpu)
