@@ -68,6 +68,7 @@ def cases():
     yield "hash_ngram_embedding", (tokens, table, base, *ngrams, True, False)
     yield "hash_ngram_embedding_backward", (base, tokens, *ngrams, True, torch.float32)
     yield "hash_ngram_embedding_sparse_backward", (base, tokens, *ngrams, True, torch.float32)
+    yield "hash_ngram_embedding_row_grad", (base, tokens, *ngrams, True, torch.float32)
 
     slots, rows = torch.randn(batch, 2 * capacity, 4, 8), torch.randn(batch, num_bytes, 4, 8)
     slot_keys, byte_keys = slots[:, :, :2].contiguous(), rows[:, :, :2].contiguous()
