@@ -138,7 +138,7 @@ def forward_and_backward(
     def check_forward() -> None:
         ours, *others = (forward(fn) for fn in functions.values())
         for other in others:
-            assert_close(ours, other.nan_to_num(0))
+            assert_close(ours, other.nan_to_num(0), inputs)
 
     variants: dict[str, Callable[[], Any]] = {name: partial(forward, fn) for name, fn in functions.items()}
     yield Case("forward", shapes, variants, forward_bytes, check_forward)
@@ -154,19 +154,20 @@ def forward_and_backward(
         ours, *others = (backward(out) for out in outputs.values())
         for other in others:
             for a, b in zip(ours, other, strict=True):
-                assert_close(a, b.nan_to_num(0))
+                assert_close(a, b.nan_to_num(0), inputs)
 
     variants = {name: partial(backward, out) for name, out in outputs.items()}
     yield Case("backward", shapes, variants, backward_bytes, check_backward)
 
 
-def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """For results that were added up in another order: fp32 entry by entry, narrower dtypes by their norms."""
-    if theirs.dtype in (torch.float32, torch.float64):
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, inputs: Iterable[torch.Tensor]) -> None:
+    """For results that were added up in another order: entry by entry, with narrow `inputs` by their norms."""
+    narrow = [x.dtype for x in inputs if x.dtype in (torch.bfloat16, torch.float16)]
+    if not narrow:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
         return
     error = torch.linalg.vector_norm(ours.float() - theirs.float()) / torch.linalg.vector_norm(theirs.float())
-    assert error < 0.02, f"relative error {error:.3g} against a baseline in {theirs.dtype}"
+    assert error < 0.05, f"relative error {error:.3g} against a baseline in {narrow[0]}"
 
 
 def label(name: str, shapes: dict[str, Any]) -> str:

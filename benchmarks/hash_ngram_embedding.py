@@ -111,10 +111,10 @@ def cases_of(setting: Setting, kind: str, tokens: Tensor, width: int, num_rows: 
             result = other()
             if first.is_sparse:
                 assert torch.equal(first.indices(), result.indices())
-                assert_close(first.values(), result.values())
+                assert_close(first.values(), result.values(), (table,))
             else:
                 read = ids.flatten() if len(result) == len(table) else slice(None)  # few of a dense gradient's rows
-                assert_close(first[read], result[read])
+                assert_close(first[read], result[read], (table,))
 
     row = width * table.element_size()
     shapes = {"N": num_bytes, "D": width, "V": num_rows, "G": G, "unique": unique, "tokens": kind}
