@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from blt_kernels import PatchLayout, patch_pool, reference
+from blt_kernels import PatchLayout, patch_gather, patch_pool, reference
 
 from .harness import Case, Setting, forward_and_backward
 from .patches import KINDS, layout_for
@@ -22,6 +22,17 @@ def segment_reduce(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """All rows as one, since torch.segment_reduce has one axis of segments."""
     pooled = torch.segment_reduce(x.flatten(0, 1), "max", lengths=lengths.flatten(), axis=0, unsafe=True)
     return pooled.unflatten(0, lengths.shape)
+
+
+def clear_maxima(x: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
+    """bool [B, N, D]: the maximum of the byte's patch is reached once and is not 0.
+
+    Elsewhere torch's own gradients are not the definition's: of a tie segment_reduce takes one winner, and a maximum of
+    0 shares its gradient with the zeros that scatter_reduce starts from, which it was told to leave out.
+    """
+    own = patch_gather(patch_pool(x, layout), layout, "own")
+    winners = patch_gather(patch_pool((x == own).float(), layout, "sum"), layout, "own")
+    return (winners == 1) & (own != 0)
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -57,4 +68,5 @@ def cases_of(setting: Setting, batch: int, num_bytes: int, width: int, kind: str
         (x,),
         forward_bytes=read + pooled,
         backward_bytes=2 * read + 2 * pooled,  # x, the result and its gradient in; grad_x out
+        comparable=clear_maxima(x, layout),
     )
