@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 DATA ?=
 RUN ?= runs/demo
 
-.PHONY: demo test sanitize lint wheel clean
+# RESULTS=path: where bench and gpu-report write; committed results are in benchmarks/results.
+RESULTS ?= runs/bench
+
+.PHONY: demo test bench gpu-report sanitize lint wheel clean
 
 # The stamp is older than a build input exactly when the environment or the library is stale.
 $(VENV)/installed: pyproject.toml requirements-dev.txt setup.py CMakeLists.txt $(shell find csrc -type f)
@@ -21,6 +24,16 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# The kernels at one size each and a short FLOP-matched pair, on the CPU: within ten minutes on two cores.
+bench: $(VENV)/installed
+	$(BIN)/blt-kernels bench --quick --rounds 9 --environment measuring --out $(RESULTS)
+	$(BIN)/python -m benchmarks.flop_matched --scale pair --out $(RESULTS)
+	$(BIN)/python -m benchmarks.report --results $(RESULTS)
+
+# On a machine with a GPU, with the torch (2.10 or newer) that PYTHON has there; needs no network and no .venv.
+gpu-report:
+	$(PYTHON) benchmarks/gpu_report.py --out $(RESULTS)
 
 # The CUDA kernels on host threads under the thread, address and undefined-behaviour sanitizers.
 sanitize: $(VENV)/installed

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from blt_kernels import PatchLayout, decoder_cross_attention
+from blt_kernels import PatchLayout, decoder_cross_attention, reference
 
 from .cross_attention import Op, cases_for
 from .harness import Case, Setting
@@ -25,4 +25,4 @@ def gather(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayou
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    return cases_for(setting, Op("decoder", decoder_cross_attention, gather))
+    return cases_for(setting, Op("decoder", decoder_cross_attention, reference.decoder_cross_attention, gather))

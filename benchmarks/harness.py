@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -89,14 +91,14 @@ class Setting:
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
-    def randn(self, *shape: int, requires_grad: bool = False) -> torch.Tensor:
-        return torch.randn(shape, device=self.device, dtype=self.dtype, requires_grad=requires_grad)
+    def randn(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=self.device, dtype=self.dtype)
 
     def sizes(self) -> tuple[int, ...]:
         """Bytes of text in a row: the sweep over N. A GPU gets a size that moves a gigabyte, too."""
-        if self.quick:
-            return (16384,) if self.device.type == "cpu" else (65536,)
-        return (1024, 4096, 16384, 65536) if self.device.type == "cpu" else (1024, 4096, 16384, 65536, 1 << 19)
+        if self.device.type == "cpu":
+            return (16384,) if self.quick else (1024, 4096, 16384, 65536)
+        return (65536, 1 << 19) if self.quick else (1024, 4096, 16384, 65536, 1 << 19)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,14 +184,21 @@ class Options:
 
 
 def measure(op: str, options: Options, environments: Iterable[str]) -> dict[str, Any]:
-    """Runs `benchmarks/<op>.py` in each environment, in processes of their own: the document that is kept as JSON."""
+    """Runs `benchmarks/<op>.py` in each environment, in processes of their own: the document that is kept as JSON.
+
+    On the CPU the default environment gets the short list, unless cases are named: it is there to show what the other
+    one hides.
+    """
     controlled = {name for variables in ENVIRONMENTS.values() for name in variables}
     inherited = {name: value for name, value in os.environ.items() if name not in controlled}
     rows: list[dict[str, Any]] = []
     for environment in environments:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.json"
-            request = json.dumps({"op": op, "path": str(path), **dataclasses.asdict(options)})
+            second = environment == "default" and options.device == "cpu" and not options.case
+            request = json.dumps(
+                {"op": op, "path": str(path), **dataclasses.asdict(options)} | ({"quick": True} if second else {})
+            )
             command = [sys.executable, "-m", "benchmarks.worker", request]
             # The profiler that counts memory would say that it starts and stops.
             variables = inherited | ENVIRONMENTS[environment] | {"KINETO_LOG_LEVEL": "99"}
@@ -222,17 +231,19 @@ def _time_case(case: Case, device: torch.device, rounds: int) -> list[dict[str, 
     source = torch.zeros(case.bytes // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     variants: dict[str, Callable[[], Any]] = {**case.variants, "copy": lambda: target.copy_(source)}
+    for call in variants.values():
+        call()  # compilation, first touch of memory
     peaks = {name: peak_bytes(call, device) for name, call in variants.items()}
     measured = {name: Measured(call, device) for name, call in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, call in measured.items():
-            times[name].append(call.sample())
+        for name, timer in measured.items():
+            times[name].append(timer.sample())
     medians = {name: statistics.median(samples) for name, samples in times.items()}
     first = next(iter(variants))
     rows = []
     for name, samples in times.items():
-        low, _, high = statistics.quantiles(samples, n=4) if rounds > 1 else [medians[name]] * 3
+        low, _, high = statistics.quantiles(samples, n=4, method="inclusive") if rounds > 1 else [medians[name]] * 3
         rows.append(
             {
                 "case": case.name,
@@ -266,6 +277,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         facts["cuda"] = torch.version.cuda
+    if importlib.util.find_spec("transformers") is not None:
+        facts["transformers"] = importlib.metadata.version("transformers")
     return facts
 
 

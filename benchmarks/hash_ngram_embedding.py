@@ -1,5 +1,5 @@
-"""hash_ngram_embedding against F.embedding_bag and F.embedding, which are given the ids that ours has to hash, and
-against Hugging Face's code, which hashes, where transformers is installed.
+"""hash_ngram_embedding against its definition and Hugging Face's code, which hash as ours does, and against
+F.embedding_bag and F.embedding, which are given the ids.
 
 "uniform" tokens give every position rows of its own; "text" is Python's own library, whose n-grams repeat.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blt_kernels import hash_ngram_embedding, hash_ngram_ids
+from blt_kernels import hash_ngram_embedding, hash_ngram_ids, reference
 
 from .harness import Case, Setting, assert_close
 from .patches import text_tokens
@@ -81,8 +81,15 @@ def cases_of(setting: Setting, kind: str, tokens: Tensor, width: int, num_rows: 
             0
         ]
 
+    def definition(table: Tensor, ids: Tensor, base: Tensor | None, sparse: bool = False) -> Tensor:
+        rows = None if base is None else base[None]
+        return reference.hash_ngram_embedding(
+            tokens, table, base=rows, ngram_sizes=SIZES, num_rows=num_rows, sparse_grad=sparse
+        )[0]
+
     functions: dict[str, Callable[..., Tensor]] = {
         "ours": ours,
+        "reference": definition,
         "embedding_bag": bag,
         "embedding_bag compiled": torch.compile(bag, dynamic=False),
         "6 embeddings": embeddings,

@@ -1,4 +1,4 @@
-"""patch_gather (visible) against torch.gather with expanded int64 ids, at the shapes of a local decoder."""
+"""patch_gather (visible) against its definition and torch.gather with expanded int64 ids, as in a local decoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from blt_kernels import patch_gather
+from blt_kernels import patch_gather, reference
 
 from .harness import Case, Setting, forward_and_backward
 from .patches import KINDS, layout_for
@@ -33,8 +33,11 @@ def cases_of(setting: Setting, batch: int, num_bytes: int, width: int, kind: str
     ids = layout.visible_ids.long()
     y = setting.randn(batch, layout.capacity, width)
     compiled = torch.compile(gather, dynamic=False)
+    compiled_reference = torch.compile(reference.patch_gather, dynamic=False)
     functions = {
         "ours": lambda y: patch_gather(y, layout),
+        "reference": lambda y: reference.patch_gather(y, layout),
+        "reference compiled": lambda y: compiled_reference(y, layout),
         "gather": lambda y: gather(y, ids),
         "gather compiled": lambda y: compiled(y, ids),
     }

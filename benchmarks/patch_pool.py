@@ -1,4 +1,4 @@
-"""patch_pool (max) against scatter_reduce, as published code pools, and against segment_reduce."""
+"""patch_pool (max) against its definition, scatter_reduce (as published code pools) and segment_reduce."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from blt_kernels import PatchLayout, patch_pool
+from blt_kernels import PatchLayout, patch_pool, reference
 
 from .harness import Case, Setting, forward_and_backward
 from .patches import KINDS, layout_for
@@ -40,8 +40,11 @@ def cases_of(setting: Setting, batch: int, num_bytes: int, width: int, kind: str
     ids, lengths, capacity = layout.patch_ids.long(), layout.lengths(), layout.capacity
     x = setting.randn(batch, num_bytes, width)
     compiled = torch.compile(scatter_reduce, dynamic=False)
+    compiled_reference = torch.compile(reference.patch_pool, dynamic=False)
     functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "ours": lambda x: patch_pool(x, layout),
+        "reference": lambda x: reference.patch_pool(x, layout),
+        "reference compiled": lambda x: compiled_reference(x, layout),
         "scatter_reduce": lambda x: scatter_reduce(x, ids, capacity),
         "scatter_reduce compiled": lambda x: compiled(x, ids, capacity),
     }

@@ -28,7 +28,6 @@ class Measured:
     """A call that can be timed. `graph`, on a GPU: whether a CUDA graph replays it."""
 
     def __init__(self, call: Callable[[], Any], device: torch.device):
-        call()  # compilation, first touch of memory
         self.graph: bool | None = None
         if device.type == "cuda":
             self._replay, self.graph = _capture(call)
@@ -42,7 +41,8 @@ class Measured:
         return self._sample_cpu() if self.graph is None else self._sample_gpu()
 
     def _sample_cpu(self) -> float:
-        self._timer.timeit(1)  # the caches hold this call's data, not the previous one's
+        if self._calls > 1:
+            self._timer.timeit(1)  # the caches hold this call's data, not the previous one's
         return self._timer.timeit(self._calls).median
 
     def _sample_gpu(self) -> float:

@@ -7,7 +7,13 @@ from .layout import PatchLayout
 from .ops.decoder_cross_attention import decoder_cross_attention
 from .ops.encoder_cross_attention import encoder_cross_attention
 from .ops.entropy import entropy
-from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding, hash_ngram_ids, keep_coalesced
+from .ops.hash_ngram_embedding import (
+    HASH_PRIMES,
+    hash_ngram_embedding,
+    hash_ngram_embedding_row_grad,
+    hash_ngram_ids,
+    keep_coalesced,
+)
 from .ops.linear_entropy import linear_entropy
 from .ops.patch_gather import patch_gather
 from .ops.patch_pool import patch_pool
@@ -26,6 +32,7 @@ __all__ = [
     "encoder_cross_attention",
     "entropy",
     "hash_ngram_embedding",
+    "hash_ngram_embedding_row_grad",
     "hash_ngram_ids",
     "keep_coalesced",
     "linear_entropy",

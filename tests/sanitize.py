@@ -1,4 +1,5 @@
-"""The CUDA kernels on host threads under a sanitizer: `python tests/sanitize.py thread` or `address,undefined`.
+"""The CUDA kernels on host threads under a sanitizer: `python tests/sanitize.py thread` or `address,undefined`; on a
+GPU, under compute-sanitizer: `compute-sanitizer --tool racecheck python tests/sanitize.py cases gpu`.
 
 Every op runs, forward and backward, on a small ragged case, and is compared with the CPU's. Under "thread" a kernel
 without its barrier is run too, and must be reported.
@@ -67,6 +68,7 @@ def cases():
     yield "hash_ngram_embedding", (tokens, table, base, *ngrams, True, False)
     yield "hash_ngram_embedding_backward", (base, tokens, *ngrams, True, torch.float32)
     yield "hash_ngram_embedding_sparse_backward", (base, tokens, *ngrams, True, torch.float32)
+    yield "hash_ngram_embedding_row_grad", (base, tokens, *ngrams, True, torch.float32)
 
     slots, rows = torch.randn(batch, 2 * capacity, 4, 8), torch.randn(batch, num_bytes, 4, 8)
     slot_keys, byte_keys = slots[:, :, :2].contiguous(), rows[:, :, :2].contiguous()
@@ -124,6 +126,10 @@ def main(sanitizer: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] in RUNTIMES:
         main(sys.argv[1])
+    elif sys.argv[1:] == ["cases", "gpu"]:
+        from gpu import GPUOps
+
+        run_cases(GPUOps())
     else:
         import emulation
 

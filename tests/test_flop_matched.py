@@ -29,6 +29,7 @@ from benchmarks.flop_matched.run import Bench, OutOfTime
 from benchmarks.flop_matched.summary import SMOKE, realisation, summary
 from benchmarks.flop_matched.texts import SMALL_LANGUAGES, Texts, open_texts
 from benchmarks.flop_matched.tokens import BPETokenizer
+from benchmarks.harness import describe_machine, device_slug
 from blt_kernels import PatchLayout
 from blt_kernels.data import BOS_ID, BYTE_OFFSET, EOS_ID, Corpus
 from blt_kernels.evaluate import RowShape, bits_per_byte, held_out_batches
@@ -400,10 +401,12 @@ def test_fused_and_reference_ops_train_alike(folder: Path, finished: Bench, tmp_
 
 
 def test_a_smoke_test_says_so(
-    finished: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Bench, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli, "SCALES", {"cpu": SCALE})
-    cli.main(["--data", str(folder), "--out", str(finished.folder)])
+    slug = device_slug(describe_machine(torch.device("cpu"))["device"])
+    shutil.copytree(finished.folder, tmp_path / slug / "flop_matched" / SCALE.name)
+    cli.main(["--data", str(folder), "--out", str(tmp_path)])
     out = capsys.readouterr().out
     assert out.count(SMOKE) == 3
     assert "quality at equal training FLOPs" in out and "FLOP realisation" in out

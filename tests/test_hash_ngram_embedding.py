@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -19,7 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import blt_kernels
-from blt_kernels import HASH_PRIMES, hash_ngram_embedding, hash_ngram_ids, keep_coalesced, reference, use_backend
+from blt_kernels import (
+    HASH_PRIMES,
+    hash_ngram_embedding,
+    hash_ngram_embedding_row_grad,
+    hash_ngram_ids,
+    keep_coalesced,
+    reference,
+    use_backend,
+)
 
 SIZES = (3, 4, 5, 6, 7, 8)
 HELLO = torch.tensor([[1, *(byte + 4 for byte in b"Hello world"), 2]])
@@ -342,7 +352,7 @@ def test_gradients_accumulate_and_stay_coalesced(backend):
                 table.grad.indices(), table.grad.values(), table.shape, is_coalesced=True
             )
     torch.testing.assert_close(table.grad.to_dense(), expected)
-    assert len(table._post_accumulate_grad_hooks) == 1
+    assert len(table._post_accumulate_grad_hooks) == 1 and len(table._backward_hooks) == 1
 
 
 def test_keep_coalesced_never_claims_what_is_not_so():
@@ -354,6 +364,86 @@ def test_keep_coalesced_never_claims_what_is_not_so():
     (2 * table).sum().backward()
     assert table.grad.layout == torch.strided
     keep_coalesced(table.detach())  # nothing to keep
+
+
+def sparse_backward(table, num_bytes=40):
+    tokens = text_tokens(1, num_bytes)
+    out = hash_ngram_embedding(tokens, table, ngram_sizes=SIZES, num_rows=len(table) // 6, sparse_grad=True)
+    return out.sum()
+
+
+def test_gradients_are_stored_without_a_copy():
+    table, _ = make_inputs(torch.empty(0), 24, 50, base_dtype=None)
+    arrived = []
+    sparse_backward(table).backward()
+    table.register_hook(lambda grad: arrived.append(grad._values().data_ptr()))
+    table.grad = None
+    sparse_backward(table).backward()
+    assert table.grad._values().data_ptr() == arrived[0] and table.grad.is_coalesced()
+
+
+def test_a_table_with_hooks_is_copied_and_saved_without_them(tmp_path):
+    table, _ = make_inputs(torch.empty(0), 24, 50, base_dtype=None)
+    sparse_backward(table).backward()
+    table.grad = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.save(table, tmp_path / "table")
+        copies = [copy.deepcopy(table), torch.load(tmp_path / "table")]
+    for other in copies:
+        assert torch.equal(other, table) and not other._backward_hooks and not other._post_accumulate_grad_hooks
+
+
+def test_sums_and_replaced_gradients_are_not_taken_for_coalesced():
+    table, _ = make_inputs(torch.empty(0), 24, 50, base_dtype=None)
+    others = torch.tensor([200, 3, 3])
+
+    def assert_honest(expected_rows):
+        rows = table.grad._indices()[0]
+        assert not table.grad.is_coalesced() or (rows[1:] > rows[:-1]).all()
+        assert set(rows.tolist()) >= expected_rows
+        table.grad = None
+
+    (sparse_backward(table) + F.embedding(others, table, sparse=True).sum()).backward()  # summed on their way
+    assert_honest({200, 3})
+    sparse_backward(table).backward()
+    F.embedding(others, table, sparse=True).sum().backward()  # summed where they are stored
+    assert_honest({200, 3})
+    F.embedding(others, table, sparse=True).sum().backward()
+    sparse_backward(table).backward()
+    assert_honest({200, 3})
+    torch.autograd.grad(sparse_backward(table), table)  # never stored
+    F.embedding(others, table, sparse=True).sum().backward()
+    assert_honest({200, 3})
+    table.grad = torch.sparse_coo_tensor([[200, 3]], torch.ones(2, 24), table.shape, check_invariants=True)
+    sparse_backward(table).backward()
+    assert_honest({200, 3})
+
+    def reverse(grad):
+        indices, values = grad._indices().flip(1), grad._values().flip(0)
+        return torch.sparse_coo_tensor(indices, values, grad.shape, check_invariants=True)
+
+    table.register_hook(reverse)
+    sparse_backward(table).backward()
+    assert not table.grad.is_coalesced()
+
+
+def test_a_sum_that_torch_leaves_as_it_is_is_not_marked():
+    """On CUDA torch adds sparse gradients by putting one behind the other."""
+    table, _ = make_inputs(torch.empty(0), 24, 50, base_dtype=None)
+    sparse_backward(table).backward()
+    (hook,) = table._post_accumulate_grad_hooks.values()
+    first, second = table.grad, torch.autograd.grad(sparse_backward(table), table)[0]
+    hook.__self__.arrives(second)
+    indices = torch.cat([first._indices(), second._indices()], 1)
+    table.grad = torch.sparse_coo_tensor(indices, torch.cat([first._values(), second._values()]), table.shape)
+    hook(table)
+    assert not table.grad.is_coalesced()
+    hook.__self__.arrives(second)
+    table.grad = torch.sparse_coo_tensor(second._indices(), second._values(), table.shape)
+    assert not table.grad.is_coalesced()
+    hook(table)
+    assert table.grad.is_coalesced()
 
 
 def test_sparse_adam_steps_as_with_embedding():
@@ -371,6 +461,96 @@ def test_sparse_adam_steps_as_with_embedding():
     torch.testing.assert_close(tables[0], tables[1])
 
 
+# ---- gradients by rows -----------------------------------------------------------------------------------------------
+
+
+def assert_padded(padded, rows, values):
+    """`padded`, from hash_ngram_embedding_row_grad, begins with these rows and values, and adds nothing to them."""
+    padded_rows, padded_values, count = padded
+    n = len(rows)
+    assert count.shape == () and count.dtype == torch.int64 and count == n
+    assert padded_rows.dtype == torch.int64 and padded_values.dtype == values.dtype
+    assert torch.equal(padded_rows[:n], rows) and torch.equal(padded_values[:n], values)
+    assert (padded_rows[n:] == padded_rows[n - 1]).all() and (padded_values[n:] == 0).all()
+
+
+@pytest.mark.parametrize("cu_seqlens", [None, torch.tensor([0, 7, 7, 40])], ids=["rows", "packed"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_row_grad_is_the_sparse_gradient_padded(normalize, cu_seqlens):
+    tokens = text_tokens(1, 60)
+    grad = torch.randn(1, 60, 24, dtype=torch.bfloat16)
+    kwargs = {"num_rows": 50, "cu_seqlens": cu_seqlens, "normalize": normalize, "table_dtype": torch.float32}
+    padded = hash_ngram_embedding_row_grad(grad, tokens, ngram_sizes=SIZES, **kwargs)
+    args = (grad, tokens, list(SIZES), 50, [HASH_PRIMES[0]], cu_seqlens, normalize, torch.float32)
+    rows, values = torch.ops.blt_kernels.hash_ngram_embedding_sparse_backward(*args)
+    assert padded[0].shape == (360,) and padded[1].shape == (360, 24) and 1 < len(rows) < 360
+    assert_padded(padded, rows, values)
+    with use_backend("reference"):
+        again = hash_ngram_embedding_row_grad(grad, tokens, ngram_sizes=SIZES, **kwargs)
+    assert_padded(again, rows, again[1][: len(rows)])
+    torch.testing.assert_close(again[1], padded[1])
+
+
+@pytest.mark.parametrize(("table_dtype", "grad_dtype"), DTYPE_PAIRS, ids=str)
+def test_row_grad_is_as_accurate_as_eager(table_dtype, grad_dtype):
+    tokens = text_tokens(2, 33)
+    grad = torch.randn(2, 33, 70, dtype=torch.float64).to(grad_dtype or table_dtype)
+    kwargs = {"ngram_sizes": SIZES, "num_rows": 23, "normalize": True}
+    _, ours, _ = hash_ngram_embedding_row_grad(grad, tokens, table_dtype=table_dtype, **kwargs)
+    _, eager, _ = reference.hash_ngram_embedding_row_grad(grad, tokens, table_dtype=table_dtype, **kwargs)
+    _, exact, _ = reference.hash_ngram_embedding_row_grad(grad.double(), tokens, **kwargs)
+    assert_as_accurate(ours, eager, exact)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_adding_row_grad_is_a_step_of_gradient_descent(backend):
+    tokens = text_tokens(2, 40)
+    table, base = make_inputs(tokens, 24, 50)
+    grad = torch.randn(2, 40, 24)
+    hash_ngram_embedding(tokens, table, base=base, ngram_sizes=SIZES, num_rows=50).backward(grad)
+    stepped = table.detach().clone()
+    torch.optim.SGD([table], lr=0.1).step()
+    with use_backend(backend):
+        out = hash_ngram_embedding(tokens, stepped, base=base, ngram_sizes=SIZES, num_rows=50)
+        (out_grad,) = torch.autograd.grad(out, out, grad)
+        rows, values, _ = hash_ngram_embedding_row_grad(out_grad, tokens, ngram_sizes=SIZES, num_rows=50)
+    stepped.index_add_(0, rows, values, alpha=-0.1)
+    torch.testing.assert_close(stepped, table.detach())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (1, 1)])
+@pytest.mark.parametrize("width", [0, 3])
+def test_row_grad_empty_and_single(shape, width, backend):
+    with use_backend(backend):
+        rows, values, count = hash_ngram_embedding_row_grad(
+            torch.ones(*shape, width), text_tokens(*shape), ngram_sizes=SIZES, num_rows=23
+        )
+    entries = 6 * shape[0] * shape[1]
+    assert rows.shape == (entries,) and values.shape == (entries, width) and count == entries and (values == 1).all()
+
+
+def test_row_grad_compiles_without_dynamic_sizes():
+    def step(tokens, table, grad):
+        rows, values, count = hash_ngram_embedding_row_grad(grad * 2, tokens, ngram_sizes=SIZES, num_rows=23)
+        return table.index_add(0, rows, values, alpha=-0.1), count
+
+    table, _ = make_inputs(torch.empty(0), base_dtype=None)
+    with assert_no_recompile():
+        compiled = torch.compile(step, fullgraph=True, dynamic=False)
+        for vocabulary in (1, 3, 50):
+            args = (text_tokens(2, 33, vocabulary), table.detach(), torch.randn(2, 33, 24))
+            for a, b in zip(compiled(*args), step(*args), strict=True):
+                torch.testing.assert_close(a, b)
+
+
+def test_row_grad_has_no_second_derivative():
+    grad = torch.randn(1, 9, 4, requires_grad=True)
+    _, values, _ = hash_ngram_embedding_row_grad(grad, text_tokens(1, 9), ngram_sizes=SIZES, num_rows=23)
+    with pytest.raises(RuntimeError, match="hash_ngram_embedding has no second derivative"):
+        values.sum().backward()
+
+
 # ---- the machinery ---------------------------------------------------------------------------------------------------
 
 
@@ -384,6 +564,8 @@ def test_every_element_is_written(poisoned_memory, sparse_grad):
         torch.testing.assert_close(a, b)
     ids = hash_ngram_ids(tokens, SIZES, 23)
     assert (ids >= 0).all() and (ids < 23).all()
+    rows, values, _ = hash_ngram_embedding_row_grad(grad, tokens, ngram_sizes=SIZES, num_rows=23)
+    torch.testing.assert_close(torch.zeros_like(table).index_add(0, rows, values), ours[1])
 
 
 @pytest.mark.parametrize("width", [1024, 1020])  # rows of whole and of broken cache lines
@@ -395,6 +577,7 @@ def test_outputs_larger_than_the_caches(width, table_dtype):
     grad = torch.randn(1, 4096, width)
     args = (grad, tokens, list(SIZES), 2000, [HASH_PRIMES[0]], None, False, table_dtype)
     rows, values = torch.ops.blt_kernels.hash_ngram_embedding_sparse_backward(*args)
+    assert_padded(torch.ops.blt_kernels.hash_ngram_embedding_row_grad(*args), rows, values)
     dense = torch.ops.blt_kernels.hash_ngram_embedding_backward(*args)
     assert torch.equal(dense[rows], values)
     assert dense.abs().sum(1).count_nonzero() == len(rows)
@@ -415,6 +598,7 @@ def test_same_for_any_number_of_threads():
         assert_same_for_any_threads(
             lambda s=sparse_grad: run(hash_ngram_embedding, tokens, table, base, grad=grad, sparse_grad=s)
         )
+    assert_same_for_any_threads(lambda: hash_ngram_embedding_row_grad(grad, tokens, ngram_sizes=SIZES, num_rows=97))
     assert_same_for_any_threads(lambda: hash_ngram_ids(tokens, SIZES, 97))
 
 
@@ -458,7 +642,8 @@ def test_opcheck():
     opcheck("hash_ngram_embedding", (tokens, table, base, sizes, 11, primes, cu_seqlens, True, False))
     opcheck("hash_ngram_embedding", (tokens, table.detach(), None, sizes, 11, primes, None, False, False))
     opcheck("hash_ngram_embedding", (tokens, table.detach(), base, sizes, 11, primes, None, True, True))
-    for name in ("hash_ngram_embedding_backward", "hash_ngram_embedding_sparse_backward"):
+    for form in ("backward", "sparse_backward", "row_grad"):
+        name = f"hash_ngram_embedding_{form}"
         opcheck(name, (torch.randn(1, 20, 5), tokens, sizes, 11, primes, cu_seqlens, True, torch.float32))
         opcheck(name, (torch.randn(1, 20, 5), tokens, sizes, 11, primes, None, False, torch.bfloat16))
 
@@ -517,6 +702,8 @@ def test_meta_tensors_have_the_right_shapes():
     assert hash_ngram_ids(tokens, SIZES, 23).shape == (2, 9, 6)
     out = hash_ngram_embedding(tokens, table, base=torch.empty(2, 9, 24, device="meta").half(), **kwargs)
     assert out.shape == (2, 9, 24) and out.dtype == torch.float16
+    rows, values, count = hash_ngram_embedding_row_grad(out, tokens, table_dtype=torch.float32, **kwargs)
+    assert rows.shape == (108,) and values.shape == (108, 24) and values.dtype == torch.float32 and count.shape == ()
 
 
 @pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
@@ -563,12 +750,14 @@ CU = torch.tensor([0, 9])
         ({"tokens": TOKENS[:1], "cu_seqlens": CU.to("meta")}, ValueError, "cu_seqlens: expected device cpu"),
     ],
 )
-def test_errors_of_both(change, error, message):
+def test_errors_of_all(change, error, message):
     kwargs = {"tokens": TOKENS, "ngram_sizes": SIZES, "num_rows": 23, **change}
     with pytest.raises(error, match="hash_ngram_ids: " + message):
         hash_ngram_ids(**kwargs)
     with pytest.raises(error, match="hash_ngram_embedding: " + message):
         hash_ngram_embedding(table=TABLE, **kwargs)
+    with pytest.raises(error, match="hash_ngram_embedding_row_grad: " + message):
+        hash_ngram_embedding_row_grad(torch.zeros(2, 9, 24), **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -598,6 +787,29 @@ def test_errors_of_the_embedding(change, error, message):
         hash_ngram_embedding(**kwargs)
 
 
+GRAD = torch.zeros(2, 9, 24)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"grad": 1.0}, TypeError, "grad: expected a torch.Tensor, got float"),
+        ({"grad": GRAD.long()}, TypeError, "grad: expected dtype float32 or"),
+        ({"grad": GRAD[0]}, ValueError, "grad: expected 3 dimensions"),
+        ({"grad": GRAD[:, 1:]}, ValueError, r"grad: expected shape \(2, 9, \*\), got shape \(2, 8, 24\)"),
+        ({"grad": GRAD.to("meta")}, ValueError, r"grad: expected device cpu \(where tokens is\), got device meta"),
+        ({"table_dtype": torch.int32}, TypeError, "table_dtype: expected float32 or .*, got int32"),
+        ({"table_dtype": "float"}, TypeError, "table_dtype: expected float32 or .*, got float"),
+        ({"table_dtype": torch.float64}, TypeError, "grad: expected a dtype that goes with a float64 table"),
+        ({"grad": GRAD.double(), "table_dtype": torch.float32}, TypeError, "grad: expected a dtype that goes with"),
+    ],
+)
+def test_errors_of_row_grad(change, error, message):
+    kwargs = {"grad": GRAD, "tokens": TOKENS, "ngram_sizes": SIZES, "num_rows": 23, **change}
+    with pytest.raises(error, match="hash_ngram_embedding_row_grad: " + message):
+        hash_ngram_embedding_row_grad(**kwargs)
+
+
 @pytest.mark.parametrize("cu_seqlens", [[1, 9], [0, 5, 4], [0, 10], [0, -1]])
 def test_bad_offsets_raise(cu_seqlens):
     for dtype in (torch.int32, torch.int64):
@@ -625,15 +837,17 @@ def test_direct_calls_are_checked_too():
     ):
         with pytest.raises(RuntimeError, match="hash_ngram_embedding: "):
             embed(TOKENS, table, base, list(SIZES), 23, [7], None, False, False)
-    backward = ops.hash_ngram_embedding_sparse_backward
-    with pytest.raises(RuntimeError, match=r"num_rows: expected num_rows \* tables \* tokens below 2\*\*63"):
-        backward(torch.zeros(2, 9, 4), TOKENS, [3], 2**62, [7], None, False, torch.float32)
-    with pytest.raises(RuntimeError, match="grad: expected size 9"):
-        backward(torch.zeros(2, 8, 4), TOKENS, [3], 23, [7], None, False, torch.float32)
-    with pytest.raises(RuntimeError, match="grad: float64"):
-        backward(torch.zeros(2, 9, 4).double(), TOKENS, [3], 23, [7], None, False, torch.float32)
+    for form in ("backward", "sparse_backward", "row_grad"):
+        backward = getattr(ops, f"hash_ngram_embedding_{form}")
+        with pytest.raises(RuntimeError, match=r"num_rows: expected num_rows \* tables \* tokens below 2\*\*63"):
+            backward(torch.zeros(2, 9, 4), TOKENS, [3], 2**62, [7], None, False, torch.float32)
+        with pytest.raises(RuntimeError, match=f"hash_ngram_embedding_{form}: grad: expected size 9"):
+            backward(torch.zeros(2, 8, 4), TOKENS, [3], 23, [7], None, False, torch.float32)
+        with pytest.raises(RuntimeError, match="grad: float64"):
+            backward(torch.zeros(2, 9, 4).double(), TOKENS, [3], 23, [7], None, False, torch.float32)
 
 
 def test_everything_is_public():
-    assert {"HASH_PRIMES", "hash_ngram_ids", "hash_ngram_embedding", "keep_coalesced"} <= set(blt_kernels.__all__)
+    names = {"HASH_PRIMES", "hash_ngram_ids", "hash_ngram_embedding", "hash_ngram_embedding_row_grad", "keep_coalesced"}
+    assert names <= set(blt_kernels.__all__)
     assert len(HASH_PRIMES) == 11 and HASH_PRIMES[0] == 1000000007

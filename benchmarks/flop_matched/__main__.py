@@ -24,8 +24,6 @@ from .run import RESERVED_SECONDS, Bench, OutOfTime
 from .summary import SMOKE, summary
 from .texts import open_texts
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
-
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
@@ -37,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--languages", type=Path, help="folder of <language>/test.*; default: --data, or a few sentences"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder of the JSON; default: benchmarks/results/<device>/flop_matched/<scale>"
+        "--out", type=Path, default=Path("runs/bench"), help="folder of <device>/flop_matched/<scale>/<job>.json"
     )
     parser.add_argument("--only", default="", help="only jobs whose name contains this")
     parser.add_argument("--max-minutes", type=float, help="stop training after this long; run again to go on")
@@ -55,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--scale gpu: not run: there is no GPU here")
     slug = device_slug(describe_machine(torch.device(device))["device"])
-    folder = options.out or RESULTS / slug / "flop_matched" / scale.name
+    folder = options.out / slug / "flop_matched" / scale.name
     console = Console()
     if scale.smoke:
         console.print(f"[bold]{SMOKE}[/]")

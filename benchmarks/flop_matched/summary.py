@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from benchmarks.table import Table
 
 from .models import TOKEN
 
@@ -17,114 +18,129 @@ Results = list[dict[str, Any]]
 
 
 def summary(console: Console, rows: Results) -> None:
-    """Prints the tables that the results in `rows` (JSON of finished jobs, any order) allow."""
+    """Prints what the results in `rows` (JSON of finished jobs, any order) allow."""
     if not rows:
         console.print("no finished jobs yet")
         return
     smoke = any(row["smoke"] for row in rows)
     if smoke:
         console.print(f"[bold]{SMOKE}[/]")
-    machine, data = rows[0]["machine"], rows[0]["data"]
-    console.print(
-        f"{machine['device']}, torch {machine['torch']}, commit {machine['commit'][:12]}; text: {data['name']}"
-    )
-    for size in dict.fromkeys(row["size"] for row in rows if row["size"]):
-        mine = [row for row in rows if row["size"] == size]
-        for table in (_rates, _quality, _scaling, _speed, _robustness, _backends):
-            table(console, size, mine)
+    machine = rows[0]["machine"]
+    console.print(f"{machine['device']}, torch {machine['torch']}, commit {machine['commit'][:12]}; {text_of(rows)}")
+    for table in tables(rows):
+        console.print(table.rich())
+    for line in backends(rows):
+        console.print(line)
     if smoke:
         console.print(f"[bold]{SMOKE}[/]")
 
 
-def _rates(console: Console, size: str, rows: Results) -> None:
+def text_of(rows: Results) -> str:
+    return f"text: {rows[0]['data']['name']}"
+
+
+def tables(rows: Results) -> Iterator[Table]:
+    """The tables that results allow, size by size."""
+    for size in dict.fromkeys(row["size"] for row in rows if row["size"]):
+        mine = [row for row in rows if row["size"] == size]
+        for make in (_rates, _quality, _scaling, speed, _robustness):
+            if table := make(size, mine):
+                yield table
+
+
+def _rates(size: str, rows: Results) -> Table | None:
     tuned = [row for row in rows if row["kind"] == "tune"]
     if not tuned:
-        return
+        return None
     rates = sorted({row["training"]["rate"] for row in tuned})
-    table = Table(title=f"{size}: valid bits/byte of short runs, by learning rate")
-    table.add_column("model")
-    for rate in rates:
-        table.add_column(f"{rate:g}", justify="right")
-    table.add_column("best")
+    lines = []
     for name, runs in _by_model(tuned):
         bits = {run["training"]["rate"]: run["curve"][-1]["valid_bits_per_byte"] for run in runs}
         best = min(bits, key=lambda rate: bits[rate])
         edge = " (edge of the grid)" if best in (rates[0], rates[-1]) else ""
-        table.add_row(name, *(f"{bits[rate]:.3f}" if rate in bits else "" for rate in rates), f"{best:g}{edge}")
-    console.print(table)
+        lines.append((name, *(f"{bits[rate]:.3f}" if rate in bits else "" for rate in rates), f"{best:g}{edge}"))
+    title = f"{size}: valid bits/byte of short runs, by learning rate"
+    return Table(title, ("model", *(f"{rate:g}" for rate in rates), "best"), lines)
 
 
-def _quality(console: Console, size: str, rows: Results) -> None:
+def _quality(size: str, rows: Results) -> Table | None:
     trained = [row for row in rows if row["kind"] in ("main", "ablation")]
     if not trained:
-        return
-    table = Table(title=f"{size}: quality at equal training FLOPs")
-    for column in ("model", "test bits/byte", "seeds", "rate", "bytes/unit", "FLOPs/byte inclusive", "paper",
-                   "training FLOPs", "MB read", "seconds"):  # fmt: skip
-        table.add_column(column, justify="left" if column == "model" else "right")
+        return None
+    columns = (
+        "model", "test bits/byte", "seeds", "rate", "bytes/unit", "FLOPs/byte inclusive", "paper", "training FLOPs",
+        "MB read", "seconds",
+    )  # fmt: skip
+    lines = []
     for name, runs in _by_model(trained):
         first, last = runs[0], runs[0]["curve"][-1]
-        table.add_row(
-            name,
-            _spread([run["test"]["clean"]["bits_per_byte"] for run in runs]),
-            str(len(runs)),
-            f"{first['training']['rate']:g}",
-            f"{first['model']['unit_bytes']:.2f}",
-            _flops(first["flops"]["inclusive"]),
-            _flops(first["flops"]["paper"]),
-            _flops(last["training_flops"]),
-            f"{last['bytes'] / 1e6:.2f}",
-            f"{statistics.mean(run['curve'][-1]['seconds'] for run in runs):.0f}",
+        lines.append(
+            (
+                name,
+                _spread([run["test"]["clean"]["bits_per_byte"] for run in runs]),
+                str(len(runs)),
+                f"{first['training']['rate']:g}",
+                f"{first['model']['unit_bytes']:.2f}",
+                _flops(first["flops"]["inclusive"]),
+                _flops(first["flops"]["paper"]),
+                _flops(last["training_flops"]),
+                f"{last['bytes'] / 1e6:.2f}",
+                f"{statistics.mean(run['curve'][-1]['seconds'] for run in runs):.0f}",
+            )
         )
-    console.print(table)
+    return Table(f"{size}: quality at equal training FLOPs", columns, lines)
 
 
-def _scaling(console: Console, size: str, rows: Results) -> None:
+def _scaling(size: str, rows: Results) -> Table | None:
     """Fixed-inference scaling: what a larger patch buys, at equal FLOPs per byte."""
     runs = [row for row in rows if row["kind"] == "main" and row["model"]["name"] != TOKEN]
     if not runs:
-        return
-    table = Table(title=f"{size}: patch size x latent size at equal FLOPs/byte")
-    for column in ("model", "bytes/patch", "layers", "width", "latent share of FLOPs", "test bits/byte"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+        return None
+    lines = []
     for name, mine in sorted(_by_model(runs), key=lambda item: item[1][0]["model"]["unit_bytes"]):
         first = mine[0]
         latent = first["model"]["config"]["latent"]
         share = sum(flops for part, flops in first["flops"]["components"].items() if part.startswith("latent"))
-        table.add_row(
-            name,
-            f"{first['model']['unit_bytes']:.2f}",
-            str(latent["num_layers"]),
-            str(latent["dim"]),
-            f"{share / first['flops']['inclusive']:.0%}",
-            _spread([run["test"]["clean"]["bits_per_byte"] for run in mine]),
+        lines.append(
+            (
+                name,
+                f"{first['model']['unit_bytes']:.2f}",
+                str(latent["num_layers"]),
+                str(latent["dim"]),
+                f"{share / first['flops']['inclusive']:.0%}",
+                _spread([run["test"]["clean"]["bits_per_byte"] for run in mine]),
+            )
         )
-    console.print(table)
+    columns = ("model", "bytes/patch", "layers", "width", "latent share of FLOPs", "test bits/byte")
+    return Table(f"{size}: patch size x latent size at equal FLOPs/byte", columns, lines)
 
 
-def _speed(console: Console, size: str, rows: Results) -> None:
+def speed(size: str, rows: Results) -> Table | None:
     measured = [row for row in rows if row["kind"] == "throughput"]
     if not measured:
-        return
+        return None
     token = next((row for row in measured if row["model"]["name"] == TOKEN), None)
-    table = Table(title=f"{size}: speed; FLOP realisation = bytes/s x FLOPs/byte over the token model's")
-    for column in ("model", "training kB/s", "realisation", "prefill kB/s", "realisation", "cutting kB/s", "peak MB",
-                   "slots used", "row used"):  # fmt: skip
-        table.add_column(column, justify="left" if column == "model" else "right")
+    columns = (
+        "model", "training kB/s", "realisation", "prefill kB/s", "realisation", "cutting kB/s", "peak MB", "slots used",
+        "row used",
+    )  # fmt: skip
+    lines = []
     for row in measured:
         m = row["measured"]
-        table.add_row(
-            row["model"]["name"],
-            f"{best(m, 'train_bytes_per_second') / 1e3:.1f}",
-            _realisation(row, token, "train_bytes_per_second"),
-            f"{best(m, 'prefill_bytes_per_second') / 1e3:.1f}",
-            _realisation(row, token, "prefill_bytes_per_second"),
-            f"{m['preparation_bytes_per_second'] / 1e3:.0f}",
-            f"{m['peak_memory_bytes'] / 1e6:.0f}",
-            f"{m['used_slots']:.0%}" if "used_slots" in m else "",
-            f"{m['used_tokens']:.0%}",
+        lines.append(
+            (
+                row["model"]["name"],
+                f"{best(m, 'train_bytes_per_second') / 1e3:.1f}",
+                _realisation(row, token, "train_bytes_per_second"),
+                f"{best(m, 'prefill_bytes_per_second') / 1e3:.1f}",
+                _realisation(row, token, "prefill_bytes_per_second"),
+                f"{m['preparation_bytes_per_second'] / 1e3:.0f}",
+                f"{m['peak_memory_bytes'] / 1e6:.0f}",
+                f"{m['used_slots']:.0%}" if "used_slots" in m else "",
+                f"{m['used_tokens']:.0%}",
+            )
         )
-    console.print(table)
+    return Table(f"{size}: speed; FLOP realisation = bytes/s x FLOPs/byte over the token model's", columns, lines)
 
 
 def best(measured: dict[str, Any], key: str) -> float:
@@ -155,26 +171,25 @@ def _realisation(row: dict[str, Any], token: dict[str, Any] | None, key: str) ->
     return "" if token is None else f"{realisation(row, token, key):.2f}"
 
 
-def _robustness(console: Console, size: str, rows: Results) -> None:
+def _robustness(size: str, rows: Results) -> Table | None:
     tested = [row for row in rows if len(row.get("test", {})) > 1]
     if not tested:
-        return
-    table = Table(title=f"{size}: test bits/byte of the text as it is, under noise, and of other languages")
-    table.add_column("text")
-    for row in tested:
-        table.add_column(row["model"]["name"], justify="right")
+        return None
+    lines = []
     for name in tested[0]["test"]:
         bits = [row["test"].get(name, {}).get("bits_per_byte") for row in tested]
-        table.add_row(name, *("" if value is None else f"{value:.3f}" for value in bits))
-    console.print(table)
+        lines.append((name, *("" if value is None else f"{value:.3f}" for value in bits)))
+    title = f"{size}: test bits/byte of the text as it is, under noise, and of other languages"
+    return Table(title, ("text", *(row["model"]["name"] for row in tested)), lines)
 
 
-def _backends(console: Console, size: str, rows: Results) -> None:
+def backends(rows: Results) -> Iterator[str]:
+    """What fused ops gain over the reference in a training run, a sentence for each size."""
     for row in rows:
         if row["kind"] == "backends":
             m, name = row["measured"], row["model"]["name"]
-            console.print(
-                f"{size}: fused against reference ops over {len(m['fused']['losses'])} steps of {name}: "
+            yield (
+                f"{row['size']}: fused against reference ops over {len(m['fused']['losses'])} steps of {name}: "
                 f"losses differ by at most {m['largest_difference']:.2g} nats; a step of the reference takes "
                 f"{m['time_ratio']:.2f} times as long"
             )

@@ -94,7 +94,7 @@ def hash_ngram_embedding(
             with several primes too). The published code does not.
         sparse_grad: give `table` a coalesced sparse gradient, as torch.nn.Embedding(sparse=True) would after
             `.coalesce()`: memory and time follow the bytes, not the table. On CUDA its backward waits for the device
-            once: the gradient's size is the number of rows that were read.
+            once: the gradient's size is the number of rows that were read. `hash_ngram_embedding_row_grad` does not.
 
     Returns:
         [B, N, D] in the dtype of `base`, without base in that of `table`.
@@ -137,24 +137,101 @@ def hash_ngram_embedding(
     )
 
 
+def hash_ngram_embedding_row_grad(
+    grad: Tensor,
+    tokens: Tensor,
+    *,
+    ngram_sizes: Sequence[int],
+    num_rows: int,
+    primes: Sequence[int] = HASH_PRIMES[:1],
+    cu_seqlens: Tensor | None = None,
+    normalize: bool = False,
+    table_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The row-sparse gradient of the table of `hash_ngram_embedding`, in shapes that do not depend on the tokens.
+
+    For training steps that must not wait for the device or change shapes: CUDA graphs, `torch.compile` without dynamic
+    sizes. Give `hash_ngram_embedding` a detached table, and this function the gradient of its result. Then
+
+        table.index_add_(0, rows, values, alpha=-learning_rate)
+
+    is a step of gradient descent: padding is in bounds and adds zeros. An optimiser that writes rows instead of adding
+    to them, or changes them where the gradient is 0, must leave out entries from `count` on.
+
+    Args:
+        grad: [B, N, D] float: gradient of what `hash_ngram_embedding` returned.
+        tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize: those of the call of `hash_ngram_embedding`.
+        table_dtype: dtype of the table; by default that of `grad`. float64 goes with float64 only.
+
+    Returns:
+        rows: int64 [B*N*G]: the rows of the table that were read, ascending, each once; from entry `count` on the last
+            of them, again and again.
+        values: [B*N*G, D] in `table_dtype`: their gradients; from entry `count` on zeros.
+        count: int64 []: how many rows were read.
+
+        Entries up to `count` are the indices and values of the sparse gradient that `sparse_grad=True` gives.
+
+    Raises:
+        TypeError, ValueError: wrong argument. RuntimeError: decreasing or exceeding cu_seqlens (CPU).
+
+    Source: Byte Latent Transformer, section 3.2.1, equation 2.
+    """
+    op = "hash_ngram_embedding_row_grad"
+    ngram_sizes, num_rows, primes = _check_hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens)
+    check_tensor(op, "grad", grad, ndim=3, dtypes=FLOAT_DTYPES)
+    check_device(op, "grad", grad, tokens.device, "tokens")
+    check_shape(op, "grad", grad, (*tokens.shape, None))
+    table_dtype = grad.dtype if table_dtype is None else table_dtype
+    if table_dtype not in FLOAT_DTYPES:
+        raise fail_type(op, "table_dtype", describe(FLOAT_DTYPES), str(table_dtype).removeprefix("torch."))
+    if (grad.dtype == torch.float64) != (table_dtype == torch.float64):
+        expected = f"a dtype that goes with a {describe([table_dtype])} table"
+        raise fail_type(op, "grad", expected, describe([grad.dtype]))
+    if backend_for(op, tokens.device, grad) == "reference":
+        return reference.hash_ngram_embedding_row_grad(
+            grad,
+            tokens,
+            ngram_sizes=ngram_sizes,
+            num_rows=num_rows,
+            primes=primes,
+            cu_seqlens=cu_seqlens,
+            normalize=normalize,
+            table_dtype=table_dtype,
+        )
+    return torch.ops.blt_kernels.hash_ngram_embedding_row_grad(
+        grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype
+    )
+
+
 def keep_coalesced(table: Tensor) -> None:
     """Lets `table.grad` say that it is coalesced, which autograd forgets when it stores a sparse gradient.
 
     torch.optim.SparseAdam would sort and copy the gradient again. `hash_ngram_embedding(sparse_grad=True)` calls this
     on leaf tables, except inside torch.compile: there call it once, beside the parameter's creation. Calling it again
-    does nothing; whether the rows really ascend is checked each time.
+    does nothing. A gradient is marked only where autograd stored the very indices of one that came coalesced, and not a
+    sum; that is known without a look at them, and so without waiting for the device.
     """
     if table.is_leaf and table.requires_grad:
-        hooks = table._post_accumulate_grad_hooks
-        if hooks is None or _mark_coalesced not in hooks.values():
-            table.register_post_accumulate_grad_hook(_mark_coalesced)
+        hooks = table._post_accumulate_grad_hooks or {}
+        if not any(isinstance(getattr(hook, "__self__", None), _Coalesced) for hook in hooks.values()):
+            coalesced = _Coalesced()
+            table.register_hook(coalesced.arrives)
+            table.register_post_accumulate_grad_hook(coalesced.is_stored)
 
 
-def _mark_coalesced(table: Tensor) -> None:
-    grad = table.grad
-    if grad is not None and grad.layout == torch.sparse_coo and grad.sparse_dim() == 1 and not grad.is_coalesced():
-        rows = grad._indices()[0]
-        if bool((rows[1:] > rows[:-1]).all()):
+class _Coalesced:
+    """Follows a coalesced gradient of one table into `table.grad`: the hooks before and after it is accumulated."""
+
+    def __init__(self) -> None:
+        self.indices: Tensor | None = None  # of the gradient on its way: while they are held, nothing else is there
+
+    @torch.utils.hooks.unserializable_hook  # a table that is saved goes without it, and without a warning
+    def arrives(self, grad: Tensor) -> None:
+        self.indices = grad._indices() if grad.is_sparse and grad.is_coalesced() else None
+
+    def is_stored(self, table: Tensor) -> None:
+        grad, indices, self.indices = table.grad, self.indices, None
+        if indices is not None and grad is not None and grad.is_sparse and grad._indices().is_set_to(indices):
             grad._coalesced_(True)
 
 
@@ -198,6 +275,16 @@ def _sparse_backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlen
     return tokens.new_empty(rows, dtype=torch.int64), grad.new_empty((rows, grad.shape[2]), dtype=table_dtype)
 
 
+@torch.library.register_fake("blt_kernels::hash_ngram_embedding_row_grad")
+def _row_grad_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype):
+    entries = tokens.numel() * len(primes) * len(ngram_sizes)
+    return (
+        tokens.new_empty(entries, dtype=torch.int64),
+        grad.new_empty((entries, grad.shape[2]), dtype=table_dtype),
+        tokens.new_empty((), dtype=torch.int64),
+    )
+
+
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     tokens, table, _, *hash_args, cu_seqlens, normalize, sparse_grad = inputs
     ctx.save_for_backward(tokens, cu_seqlens)  # the ids are hashed again: cheaper than G int64 a byte
@@ -226,3 +313,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
 torch.library.register_autograd("blt_kernels::hash_ngram_embedding", _backward, setup_context=_setup_context)
 register_no_double_backward("hash_ngram_embedding")
 register_no_double_backward("hash_ngram_embedding", "hash_ngram_embedding_sparse_backward")
+register_no_double_backward("hash_ngram_embedding", "hash_ngram_embedding_row_grad")

@@ -3,7 +3,7 @@
 from .decoder_cross_attention import decoder_cross_attention
 from .encoder_cross_attention import encoder_cross_attention
 from .entropy import entropy
-from .hash_ngram_embedding import hash_ngram_embedding, hash_ngram_ids
+from .hash_ngram_embedding import hash_ngram_embedding, hash_ngram_embedding_row_grad, hash_ngram_ids
 from .linear_entropy import linear_entropy
 from .patch_gather import patch_gather
 from .patch_pool import patch_pool
@@ -15,6 +15,7 @@ __all__ = [
     "encoder_cross_attention",
     "entropy",
     "hash_ngram_embedding",
+    "hash_ngram_embedding_row_grad",
     "hash_ngram_ids",
     "linear_entropy",
     "patch_gather",

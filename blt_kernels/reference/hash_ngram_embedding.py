@@ -65,8 +65,7 @@ def hash_ngram_embedding(
     normalize: bool = False,
     sparse_grad: bool = False,
 ) -> Tensor:
-    ids = hash_ngram_ids(tokens, ngram_sizes, num_rows, primes=primes, cu_seqlens=cu_seqlens)
-    rows = ids + num_rows * torch.arange(ids.shape[-1], device=ids.device)  # table index g starts at row g * num_rows
+    rows = _rows_read(tokens, ngram_sizes, num_rows, primes, cu_seqlens)
     dtype = table.dtype if base is None else base.dtype
     sum_dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
     if sparse_grad:
@@ -77,6 +76,40 @@ def hash_ngram_embedding(
     if normalize:
         out = out / (len(ngram_sizes) + 1)
     return out.to(dtype)
+
+
+def _rows_read(
+    tokens: Tensor, ngram_sizes: Sequence[int], num_rows: int, primes: Sequence[int], cu_seqlens: Tensor | None
+) -> Tensor:
+    ids = hash_ngram_ids(tokens, ngram_sizes, num_rows, primes=primes, cu_seqlens=cu_seqlens)
+    return ids + num_rows * torch.arange(ids.shape[-1], device=ids.device)  # table index g starts at row g * num_rows
+
+
+def hash_ngram_embedding_row_grad(
+    grad: Tensor,
+    tokens: Tensor,
+    *,
+    ngram_sizes: Sequence[int],
+    num_rows: int,
+    primes: Sequence[int] = HASH_PRIMES[:1],
+    cu_seqlens: Tensor | None = None,
+    normalize: bool = False,
+    table_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    read = _rows_read(tokens, ngram_sizes, num_rows, primes, cu_seqlens)  # [B, N, G]
+    tables = read.shape[-1]
+    read, order = read.flatten().sort(stable=True)  # read[i]: by the byte order[i] // tables
+    first = torch.ones_like(read, dtype=torch.bool)
+    first[1:] = read[1:] != read[:-1]
+    run = first.cumsum(0) - 1  # of equal rows, in which read[i] is
+    rows = read[-1:].repeat(read.shape[0]).scatter(0, run, read)
+    dtype = grad.dtype if table_dtype is None else table_dtype
+    sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    by_entry = grad.flatten(0, 1)[order // tables].to(sum_dtype)
+    values = torch.zeros_like(by_entry).index_add(0, run, by_entry)
+    if normalize:
+        values = values / (len(ngram_sizes) + 1)
+    return rows, values.to(dtype), first.sum()
 
 
 class _CoalesceGradient(torch.autograd.Function):

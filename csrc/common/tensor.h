@@ -46,6 +46,13 @@ inline void check_size(const char* op, const char* argument, const Tensor& t, in
             t.size(dim));
 }
 
+inline void check_sizes(const char* op, const char* argument, const Tensor& t, const std::vector<int64_t>& sizes) {
+  check_dim(op, argument, t, int64_t(sizes.size()));
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    check_size(op, argument, t, int64_t(d), sizes[d]);
+  }
+}
+
 inline void check_dtype(const char* op, const char* argument, const Tensor& t, ScalarType dtype, const char* name) {
   BLT_CHECK(t.scalar_type() == dtype, op, ": ", argument, ": expected dtype ", name);
 }
@@ -55,7 +62,21 @@ inline void check_cpu(const char* op, const char* argument, const Tensor& t) {
   BLT_CHECK(t.device().type() == torch::headeronly::DeviceType::CPU, op, ": ", argument, ": expected a CPU tensor");
 }
 
+// The dispatcher only looks at one of an op's tensors.
+inline void check_same_device(const char* op, const char* argument, const Tensor& t, const Tensor& like) {
+  BLT_CHECK(t.device() == like.device(), op, ": ", argument, ": expected a tensor on the device of the others");
+}
+
 inline Tensor contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// `t`, contiguous, after a check that it has these sizes, and dtype and device of the argument `grad`.
+inline Tensor dense_like_grad(const char* op, const char* argument, const Tensor& t, const Tensor& grad,
+                              const std::vector<int64_t>& sizes) {
+  check_sizes(op, argument, t, sizes);
+  BLT_CHECK(t.scalar_type() == grad.scalar_type(), op, ": ", argument, ": expected the dtype of grad");
+  check_same_device(op, argument, t, grad);
+  return blt::contiguous(t);
+}
 
 // A result on the CPU. Beyond 32 MB malloc maps fresh memory on every call, which faults in page by page: huge pages make
 // that 512 times fewer, and the call up to twice as fast. Below, where malloc recycles memory, they were seen to stall.

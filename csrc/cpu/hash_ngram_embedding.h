@@ -64,7 +64,7 @@ BLT_CPU_KERNEL(hash_ngram_sort, const HashSortArgs& args, int64_t begin, int64_t
 struct HashGradArgs {
   DType grad_dtype, table_dtype;  // as out_dtype and table_dtype above
   int64_t width, tables;          // D, G
-  bool dense;                     // out is [G * V, D], else [rows, D]
+  bool dense;                     // out is [G * V, D], else [at least rows, D]
   bool streaming;                 // write out past the caches
   double divisor;
   const void* grad;               // [B * N, D]
@@ -85,7 +85,7 @@ BLT_CPU_KERNEL(hash_ngram_sole_rows, const HashGradArgs& args, int64_t begin, in
 constexpr int64_t kSharedTile = 512;
 BLT_CPU_KERNEL(hash_ngram_shared_rows, const HashGradArgs& args, int64_t num_shared, int64_t begin, int64_t end,
                int64_t d_begin, int64_t d_end)
-// Zeros the rows begin..end of a dense out that nobody reads.
+// Zeros the rows begin..end of out, but for those that rows[0 .. num_rows - 1] lists.
 BLT_CPU_KERNEL(hash_ngram_unread_rows, const HashGradArgs& args, int64_t num_rows, int64_t begin, int64_t end)
 
 }  // namespace blt::cpu

@@ -102,6 +102,8 @@ void segment(const SegmentArgs& args, int64_t begin, int64_t end) {
       case Rule::fixed:
         next = decide_fixed(args, n, starts);
         break;
+      case Rule::mask:  // no rule: layout_from_starts takes masks
+        break;
     }
     if (args.max_patch_length > 0) {
       int64_t length = 0;  // of the patch so far

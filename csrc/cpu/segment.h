@@ -2,11 +2,10 @@
 
 #include <stdint.h>
 
+#include "common/rule.h"
 #include "cpu/dispatch.h"
 
 namespace blt::cpu {
-
-enum class Rule : int32_t { threshold, monotonic, combined, spaces, fixed };
 
 struct SegmentArgs {
   Rule rule;

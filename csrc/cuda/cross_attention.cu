@@ -1,7 +1,7 @@
-#include "cuda/cross_attention.cuh"
-
 #include <algorithm>
 
+#include "cuda/decoder_cross_attention.cuh"
+#include "cuda/encoder_cross_attention.cuh"
 #include "cuda/launch.h"
 
 namespace blt::cuda {

@@ -96,9 +96,24 @@ void hash_ngram_runs(const SortedKeys& sorted, const int64_t* places, int64_t nu
          num_positions, positions, counts);
 }
 
-void hash_ngram_rows(const SortedKeys& sorted, const int64_t* runs, int64_t* rows, Stream stream) {
+void hash_ngram_rows(const SortedKeys& sorted, const int64_t* runs, int64_t* rows, int64_t num_rows, Stream stream) {
   launch("hash_ngram_rows", hash_ngram_rows_kernel, blocks_for(sorted.entries), kHashThreads, 0, stream, sorted, runs,
-         rows);
+         rows, num_rows);
+}
+
+void hash_ngram_padding(const int64_t* count, int64_t num_rows, int64_t row_bytes, void* out, Stream stream) {
+  constexpr int64_t kBlocks = 2048;  // enough for any device: how many rows there are to fill is not known here
+  const auto run = [&](auto access) {
+    using Access = decltype(access);
+    const int64_t accesses = row_bytes / int64_t(sizeof(Access));
+    launch("hash_ngram_padding", hash_ngram_padding_kernel<Access>, min_of(blocks_for(num_rows * accesses), kBlocks),
+           kHashThreads, 0, stream, count, num_rows, accesses, static_cast<Access*>(out));
+  };
+  if (access_width(row_bytes, 1, 16, out) == 16) {
+    run(uint4{});
+  } else {
+    run(uint16_t{});  // every element is some of these
+  }
 }
 
 void hash_ngram_table_gradient(const HashGradArgs& args, Stream stream) {

@@ -227,11 +227,28 @@ __device__ __forceinline__ int64_t run_number(const SortedKeys& sorted, const in
   return runs[tile] - __popc(sorted.heads[tile] >> head);
 }
 
+// num_rows: from the number of runs to that of entries.
 __global__ void __launch_bounds__(kHashThreads)
-    hash_ngram_rows_kernel(SortedKeys sorted, const int64_t* runs, int64_t* rows) {
+    hash_ngram_rows_kernel(SortedKeys sorted, const int64_t* runs, int64_t* rows, int64_t num_rows) {
   const int64_t i = int64_t(blockIdx.x) * kHashThreads + threadIdx.x;
-  if (i < sorted.entries && (sorted.heads[i / kRunTile] >> (i % kRunTile) & 1u) != 0) {
+  if (i >= sorted.entries) {
+    return;
+  }
+  if ((sorted.heads[i / kRunTile] >> (i % kRunTile) & 1u) != 0) {
     rows[run_number(sorted, runs, i / kRunTile, int(i % kRunTile))] = key_at(sorted, i);
+  }
+  if (i < num_rows && i >= runs[(sorted.entries - 1) / kRunTile]) {
+    rows[i] = key_at(sorted, sorted.entries - 1);
+  }
+}
+
+// Zeros from row *count to the last, each of so many accesses.
+template <class Access>
+__global__ void __launch_bounds__(kHashThreads)
+    hash_ngram_padding_kernel(const int64_t* count, int64_t num_rows, int64_t accesses, Access* out) {
+  const int64_t first = *count * accesses + int64_t(blockIdx.x) * kHashThreads + threadIdx.x;
+  for (int64_t i = first; i < num_rows * accesses; i += int64_t(gridDim.x) * kHashThreads) {
+    out[i] = Access{};
   }
 }
 

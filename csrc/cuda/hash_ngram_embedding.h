@@ -61,7 +61,7 @@ struct HashGradArgs {
   const int32_t* positions;       // [entries], of the sorted keys
   const int64_t* runs;            // [tiles]: runs that start in a tile or before. Null: out is dense, and zeros so far
   const void* grad;               // [B * N, D]
-  void* out;                      // [runs, D], or [G * V, D]
+  void* out;                      // [at least runs, D], or [G * V, D]
   void* parts;                    // accumulators [tiles, D]
   double factor;                  // of the sums
 };
@@ -76,8 +76,10 @@ void hash_ngram_keys(const HashArgs& args, int32_t* keys32, int64_t* keys64, Str
 // From the sorted keys and the places they had: heads, the position of each, and the runs that start in each tile.
 void hash_ngram_runs(const SortedKeys& sorted, const int64_t* places, int64_t num_positions, int32_t* positions,
                      int32_t* counts, Stream stream);
-// The key of each run.
-void hash_ngram_rows(const SortedKeys& sorted, const int64_t* runs, int64_t* rows, Stream stream);
+// rows [num_rows]: the key of each run, then the last one again and again. At least as many as runs.
+void hash_ngram_rows(const SortedKeys& sorted, const int64_t* runs, int64_t* rows, int64_t num_rows, Stream stream);
+// Zeros in the rows of out [num_rows], so many bytes each, from number *count (on the device).
+void hash_ngram_padding(const int64_t* count, int64_t num_rows, int64_t row_bytes, void* out, Stream stream);
 void hash_ngram_table_gradient(const HashGradArgs& args, Stream stream);
 
 }  // namespace blt::cuda

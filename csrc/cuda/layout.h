@@ -2,12 +2,10 @@
 
 #include <stdint.h>
 
+#include "common/rule.h"
 #include "cuda/stream.h"
 
 namespace blt::cuda {
-
-// What says that a patch starts: a mask, or one of the rules of segmentation.
-enum class Rule : int32_t { mask, threshold, monotonic, combined, spaces, fixed };
 
 // The sequences of a batch: one a row, or all packed in the only row.
 struct SequenceArgs {

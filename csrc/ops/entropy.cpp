@@ -7,30 +7,14 @@ namespace blt {
 
 namespace {
 
-// [..., V] -> [...], checked.
-std::vector<int64_t> row_sizes(const char* op, const Tensor& logits) {
-  check_cpu(op, "logits", logits);
-  BLT_CHECK(logits.dim() >= 1 && logits.size(-1) >= 1, op, ": logits: expected shape [..., V] with V >= 1");
-  const auto sizes = logits.sizes();
-  return {sizes.begin(), sizes.end() - 1};
-}
-
-ScalarType result_dtype(const Tensor& logits) {
-  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 Tensor entropy_op(const Tensor& logits) { return entropy("entropy", logits); }
 
 Tensor entropy_backward_op(const Tensor& grad, const Tensor& logits) {
   constexpr const char* op = "entropy";
   const DType dtype = dtype_of(op, "logits", logits);
-  const auto sizes = row_sizes(op, logits);
+  check_cpu(op, "logits", logits);
   check_cpu(op, "grad", grad);
-  check_dim(op, "grad", grad, int64_t(sizes.size()));
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    check_size(op, "grad", grad, int64_t(i), sizes[i]);
-  }
-  BLT_CHECK(grad.scalar_type() == result_dtype(logits), op, ": grad: expected the dtype of the entropies");
+  check_entropy_grad(op, grad, logits);
   const Tensor grad_dense = blt::contiguous(grad), dense = blt::contiguous(logits);
   const auto full = logits.sizes();
   Tensor out = empty({full.begin(), full.end()}, logits.scalar_type());
@@ -45,7 +29,8 @@ Tensor entropy_backward_op(const Tensor& grad, const Tensor& logits) {
 
 Tensor entropy(const char* op, const Tensor& logits) {
   const DType dtype = dtype_of(op, "logits", logits);
-  Tensor out = empty(row_sizes(op, logits), result_dtype(logits));
+  check_cpu(op, "logits", logits);
+  Tensor out = empty(row_sizes(op, logits), entropy_dtype(logits));
   const Tensor dense = blt::contiguous(logits);
   const cpu::EntropyArgs args{dtype, logits.size(-1), dense.const_data_ptr(), out.mutable_data_ptr()};
   parallel_for(out.numel(), grain(args.vocab),

@@ -97,11 +97,8 @@ Tensor hash_ngram_embedding_cpu(const Tensor& tokens, const Tensor& table, const
   const blt::DType table_dtype = blt::dtype_of(op, "table", table);
   std::optional<Tensor> base_dense;
   if (base) {
-    blt::check_dim(op, "base", *base, 3);
     blt::check_cpu(op, "base", *base);
-    blt::check_size(op, "base", *base, 0, tokens.size(0));
-    blt::check_size(op, "base", *base, 1, tokens.size(1));
-    blt::check_size(op, "base", *base, 2, width);
+    blt::check_sizes(op, "base", *base, {tokens.size(0), tokens.size(1), width});
     check_dtypes(op, "base", blt::dtype_of(op, "base", *base), table_dtype);
     base_dense = blt::contiguous(*base);
   }
@@ -125,9 +122,12 @@ Tensor hash_ngram_embedding_cpu(const Tensor& tokens, const Tensor& table, const
   return out;
 }
 
-// Sum of grad over the positions that read each table row: (rows, values) of the rows read, or the whole table.
-std::tuple<Tensor, Tensor> table_gradient(const char* op, const Tensor& grad, const Hash& hash, bool normalize,
-                                          blt::ScalarType table_dtype, bool dense) {
+// Which rows the table gradient has: those of the table; those that are read; these, and padding up to B * N * G.
+enum class Rows { of_table, read, padded };
+
+// Sum of grad over the positions that read each table row: the rows that are read, the sums, and how many are read.
+std::tuple<Tensor, Tensor, int64_t> table_gradient(const char* op, const Tensor& grad, const Hash& hash, bool normalize,
+                                                   blt::ScalarType table_dtype, Rows which) {
   blt::check_dim(op, "grad", grad, 3);
   blt::check_cpu(op, "grad", grad);
   blt::check_size(op, "grad", grad, 0, hash.tokens.size(0));
@@ -163,9 +163,11 @@ std::tuple<Tensor, Tensor> table_gradient(const char* op, const Tensor& grad, co
     total.shared_entries += column.shared_entries;
   }
 
-  Tensor rows = ints(total.rows), shared_rows = ints(total.shared_rows), shared_begin = ints(total.shared_rows + 1),
+  const int64_t size = which == Rows::padded ? tables * positions : total.rows;
+  const bool dense = which == Rows::of_table;
+  Tensor rows = ints(size), shared_rows = ints(total.shared_rows), shared_begin = ints(total.shared_rows + 1),
          shared_positions = ints(total.shared_entries);
-  Tensor out = blt::empty({dense ? tables * num_rows : total.rows, width}, table_dtype);
+  Tensor out = blt::empty({dense ? tables * num_rows : size, width}, table_dtype);
   const blt::DType out_dtype = blt::dtype_of(op, "table_dtype", out);
   const blt::cpu::HashGradArgs args{blt::dtype_of(op, "grad", grad),
                                     out_dtype,
@@ -200,11 +202,12 @@ std::tuple<Tensor, Tensor> table_gradient(const char* op, const Tensor& grad, co
       begin = stop;
     }
   });
-  if (dense) {
-    blt::parallel_for(tables * num_rows, 64,
-                      [&](int64_t begin, int64_t end) { unread_kernel(args, total.rows, begin, end); });
-  }
-  return {rows, out};
+  // Rows of out that are no sums: in the table those that nobody reads, else those beyond the ones that are read.
+  const int64_t listed = dense ? total.rows : 0, first = dense ? 0 : total.rows;
+  blt::parallel_for(out.size(0) - first, 64,
+                    [&](int64_t begin, int64_t end) { unread_kernel(args, listed, first + begin, first + end); });
+  std::fill(args.rows + total.rows, args.rows + size, total.rows > 0 ? args.rows[total.rows - 1] : 0);
+  return {rows, out, total.rows};
 }
 
 Tensor hash_ngram_embedding_backward_cpu(const Tensor& grad, const Tensor& tokens, const Ints& ngram_sizes,
@@ -212,7 +215,7 @@ Tensor hash_ngram_embedding_backward_cpu(const Tensor& grad, const Tensor& token
                                          bool normalize, blt::ScalarType table_dtype) {
   constexpr const char* op = "hash_ngram_embedding_backward";
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
-  return std::get<1>(table_gradient(op, grad, hash, normalize, table_dtype, true));
+  return std::get<1>(table_gradient(op, grad, hash, normalize, table_dtype, Rows::of_table));
 }
 
 std::tuple<Tensor, Tensor> hash_ngram_embedding_sparse_backward_cpu(const Tensor& grad, const Tensor& tokens,
@@ -222,7 +225,21 @@ std::tuple<Tensor, Tensor> hash_ngram_embedding_sparse_backward_cpu(const Tensor
                                                                     bool normalize, blt::ScalarType table_dtype) {
   constexpr const char* op = "hash_ngram_embedding_sparse_backward";
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
-  return table_gradient(op, grad, hash, normalize, table_dtype, false);
+  const auto [rows, values, count] = table_gradient(op, grad, hash, normalize, table_dtype, Rows::read);
+  return {rows, values};
+}
+
+std::tuple<Tensor, Tensor, Tensor> hash_ngram_embedding_row_grad_cpu(const Tensor& grad, const Tensor& tokens,
+                                                                     const Ints& ngram_sizes, int64_t num_rows,
+                                                                     const Ints& primes,
+                                                                     const std::optional<Tensor>& cu_seqlens,
+                                                                     bool normalize, blt::ScalarType table_dtype) {
+  constexpr const char* op = "hash_ngram_embedding_row_grad";
+  const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
+  const auto [rows, values, num_read] = table_gradient(op, grad, hash, normalize, table_dtype, Rows::padded);
+  Tensor count = blt::empty({}, blt::ScalarType::Long);
+  *count.mutable_data_ptr<int64_t>() = num_read;
+  return {rows, values, count};
 }
 
 }  // namespace
@@ -239,6 +256,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blt_kernels, m) {
   m.def(
       "hash_ngram_embedding_sparse_backward(Tensor grad, Tensor tokens, int[] ngram_sizes, int num_rows, int[] primes, "
       "Tensor? cu_seqlens, bool normalize, ScalarType table_dtype) -> (Tensor rows, Tensor values)");
+  m.def(
+      "hash_ngram_embedding_row_grad(Tensor grad, Tensor tokens, int[] ngram_sizes, int num_rows, int[] primes, "
+      "Tensor? cu_seqlens, bool normalize, ScalarType table_dtype) -> (Tensor rows, Tensor values, Tensor count)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(blt_kernels, CPU, m) {
@@ -246,4 +266,5 @@ STABLE_TORCH_LIBRARY_IMPL(blt_kernels, CPU, m) {
   m.impl("hash_ngram_embedding", TORCH_BOX(&hash_ngram_embedding_cpu));
   m.impl("hash_ngram_embedding_backward", TORCH_BOX(&hash_ngram_embedding_backward_cpu));
   m.impl("hash_ngram_embedding_sparse_backward", TORCH_BOX(&hash_ngram_embedding_sparse_backward_cpu));
+  m.impl("hash_ngram_embedding_row_grad", TORCH_BOX(&hash_ngram_embedding_row_grad_cpu));
 }

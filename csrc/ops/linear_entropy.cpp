@@ -80,13 +80,9 @@ std::tuple<Tensor, Tensor> linear_entropy_backward(const Tensor& grad, const Ten
   LinearEntropyArgs args = arguments(hidden_dense, weight_dense);
   const ScalarType dtype = result_dtype(hidden, weight);
   const int64_t V = args.vocab, D = args.width;
-  const auto sizes = row_sizes(hidden);
   blt::check_cpu(kOp, "grad", grad);
   BLT_CHECK(grad.scalar_type() == dtype, kOp, ": grad: expected the dtype of the entropies");
-  blt::check_dim(kOp, "grad", grad, int64_t(sizes.size()));
-  for (size_t i = 0; i < sizes.size(); ++i) {
-    blt::check_size(kOp, "grad", grad, int64_t(i), sizes[i]);
-  }
+  blt::check_sizes(kOp, "grad", grad, row_sizes(hidden));
   const int64_t rows = grad.numel();
   Tensor grad_1d = blt::contiguous(torch::stable::reshape(grad, {rows}));
   const auto hidden_sizes = hidden.sizes();

@@ -2,19 +2,13 @@
 #include "ops/segment.h"
 
 #include "cpu/segment.h"
+#include "ops/rule.h"
 
 namespace blt {
 
 namespace {
 
 constexpr int64_t kGrainBytes = 65536;
-
-cpu::Rule parse_rule(const char* op, const std::string& rule) {
-  if (rule == "threshold") return cpu::Rule::threshold;
-  if (rule == "monotonic") return cpu::Rule::monotonic;
-  if (rule == "combined") return cpu::Rule::combined;
-  fail(op, ": rule: expected threshold, monotonic or combined, got ", rule);
-}
 
 // `args` holds what the rule needs; `per_byte` is the [B, N] tensor it looks at.
 LayoutFields segment_by(const char* op, cpu::SegmentArgs args, const Tensor& per_byte, const SegmentOptions& options) {
@@ -52,7 +46,7 @@ LayoutFields segment_spaces_op(const Tensor& tokens, int64_t byte_offset, std::o
   check_dtype(op, "tokens", tokens, ScalarType::Long, "int64");
   const Tensor dense = blt::contiguous(tokens);
   cpu::SegmentArgs args{};
-  args.rule = cpu::Rule::spaces;
+  args.rule = Rule::spaces;
   args.byte_offset = byte_offset;
   args.tokens = dense.const_data_ptr<int64_t>();
   return segment_by(op, args, dense, {max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity});
@@ -65,7 +59,7 @@ LayoutFields segment_fixed_op(const Tensor& tokens, int64_t patch_size, std::opt
   check_dim(op, "tokens", tokens, 2);
   BLT_CHECK(patch_size > 0, op, ": patch_size: expected at least 1, got ", patch_size);
   cpu::SegmentArgs args{};
-  args.rule = cpu::Rule::fixed;
+  args.rule = Rule::fixed;
   args.patch_size = patch_size;
   return segment_by(op, args, tokens, {max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity});
 }
@@ -78,9 +72,7 @@ LayoutFields segment_entropies(const char* op, const Tensor& entropies, double t
   check_dtype(op, "entropies", entropies, ScalarType::Float, "float32");
   const Tensor dense = blt::contiguous(entropies);
   cpu::SegmentArgs args{};
-  args.rule = parse_rule(op, rule);
-  BLT_CHECK(delta.has_value() == (args.rule == cpu::Rule::combined), op,
-            ": delta: expected one with rule combined, and only then");
+  args.rule = parse_rule(op, rule, delta);
   args.threshold = float(threshold);
   args.delta = float(delta.value_or(0));
   args.entropies = dense.const_data_ptr<float>();

@@ -19,10 +19,11 @@ def text_tokens(batch, num_bytes, vocabulary=5):
 
 
 def run(ops, tokens, table, base, grad, num_rows, sizes=SIZES, primes=PRIME, cu_seqlens=None, normalize=False):
-    """Output, dense gradient, rows and values of the sparse one."""
+    """Output, dense gradient, rows and values of the sparse one, and rows, values and count of the padded one."""
     out = ops.hash_ngram_embedding(tokens, table, base, sizes, num_rows, primes, cu_seqlens, normalize, False)
     args = (grad, tokens, sizes, num_rows, primes, cu_seqlens, normalize, table.dtype)
-    return out, ops.hash_ngram_embedding_backward(*args), *ops.hash_ngram_embedding_sparse_backward(*args)
+    dense, sparse = ops.hash_ngram_embedding_backward(*args), ops.hash_ngram_embedding_sparse_backward(*args)
+    return out, dense, *sparse, *ops.hash_ngram_embedding_row_grad(*args)
 
 
 def run_reference(tokens, table, base, grad, num_rows, dtype=None, **kwargs):
@@ -36,7 +37,7 @@ def run_reference(tokens, table, base, grad, num_rows, dtype=None, **kwargs):
 
 def check(cuda_ops, tokens, table, base, grad, num_rows, **kwargs):
     """Against the reference, and against the CPU op, whose rows are the same."""
-    out, dense, rows, values = run(cuda_ops, tokens, table, base, grad, num_rows, **kwargs)
+    out, dense, rows, values, *padded = run(cuda_ops, tokens, table, base, grad, num_rows, **kwargs)
     named = {"ngram_sizes" if name == "sizes" else name: value for name, value in kwargs.items()}
     eager = run_reference(tokens, table, base, grad, num_rows, **named)
     exact = run_reference(tokens, table, base, grad, num_rows, dtype=torch.float64, **named)
@@ -44,9 +45,18 @@ def check(cuda_ops, tokens, table, base, grad, num_rows, **kwargs):
         assert_as_accurate(*three, f"{name} width {table.shape[1]}")
     assert torch.equal(rows, run(CPU, tokens, table, base, grad, num_rows, **kwargs)[2])
     assert torch.equal(dense[rows], values)
+    assert_padded(padded, rows, values)
     unread = torch.ones(len(table), dtype=torch.bool)
     unread[rows] = False
     assert (dense[unread] == 0).all()
+
+
+def assert_padded(padded, rows, values):
+    padded_rows, padded_values, count = padded
+    n = len(rows)
+    assert count.shape == () and count.dtype == torch.int64 and count == n
+    assert torch.equal(padded_rows[:n], rows) and torch.equal(padded_values[:n], values)
+    assert (padded_rows[n:] == padded_rows[n - 1]).all() and (padded_values[n:] == 0).all()
 
 
 def make_inputs(tokens, width, num_rows, table_dtype=torch.float32, base_dtype=torch.float32, tables=6):
@@ -92,6 +102,7 @@ def test_many_tables_and_long_ngrams(cuda_ops, sizes, primes):
     assert torch.equal(cuda_ops.hash_ngram_ids(*args), CPU.hash_ngram_ids(*args))
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("lengths", [[], [0], [30], [5, 0, 0, 1, 12], [0, 2, 7, 7, 7, 0, 0], [1] * 30])
 def test_packed_sequences(cuda_ops, lengths, dtype):
@@ -117,6 +128,7 @@ def test_bad_offsets_are_clamped(cuda_ops, offsets):
 # ---- sums and gradients ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalize"])
 @pytest.mark.parametrize(("table_dtype", "base_dtype"), DTYPE_PAIRS, ids=str)
 def test_accuracy(cuda_ops, table_dtype, base_dtype, normalize):
@@ -136,6 +148,7 @@ def test_widths_and_many_blocks(cuda_ops, width, table_dtype):
     check(cuda_ops, tokens, table, base, grad, 50)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("num_bytes", [1, 2, 5, 7, 8, 31, 32, 33, 64, 65])
 @pytest.mark.parametrize("vocabulary", [1, 2])
 def test_runs_of_all_lengths(cuda_ops, num_bytes, vocabulary):
@@ -168,7 +181,7 @@ def test_sums_in_fp32_whatever_the_dtype(cuda_ops):
     table = torch.full((6 * 5, 8), 2.0**-9, dtype=torch.bfloat16)
     tokens = torch.zeros(1, 128, dtype=torch.int64)
     base = torch.ones(1, 128, 8, dtype=torch.bfloat16)
-    out, dense, _, _ = run(cuda_ops, tokens, table, base, torch.full_like(base, 1 + 2**-7), 5)
+    out, dense, *_ = run(cuda_ops, tokens, table, base, torch.full_like(base, 1 + 2**-7), 5)
     assert (out == 1 + 2**-6).all()
     assert dense.max().item() == torch.tensor(128 * (1 + 2**-7)).bfloat16().item()
 
@@ -189,13 +202,14 @@ def test_keys_beyond_int32(cuda_ops):
     args = (torch.randn(1, 70, 8), tokens, SIZES, 2**40 + 1, PRIME, None, False, torch.float32)
     ours = cuda_ops.hash_ngram_embedding_sparse_backward(*args)
     assert_same(ours, CPU.hash_ngram_embedding_sparse_backward(*args))
+    assert_padded(cuda_ops.hash_ngram_embedding_row_grad(*args), *ours)
 
 
 def test_nan_and_infinity_stay_in_their_rows(cuda_ops):
     tokens = torch.tensor([[1, 2, 3] * 40])
     table, _, grad = make_inputs(tokens, 8, 5, base_dtype=None, tables=1)
     grad[0, 3, 1], grad[0, 64, 2], grad[0, 2, 5] = torch.nan, torch.inf, -torch.inf
-    _, dense, _, _ = run(cuda_ops, tokens, table, None, grad, 5, sizes=[1])
+    _, dense, *_ = run(cuda_ops, tokens, table, None, grad, 5, sizes=[1])
     torch.testing.assert_close(dense, run_reference(tokens, table, None, grad, 5, ngram_sizes=[1])[1], equal_nan=True)
     assert dense.isnan().sum() == 1 and dense.isinf().sum() == 2
 
@@ -266,11 +280,12 @@ def test_direct_calls_are_checked(cuda_ops):
     ):
         with pytest.raises(RuntimeError, match="hash_ngram_embedding: "):
             cuda_ops.hash_ngram_embedding(tokens, bad_table, base, SIZES, 23, PRIME, None, False, False)
-    backward = cuda_ops.hash_ngram_embedding_sparse_backward
-    for grad, num_rows, message in (
-        (torch.zeros(2, 9, 4), 2**62, r"num_rows: expected num_rows \* tables \* tokens below 2\*\*63"),
-        (torch.zeros(2, 8, 4), 23, "grad: expected size 9"),
-        (torch.zeros(2, 9, 4).double(), 23, "grad: float64"),
-    ):
-        with pytest.raises(RuntimeError, match=message):
-            backward(grad, tokens, [3], num_rows, PRIME, None, False, torch.float32)
+    for form in ("backward", "sparse_backward", "row_grad"):
+        backward = getattr(cuda_ops, f"hash_ngram_embedding_{form}")
+        for grad, num_rows, message in (
+            (torch.zeros(2, 9, 4), 2**62, r"num_rows: expected num_rows \* tables \* tokens below 2\*\*63"),
+            (torch.zeros(2, 8, 4), 23, "grad: expected size 9"),
+            (torch.zeros(2, 9, 4).double(), 23, "grad: float64"),
+        ):
+            with pytest.raises(RuntimeError, match=f"hash_ngram_embedding_{form}: {message}"):
+                backward(grad, tokens, [3], num_rows, PRIME, None, False, torch.float32)

@@ -14,6 +14,7 @@ from blt_kernels import (
     encoder_cross_attention,
     entropy,
     hash_ngram_embedding,
+    hash_ngram_embedding_row_grad,
     linear_entropy,
     patch_gather,
     patch_pool,
@@ -106,6 +107,56 @@ def test_compiles_once(gpu, name):
         for seed in range(3):
             x, layout = torch.randn(shape, device=gpu), layout_of(seed, gpu)
             torch.testing.assert_close(compiled(x, layout), case(x, layout).sin())
+
+
+def test_a_step_of_a_sparse_table_captures_and_does_not_sync(gpu):
+    tokens, base = torch.randint(4, 8, (B, N), device=gpu), torch.randn(B, N, D, device=gpu, requires_grad=True)
+    table = torch.randn(2 * 101, D, device=gpu)
+    ngrams = {"ngram_sizes": (3, 4), "num_rows": 101}
+
+    def step(table):
+        out = hash_ngram_embedding(tokens, table, base=base, **ngrams)
+        (grad,) = torch.autograd.grad(out.square().sum(), out)
+        rows, values, count = hash_ngram_embedding_row_grad(grad, tokens, **ngrams)
+        return table.index_add(0, rows, values, alpha=-0.01), count
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(table)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            stepped, count = step(table)
+        for vocabulary in (1, 4, 250):
+            tokens.copy_(torch.randint(4, 4 + vocabulary, (B, N), device=gpu))
+            table.normal_()
+            graph.replay()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+    leaf = table.detach().requires_grad_()
+    out = hash_ngram_embedding(tokens, leaf, base=base, sparse_grad=True, **ngrams)
+    (grad,) = torch.autograd.grad(out.square().sum(), leaf)
+    torch.testing.assert_close(stepped, table - 0.01 * grad.to_dense())
+    assert count == grad._nnz()
+
+
+def test_sparse_gradients_wait_for_the_device_once(gpu):
+    tokens = torch.randint(4, 8, (B, N), device=gpu)
+    table = torch.randn(2 * 101, D, device=gpu, requires_grad=True)
+    for _ in range(2):
+        table.grad = None
+        out = hash_ngram_embedding(tokens, table, ngram_sizes=(3, 4), num_rows=101, sparse_grad=True).sum()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with pytest.warns(UserWarning, match="synchronizing") as syncs:
+                out.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert sum("synchronizing" in str(warning.message) for warning in syncs) == 1
+        assert table.grad.is_coalesced()
+    hash_ngram_embedding(tokens, table, ngram_sizes=(3, 4), num_rows=101, sparse_grad=True).sum().backward()
+    rows = table.grad._indices()[0]
+    assert not table.grad.is_coalesced() or (rows[1:] > rows[:-1]).all()
 
 
 def test_segmentation_captures_and_does_not_sync(gpu):

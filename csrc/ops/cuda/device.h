@@ -15,11 +15,6 @@ namespace blt {
 
 inline int device_index(const Tensor& t) { return t.get_device_index(); }
 
-// The dispatcher only looks at one of an op's tensors.
-inline void check_same_device(const char* op, const char* argument, const Tensor& t, const Tensor& like) {
-  BLT_CHECK(t.device() == like.device(), op, ": ", argument, ": expected a tensor on the device of the others");
-}
-
 // Memory on the device of `like`.
 inline Tensor empty_on(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
   return torch::stable::new_empty(like, sizes, dtype);

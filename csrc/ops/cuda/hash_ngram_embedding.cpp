@@ -137,10 +137,7 @@ Tensor hash_ngram_embedding_cuda(const Tensor& tokens, const Tensor& table, cons
   const blt::DType table_dtype = blt::dtype_of(op, "table", table);
   std::optional<Tensor> base_dense;
   if (base) {
-    blt::check_dim(op, "base", *base, 3);
-    blt::check_size(op, "base", *base, 0, tokens.size(0));
-    blt::check_size(op, "base", *base, 1, tokens.size(1));
-    blt::check_size(op, "base", *base, 2, width);
+    blt::check_sizes(op, "base", *base, {tokens.size(0), tokens.size(1), width});
     check_dtypes(op, "base", blt::dtype_of(op, "base", *base), table_dtype);
     base_dense = blt::contiguous(*base);
   }
@@ -237,7 +234,40 @@ Tensor hash_ngram_embedding_backward_cuda(const Tensor& grad, const Tensor& toke
   return out;
 }
 
-// Waits for the device, once: the sizes of the results are the number of different rows.
+// The rows that are read, the sums of grad for them, and how many there are. Padded, there are as many as entries;
+// otherwise none but these, for which it waits for the device, once.
+std::tuple<Tensor, Tensor, Tensor> row_gradient(const char* op, const Tensor& grad, const Hash& hash, double factor,
+                                                ScalarType table_dtype, bool padded) {
+  const blt::cuda::Stream stream = hash.device.stream();
+  const blt::DType grad_dtype = check_grad(op, grad, hash);
+  std::optional<Sorted> sorted;
+  Tensor count;
+  int64_t size = 0;
+  if (hash.positions > 0) {
+    sorted.emplace(hash, true);
+    count = torch::stable::select(*sorted->runs, 0, sorted->runs->numel() - 1);
+    size = padded ? sorted->args.entries : blt::read(count);
+  } else {
+    count = torch::stable::new_zeros(hash.tokens, {}, ScalarType::Long);
+  }
+  Tensor rows = blt::empty_on(hash.tokens, {size}, ScalarType::Long);
+  Tensor values = blt::empty_on(grad, {size, grad.size(2)}, table_dtype);
+  const blt::DType out_dtype = blt::dtype_of(op, "table_dtype", values);
+  check_dtypes(op, "grad", grad_dtype, out_dtype);
+  if (size > 0) {
+    blt::cuda::hash_ngram_rows(sorted->args, sorted->runs->const_data_ptr<int64_t>(), rows.mutable_data_ptr<int64_t>(),
+                               size, stream);
+  }
+  if (values.numel() > 0) {
+    sum_runs(*sorted, grad, grad_dtype, values, out_dtype, factor, stream);
+    if (padded) {
+      const int64_t row_bytes = grad.size(2) * int64_t(values.element_size());
+      blt::cuda::hash_ngram_padding(count.const_data_ptr<int64_t>(), size, row_bytes, values.mutable_data_ptr(), stream);
+    }
+  }
+  return {rows, values, count};
+}
+
 std::tuple<Tensor, Tensor> hash_ngram_embedding_sparse_backward_cuda(const Tensor& grad, const Tensor& tokens,
                                                                      const Ints& ngram_sizes, int64_t num_rows,
                                                                      const Ints& primes,
@@ -246,25 +276,22 @@ std::tuple<Tensor, Tensor> hash_ngram_embedding_sparse_backward_cuda(const Tenso
   constexpr const char* op = "hash_ngram_embedding_sparse_backward";
   blt::check_same_device(op, "grad", grad, tokens);
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
-  const blt::DType grad_dtype = check_grad(op, grad, hash);
-  std::optional<Sorted> sorted;
-  int64_t count = 0;
-  if (hash.positions > 0) {
-    sorted.emplace(hash, true);
-    count = blt::read_last(*sorted->runs);
-  }
-  Tensor rows = blt::empty_on(tokens, {count}, ScalarType::Long);
-  Tensor values = blt::empty_on(grad, {count, grad.size(2)}, table_dtype);
-  const blt::DType out_dtype = blt::dtype_of(op, "table_dtype", values);
-  check_dtypes(op, "grad", grad_dtype, out_dtype);
-  if (count > 0) {
-    blt::cuda::hash_ngram_rows(sorted->args, sorted->runs->const_data_ptr<int64_t>(), rows.mutable_data_ptr<int64_t>(),
-                               hash.device.stream());
-  }
-  if (values.numel() > 0) {
-    sum_runs(*sorted, grad, grad_dtype, values, out_dtype, factor_of(ngram_sizes, normalize), hash.device.stream());
-  }
+  const auto [rows, values, count] =
+      row_gradient(op, grad, hash, factor_of(ngram_sizes, normalize), table_dtype, /*padded=*/false);
   return {rows, values};
+}
+
+std::tuple<Tensor, Tensor, Tensor> hash_ngram_embedding_row_grad_cuda(const Tensor& grad, const Tensor& tokens,
+                                                                      const Ints& ngram_sizes, int64_t num_rows,
+                                                                      const Ints& primes,
+                                                                      const std::optional<Tensor>& cu_seqlens,
+                                                                      bool normalize, ScalarType table_dtype) {
+  constexpr const char* op = "hash_ngram_embedding_row_grad";
+  blt::check_same_device(op, "grad", grad, tokens);
+  const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
+  const auto [rows, values, count] =
+      row_gradient(op, grad, hash, factor_of(ngram_sizes, normalize), table_dtype, /*padded=*/true);
+  return {rows, values, torch::stable::clone(count)};  // not a view of the running sums
 }
 
 }  // namespace
@@ -274,4 +301,5 @@ BLT_CUDA_OPS(m) {
   m.impl("hash_ngram_embedding", TORCH_BOX(&hash_ngram_embedding_cuda));
   m.impl("hash_ngram_embedding_backward", TORCH_BOX(&hash_ngram_embedding_backward_cuda));
   m.impl("hash_ngram_embedding_sparse_backward", TORCH_BOX(&hash_ngram_embedding_sparse_backward_cuda));
+  m.impl("hash_ngram_embedding_row_grad", TORCH_BOX(&hash_ngram_embedding_row_grad_cuda));
 }

@@ -51,7 +51,7 @@ LayoutFields layout_from_starts_cuda(const Tensor& mask, const std::optional<Ten
   set_next_is_start(op, mask, next_is_start, sequences);
   const Tensor dense = blt::contiguous(mask);
   cuda::StartsArgs args{};
-  args.rule = cuda::Rule::mask;
+  args.rule = Rule::mask;
   args.values = dense.const_data_ptr();
   args.max_patch_length = INT32_MAX;
   return layout_of_starts(op, mask, args, sequences, capacity, device);

@@ -81,10 +81,7 @@ Tensor linear_entropy_cuda(const Tensor& hidden, const Tensor& weight) {
 std::tuple<Tensor, Tensor> linear_entropy_backward_cuda(const Tensor& grad, const Tensor& hidden, const Tensor& weight,
                                                         bool needs_hidden, bool needs_weight) {
   const Problem p = parse(hidden, weight);
-  blt::check_dim(kOp, "grad", grad, int64_t(p.sizes.size()));
-  for (size_t i = 0; i < p.sizes.size(); ++i) {
-    blt::check_size(kOp, "grad", grad, int64_t(i), p.sizes[i]);
-  }
+  blt::check_sizes(kOp, "grad", grad, p.sizes);
   BLT_CHECK(grad.scalar_type() == p.dtype, kOp, ": grad: expected the dtype of the entropies");
   blt::check_same_device(kOp, "grad", grad, hidden);
   const blt::cuda::OnDevice device(blt::device_index(hidden));

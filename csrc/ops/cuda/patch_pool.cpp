@@ -59,17 +59,6 @@ Tensor patch_pool_cuda(const Tensor& x, const Tensor& offsets, const std::string
   return out;
 }
 
-// `t`, contiguous, after a check that it has these sizes and dtype and device of `grad`.
-Tensor dense_like(const char* op, const char* argument, const Tensor& t, const Tensor& grad, std::vector<int64_t> sizes) {
-  blt::check_dim(op, argument, t, int64_t(sizes.size()));
-  for (size_t d = 0; d < sizes.size(); ++d) {
-    blt::check_size(op, argument, t, int64_t(d), sizes[d]);
-  }
-  BLT_CHECK(t.scalar_type() == grad.scalar_type(), op, ": ", argument, ": expected the dtype of grad");
-  blt::check_same_device(op, argument, t, grad);
-  return blt::contiguous(t);
-}
-
 Tensor patch_pool_backward_cuda(const Tensor& grad, const Tensor& offsets, const std::optional<Tensor>& x,
                                 const std::optional<Tensor>& out, int64_t num_bytes, const std::string& reduce) {
   constexpr const char* op = "patch_pool_backward";
@@ -85,8 +74,8 @@ Tensor patch_pool_backward_cuda(const Tensor& grad, const Tensor& offsets, const
   std::optional<Tensor> x_dense, out_dense;
   if (kind == Reduce::max || kind == Reduce::min) {
     BLT_CHECK(x.has_value() && out.has_value(), op, ": x, out: expected tensors for reduce = ", reduce);
-    x_dense = dense_like(op, "x", *x, grad, {batch, num_bytes, width});
-    out_dense = dense_like(op, "out", *out, grad, {batch, capacity, width});
+    x_dense = blt::dense_like_grad(op, "x", *x, grad, {batch, num_bytes, width});
+    out_dense = blt::dense_like_grad(op, "out", *out, grad, {batch, capacity, width});
   }
   Tensor grad_x = blt::empty_on(grad, {batch, num_bytes, width}, grad.scalar_type());
   if (grad_x.numel() > 0) {

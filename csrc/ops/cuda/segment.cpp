@@ -1,16 +1,11 @@
 // segment, segment_spaces, segment_fixed on CUDA.
 #include "ops/cuda/segment.h"
 
+#include "ops/rule.h"
+
 namespace blt {
 
 namespace {
-
-cuda::Rule parse_rule(const char* op, const std::string& rule) {
-  if (rule == "threshold") return cuda::Rule::threshold;
-  if (rule == "monotonic") return cuda::Rule::monotonic;
-  if (rule == "combined") return cuda::Rule::combined;
-  fail(op, ": rule: expected threshold, monotonic or combined, got ", rule);
-}
 
 // A length that no row reaches is as good as any other.
 int32_t clamp_length(int64_t length) { return int32_t(length < INT32_MAX ? length : INT32_MAX); }
@@ -44,7 +39,7 @@ LayoutFields segment_spaces_cuda(const Tensor& tokens, int64_t byte_offset, std:
   const cuda::OnDevice device(device_index(tokens));
   const Tensor dense = blt::contiguous(tokens);
   cuda::StartsArgs args{};
-  args.rule = cuda::Rule::spaces;
+  args.rule = Rule::spaces;
   args.byte_offset = byte_offset;
   args.values = dense.const_data_ptr();
   return segment_by(op, args, dense, {max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity});
@@ -57,7 +52,7 @@ LayoutFields segment_fixed_cuda(const Tensor& tokens, int64_t patch_size, std::o
   check_dim(op, "tokens", tokens, 2);
   BLT_CHECK(patch_size > 0, op, ": patch_size: expected at least 1, got ", patch_size);
   cuda::StartsArgs args{};
-  args.rule = cuda::Rule::fixed;
+  args.rule = Rule::fixed;
   args.patch_size = clamp_length(patch_size);
   return segment_by(op, args, tokens, {max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity});
 }
@@ -69,9 +64,7 @@ LayoutFields segment_entropies_cuda(const char* op, const Tensor& entropies, dou
   check_dim(op, "entropies", entropies, 2);
   check_dtype(op, "entropies", entropies, ScalarType::Float, "float32");
   cuda::StartsArgs args{};
-  args.rule = parse_rule(op, rule);
-  BLT_CHECK(delta.has_value() == (args.rule == cuda::Rule::combined), op,
-            ": delta: expected one with rule combined, and only then");
+  args.rule = parse_rule(op, rule, delta);
   const cuda::OnDevice device(device_index(entropies));
   const Tensor dense = blt::contiguous(entropies);
   args.threshold = float(threshold);

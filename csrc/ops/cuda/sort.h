@@ -1,4 +1,4 @@
-// Sorting and scanning on the device, by torch.
+// Sorting, scanning and reading on the device, by torch.
 #pragma once
 
 #include <array>
@@ -24,12 +24,10 @@ inline Tensor running_sum(const Tensor& counts) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// The last of the int64 values [n], n > 0. Waits for the device.
-inline int64_t read_last(const Tensor& values) {
-  Tensor all = values;
-  const Tensor last = torch::stable::narrow(all, 0, values.numel() - 1, 1);
+// An int64 value []. Waits for the device.
+inline int64_t read(const Tensor& value) {
   const torch::stable::Device host(torch::headeronly::DeviceType::CPU);
-  return *torch::stable::to(last, host).const_data_ptr<int64_t>();
+  return *torch::stable::to(value, host).const_data_ptr<int64_t>();
 }
 
 }  // namespace blt

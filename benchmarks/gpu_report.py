@@ -1,0 +1,117 @@
+"""Everything that only a GPU can say, in one command, without a network, in under nine minutes: `make gpu-report`.
+
+Builds the library against the torch that is there (2.10 or newer), runs tests/cuda on the GPU, compute-sanitizer's
+memcheck and racecheck on a small ragged case of every op, and the short list of every kernel benchmark. What each step
+said goes to <out>/<device>/gpu_report.json as it ends; results of benchmarks lie beside it. Run again at the same
+commit, it goes on with the steps that are not done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BUDGET_SECONDS = 8.5 * 60
+TAIL = 4000  # characters of a step's output that are kept
+SANITIZED = [sys.executable, "tests/sanitize.py", "cases", "gpu"]
+
+
+def steps(out: Path) -> dict[str, tuple[list[str], int]]:
+    """Command and limit in seconds of each step, in order of what matters most."""
+    from benchmarks.harness import OPS  # needs the library that the first step has built
+
+    sanitizer = [shutil.which("compute-sanitizer") or "compute-sanitizer", "--error-exitcode", "9"]
+    bench = [sys.executable, "-c", "from blt_kernels.cli import main; main()", "bench"]
+    made = {
+        "tests": ([sys.executable, "-m", "pytest", "tests/cuda", "-q", "-k", "gpu", "-p", "no:cacheprovider"], 180),
+        "memcheck": ([*sanitizer, "--tool", "memcheck", *SANITIZED], 90),
+        "racecheck": ([*sanitizer, "--tool", "racecheck", *SANITIZED], 90),
+    }
+    for op in OPS:
+        options = ["--device", "cuda", "--quick", "--rounds", "9", "--out", str(out)]
+        made[f"bench {op}"] = ([*bench, op, *options], 120)
+    return made
+
+
+def build() -> list[str]:
+    torch_folder = Path(torch.__file__).parent
+    configure = [
+        *("cmake", "-S", ".", "-B", "build/gpu-report", "-G", "Ninja"),
+        f"-DBLT_OUTPUT_DIR={REPOSITORY / 'blt_kernels'}",
+        f"-DBLT_TORCH_DIR={torch_folder}",
+        "-DBLT_BUILD_CUDA=1",
+    ]
+    return ["bash", "-c", f"{subprocess.list2cmdline(configure)} && cmake --build build/gpu-report"]
+
+
+def run(command: list[str], limit: float) -> dict[str, Any]:
+    """Runs one step: whether it went well, its time, and the end of what it said."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+    begin = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, timeout=limit, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        status, output = ("ok" if done.returncode == 0 else f"exit {done.returncode}"), done.stdout
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout or b""
+        output = said.decode(errors="replace") if isinstance(said, bytes) else said
+        status = f"stopped after {limit:.0f} s"
+    except FileNotFoundError as error:
+        status, output = "not run", str(error)
+    step = {"status": status, "seconds": round(time.perf_counter() - begin, 1), "output": output[-TAIL:]}
+    if counts := re.findall(r"(\d+) (passed|failed|skipped|error)", output[-400:]):
+        step["tests"] = {what: int(count) for count, what in counts}
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    out = parser.parse_args().out.resolve()
+    if not torch.cuda.is_available():
+        sys.exit("gpu-report: not run: torch sees no GPU here")
+    begin = time.perf_counter()
+    built = run(build(), 300)
+    print(f"build: {built['status']}, {built['seconds']} s", flush=True)
+    if built["status"] != "ok":
+        sys.exit(built["output"])
+    sys.path.insert(0, str(REPOSITORY))
+    from benchmarks.harness import describe_machine, device_slug
+
+    facts = describe_machine(torch.device("cuda"))
+    path = out / device_slug(facts["device"]) / "gpu_report.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = {**facts, "steps": {"build": built}}
+    if path.exists() and (earlier := json.loads(path.read_text()))["commit"] == facts["commit"]:
+        report["steps"] = {**earlier["steps"], "build": built}
+    for name, (command, limit) in steps(out).items():
+        if report["steps"].get(name, {}).get("status") == "ok":
+            print(f"{name}: done before", flush=True)
+            continue
+        left = BUDGET_SECONDS - (time.perf_counter() - begin)
+        step = run(command, min(limit, left)) if left > 10 else {"status": "not run: out of time", "seconds": 0.0}
+        report["steps"][name] = step
+        print(f"{name}: {step['status']}, {step['seconds']} s {step.get('tests', '')}", flush=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(report, indent=1) + "\n")
+        os.replace(partial, path)
+    print(path)
+    if bad := [name for name, step in report["steps"].items() if step["status"] != "ok"]:
+        sys.exit(f"gpu-report: not well: {', '.join(bad)}")
+
+
+if __name__ == "__main__":
+    main()
