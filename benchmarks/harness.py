@@ -204,9 +204,7 @@ def measure(op: str, options: Options, environments: Iterable[str]) -> dict[str,
                 {"op": op, "path": str(path), **dataclasses.asdict(options)} | ({"quick": True} if second else {})
             )
             command = [sys.executable, "-m", "benchmarks.worker", request]
-            # The profiler that counts memory would say that it starts and stops.
-            variables = inherited | ENVIRONMENTS[environment] | {"KINETO_LOG_LEVEL": "99"}
-            done = subprocess.run(command, env=variables, cwd=REPOSITORY)
+            done = subprocess.run(command, env=inherited | ENVIRONMENTS[environment], cwd=REPOSITORY)
             if done.returncode != 0:
                 raise RuntimeError(f"{op}: its benchmark failed in the {environment} environment, as said above")
             rows += [{"environment": environment, **row} for row in json.loads(path.read_text())]

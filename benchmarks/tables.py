@@ -103,19 +103,24 @@ def legend(documents: dict[str, dict[str, Any]]) -> str:
 def slower_table(documents: dict[str, dict[str, Any]]) -> Table:
     """The negative results: every measured case in which something else was faster than ours."""
     environment = environments(next(iter(documents.values())))[0]
-    lines, total = [], 0
+    lines, total, clear = [], 0, 0
     for op, document in documents.items():
         for name, shapes, rows in cases(document, environment):
-            best = best_baseline(rows)
+            ours, best = rows["ours"], best_baseline(rows)
             if best is None:
                 continue
             total += 1
-            ratio = best["seconds"] / rows["ours"]["seconds"]
+            ratio = best["seconds"] / ours["seconds"]
             if ratio < 1:
+                apart = best["quartiles"][1] < ours["quartiles"][0]
+                clear += apart
                 inside = ", ".join(f"{key} {value}" for key, value in shapes.items())
-                lines.append((f"`{op}`", name, inside, best["variant"], f"{ratio:.2f}x"))
-    title = f"Of {total} cases in the {environment} environment, ours is the slower one in {len(lines)}."
-    return Table(title, ("op", "case", "shapes", "faster", "its time over ours"), lines)
+                lines.append((f"`{op}`", name, inside, best["variant"], f"{ratio:.2f}x", "yes" if apart else "no"))
+    title = (
+        f"Of {total} cases in the {environment} environment, ours is the slower one in {len(lines)}, "
+        f"and in {clear} of them beyond the quartiles of both."
+    )
+    return Table(title, ("op", "case", "shapes", "faster", "its time over ours", "beyond the quartiles"), lines)
 
 
 def growth(document: dict[str, Any], environment: str) -> dict[str, dict[str, list[tuple[int, float]]]]:

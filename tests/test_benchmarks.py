@@ -195,13 +195,16 @@ def test_section_of_a_device():
     assert "| `patch_pool` | forward | 1 ms | 80% | segment_reduce | 4.0x |" in text
     assert "| `patch_gather` |  | not measured |" in text
     slower = tables.slower_table({"patch_pool": pool})
-    assert slower.title.endswith("slower one in 0.") and not slower.rows
+    assert "slower one in 0, and in 0" in slower.title and not slower.rows
     for row in (slow := copy.deepcopy(pool))["rows"]:
         if row["variant"] == "ours":
             row["seconds"] = 0.008
-    assert "| `patch_pool` | forward | B 1, N 16384, D 1024, patches text 4.5 | segment_reduce | 0.50x |" in (
-        tables.slower_table({"patch_pool": slow}).markdown()
-    )
+    line = "| `patch_pool` | forward | B 1, N 16384, D 1024, patches text 4.5 | segment_reduce | 0.50x | no |"
+    assert line in tables.slower_table({"patch_pool": slow}).markdown()
+    for row in slow["rows"]:
+        if row["variant"] == "ours":
+            row["quartiles"] = [0.0079, 0.0081]
+    assert tables.slower_table({"patch_pool": slow}).rows[0][-1] == "yes"
 
 
 def test_growth_is_that_of_the_largest_sizes():

@@ -313,6 +313,17 @@ def test_finished_jobs_are_skipped(finished: Bench, folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished.folder.glob("*.json")} == before
 
 
+def test_results_without_the_working_files_are_enough_to_go_on(finished: Bench, folder: Path, tmp_path: Path) -> None:
+    for path in finished.folder.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    missing = tmp_path / "tiny-blt-4.5-seed0.json"
+    missing.unlink()
+    bench = make_bench(folder, tmp_path)
+    assert [job.name for job in jobs_of(SCALE) if bench.run(job)] == [missing.stem]
+    for name in (missing.name, "entropy-model.json"):
+        assert untimed(results.read(tmp_path / name)) == untimed(results.read(finished.folder / name))
+
+
 @pytest.mark.parametrize("text", ['{"format": 1, "jo', "[]", '{"format": 1}'])
 def test_a_damaged_result_is_refused_by_name(text: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "entropy-model.json").write_text(text)

@@ -10,6 +10,7 @@ Run it again to go on after an interruption: finished jobs are skipped, training
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from .jobs import SCALES, jobs_of
 from .run import RESERVED_SECONDS, Bench, OutOfTime
 from .summary import SMOKE, summary
 from .texts import open_texts
+
+LOG_WIDTH = 160  # of tables that go to a file
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("--scale gpu: not run: there is no GPU here")
     slug = device_slug(describe_machine(torch.device(device))["device"])
     folder = options.out / slug / "flop_matched" / scale.name
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     if scale.smoke:
         console.print(f"[bold]{SMOKE}[/]")
     texts = open_texts(

@@ -11,11 +11,14 @@
                     patcher: how patches were made (null for others); context: tokens, and for a BLT patches, of a row
     flops           per byte of text: paper, inclusive (inference), training (inclusive, entropy model's forward pass
                     included), target (the token model's inclusive count), components (of inclusive)
-    training        rate, table_rate, steps, batch_bytes; null for jobs that do not train
+    training        rate, table_rate, steps, batch_bytes
     curve           of a training run, a list of: step, bytes, seconds (of training, loader included),
                     training_flops, train_bits_per_byte (of that step), valid_bits_per_byte
     test            by name ("clean", a noise, "language <name>"): bits_per_byte, bytes
-    measured        of kind "throughput" and "backends": see throughput.py
+    measured        of kind "throughput": train_bytes_per_second, prefill_bytes_per_second, peak_memory_bytes and, on a
+                    GPU, the same under "compiled" (see throughput.measure); preparation_bytes_per_second, at which
+                    documents become tokens or patches; used_tokens and used_slots, shares of a row that hold something.
+                    Of kind "backends": see throughput.compare_backends
 
 Keys that mean nothing for a kind are left out. Bits per byte divide by the UTF-8 bytes of the text, noised text
 included; EOS is predicted and not counted.

@@ -290,7 +290,8 @@ class Bench:
     ) -> BLT | EntropyModel:
         """Trains from the start or from where the job was interrupted; the trained model, in eval mode."""
         run = self.work / job.name
-        each = max(1, steps // self.scale.evaluations)
+        # Of a tuning run only the end counts.
+        each = steps if job.kind == "tune" else max(1, steps // self.scale.evaluations)
         config = TrainConfig(
             steps,
             OptimConfig(
