@@ -24,7 +24,7 @@ from .patches import layout_for
 
 HEADS, WIDTH = 16, 64
 DENSE_UP_TO = 4096  # bytes: a dense mask is quadratic
-CPU_FLEX_UP_TO = 16384  # there a block mask is made from a dense one
+FLEX_UP_TO = {"cpu": 16384, "cuda": 65536}  # making a block mask may make a dense one first
 Attention = Callable[..., torch.Tensor]
 
 
@@ -115,7 +115,7 @@ def cases_of(setting: Setting, op: Op, num_bytes: int, heads: int, slots: int, k
         functions["reference"] = lambda q, k, v: op.reference(q, k, v, layout)
         functions["dense"] = partial(dense, dense_mask(op, layout, slots))
         forward_only.append("dense")  # its gradient has NaN in rows that see nothing
-    if setting.device.type == "cuda" or num_bytes <= CPU_FLEX_UP_TO:
+    if num_bytes <= FLEX_UP_TO[setting.device.type]:
         functions["flex"] = partial(flex, torch.compile(flex_attention, dynamic=False), block_mask(op, layout, slots))
     if setting.device.type == "cpu":
         forward_only.append("flex")  # has no backward on the CPU
@@ -136,7 +136,7 @@ def mask_case(setting: Setting, op: Op, layout: PatchLayout, slots: int, shapes:
     variants: dict[str, Callable[[], Any]] = {
         "ours": lambda: PatchLayout.from_lengths(lengths, layout.num_bytes),
     }
-    if setting.device.type == "cuda" or layout.num_bytes <= CPU_FLEX_UP_TO:
+    if layout.num_bytes <= FLEX_UP_TO[setting.device.type]:
         variants["flex"] = lambda: block_mask(op, layout, slots)
     if layout.num_bytes <= DENSE_UP_TO:
         variants["dense"] = lambda: dense_mask(op, layout, slots)

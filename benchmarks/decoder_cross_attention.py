@@ -13,7 +13,7 @@ from .harness import Case, Setting
 
 
 def gather(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
-    """The best that plain PyTorch does: every byte gathers the K key and value rows of its patch."""
+    """In plain PyTorch: every byte gathers the K key and value rows of its patch."""
     batch, _, heads, width = q.shape
     slots = k.shape[1] // layout.capacity
     ids = layout.visible_ids.long()

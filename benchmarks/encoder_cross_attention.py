@@ -13,7 +13,7 @@ from .harness import Case, Setting
 
 
 def gather(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
-    """The best that plain PyTorch does: every byte gathers its patch's queries, and softmax terms are scattered."""
+    """In plain PyTorch: every byte gathers its patch's queries, and softmax terms are scattered."""
     batch, _, heads, width = k.shape
     capacity = layout.capacity
     slots = q.shape[1] // capacity

@@ -13,8 +13,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -59,21 +61,28 @@ def run(command: list[str], limit: float) -> dict[str, Any]:
     """Runs one step: whether it went well, its time, and the end of what it said."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
     begin = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, timeout=limit, text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        status, output = ("ok" if done.returncode == 0 else f"exit {done.returncode}"), done.stdout
-    except subprocess.TimeoutExpired as error:
-        said = error.stdout or b""
-        output = said.decode(errors="replace") if isinstance(said, bytes) else said
-        status = f"stopped after {limit:.0f} s"
-    except FileNotFoundError as error:
-        status, output = "not run", str(error)
+    with tempfile.TemporaryFile() as log:
+        try:
+            # A session of its own: what it has started must not go on beside the next step.
+            child = subprocess.Popen(
+                command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        except FileNotFoundError as error:
+            return {"status": "not run", "seconds": 0.0, "output": str(error)}
+        try:
+            child.wait(limit)
+            status = "ok" if child.returncode == 0 else f"exit {child.returncode}"
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            status = f"stopped after {limit:.0f} s"
+        log.seek(0)
+        output = log.read().decode(errors="replace")
     step = {"status": status, "seconds": round(time.perf_counter() - begin, 1), "output": output[-TAIL:]}
     if counts := re.findall(r"(\d+) (passed|failed|skipped|error)", output[-400:]):
         step["tests"] = {what: int(count) for count, what in counts}
+        if status == "ok" and "passed" not in step["tests"]:
+            step["status"] = "nothing was tested"
     return step
 
 
@@ -95,7 +104,7 @@ def main() -> None:
     path = out / device_slug(facts["device"]) / "gpu_report.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {**facts, "steps": {"build": built}}
-    if path.exists() and (earlier := json.loads(path.read_text()))["commit"] == facts["commit"]:
+    if path.exists() and (earlier := json.loads(path.read_text()))["commit"] == facts["commit"] != "unknown":
         report["steps"] = {**earlier["steps"], "build": built}
     for name, (command, limit) in steps(out).items():
         if report["steps"].get(name, {}).get("status") == "ok":

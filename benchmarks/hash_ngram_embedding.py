@@ -1,7 +1,9 @@
 """hash_ngram_embedding against its definition and Hugging Face's code, which hash as ours does, and against
 F.embedding_bag and F.embedding, which are given the ids.
 
-"uniform" tokens give every position rows of its own; "text" is Python's own library, whose n-grams repeat.
+Bytes count a table row for every n-gram that reads it, repeated or not, and the gradient likewise; of the rows that
+repeat the caches save some. "uniform" tokens give every position rows of its own; "text" is Python's own library,
+whose n-grams repeat.
 """
 
 from __future__ import annotations
@@ -134,4 +136,5 @@ def cases_of(setting: Setting, kind: str, tokens: Tensor, width: int, num_rows: 
             del variants["6 embeddings compiled"]  # inductor cannot add sparse tensors
         if argument is base and (theirs := transformers_forward(tokens, table, num_rows, base)):
             variants["transformers"] = theirs
-        yield Case(name, shapes, variants, rows * row, partial(check, variants))
+        # Coalescing a sparse gradient waits for the device.
+        yield Case(name, shapes, variants, rows * row, partial(check, variants), graph=argument is not True)

@@ -151,5 +151,6 @@ def _draw_quality(data: dict[str, Any]) -> Any:
     by_flops.set_xlabel("training FLOPs")
     by_time.set_xlabel("seconds of training")
     by_inference.set_xlabel("inference FLOPs per byte (inclusive), at the end")
+    by_inference.locator_params(axis="x", nbins=4)
     by_flops.legend(fontsize=7)
     return figure

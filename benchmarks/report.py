@@ -31,7 +31,13 @@ Documents = dict[str, dict[str, Any]]
 
 
 def devices(results: Path) -> Iterator[tuple[str, Documents, dict[str, list[dict[str, Any]]]]]:
-    """`(folder, kernel results by op, finished FLOP-matched jobs by scale)` of every device that has any."""
+    """`(folder, kernel results by op, finished FLOP-matched jobs by scale)` of every device that has any.
+
+    Raises:
+        ValueError: there is no such folder, or a result in it is damaged.
+    """
+    if not results.is_dir():
+        raise ValueError(f"{results}: expected a folder of results, got none")
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         documents = {op: read(folder / f"{op}.json") for op in OPS if (folder / f"{op}.json").exists()}
         jobs: dict[str, list[dict[str, Any]]] = {}
@@ -140,4 +146,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"report: {error}")

@@ -11,6 +11,7 @@ from typing import Any
 from .harness import device_slug, label
 
 FIELDS = ("op", "device", "dtype", "torch", "commit", "environments", "rows")
+ROW_FIELDS = ("environment", "case", "shapes", "variant", "seconds", "quartiles", "fraction_of_copy", "peak_bytes")
 # Beyond this factor, and beyond the quartiles of both, a change of time is called one.
 NOTABLE = 1.1
 
@@ -39,6 +40,9 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected an object, got {type(document).__name__}")
     if missing := [field for field in FIELDS if field not in document]:
         raise ValueError(f"{path}: not a result of a kernel benchmark: it has no {', '.join(missing)}")
+    for i, row in enumerate(document["rows"]):
+        if missing := [field for field in ROW_FIELDS if field not in row]:
+            raise ValueError(f"{path}: row {i} has no {', '.join(missing)}")
     return document
 
 
@@ -49,12 +53,14 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> Iterator[dict[str, Any]
     NOTABLE and the quartiles do not meet, else "same".
 
     Raises:
-        ValueError: they are of different ops, devices or dtypes.
+        ValueError: they are of different ops, devices or dtypes, or have no case in common.
     """
     for field in ("op", "device", "dtype"):
         if old[field] != new[field]:
             raise ValueError(f"compare: {field}: expected one, got {old[field]!r} and {new[field]!r}")
     before, after = _by_key(old), _by_key(new)
+    if not before.keys() & after.keys():
+        raise ValueError("compare: rows: expected cases that both have, got none")
     for key in before:
         environment, case, variant = key
         if variant == "copy" or key not in after:
@@ -66,8 +72,10 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> Iterator[dict[str, Any]
         apart = b["quartiles"][0] > a["quartiles"][1] or b["quartiles"][1] < a["quartiles"][0]
         relative = change / machine
         verdict = "same"
-        if apart and max(relative, 1 / relative) > NOTABLE and max(change, 1 / change) > NOTABLE:
-            verdict = "slower" if relative > 1 else "faster"
+        if apart and min(change, relative) > NOTABLE:
+            verdict = "slower"
+        elif apart and max(change, relative) < 1 / NOTABLE:
+            verdict = "faster"
         yield {
             "environment": environment,
             "case": case,

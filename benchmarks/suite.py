@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -20,13 +21,19 @@ def run_suite(console: Console, ops: Sequence[str], options: Options, environmen
         environment: "measuring" or "default"; None: both, and on a GPU, where they are alike, the default one.
 
     Raises:
-        ValueError: an op or environment that does not exist. RuntimeError: a benchmark failed.
+        ValueError: an op, device, environment or case that does not exist. OSError: `out` cannot be made.
+        RuntimeError: a benchmark failed.
     """
     for op in ops:
         if op not in OPS:
             raise ValueError(f"bench: op: expected one of {', '.join(OPS)}, got {op!r}")
     if environment not in (None, *ENVIRONMENTS):
         raise ValueError(f"bench: --environment: expected one of {', '.join(ENVIRONMENTS)}, got {environment!r}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("bench: --device: expected cpu, got cuda: torch sees no GPU here")
+    if options.device not in ("cpu", "cuda"):
+        raise ValueError(f"bench: --device: expected cpu or cuda, got {options.device!r}")
+    out.mkdir(parents=True, exist_ok=True)  # rather than find out after measuring
     chosen = [environment] if environment else list(ENVIRONMENTS) if options.device == "cpu" else ["default"]
     paths = []
     for op in ops or OPS:

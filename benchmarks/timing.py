@@ -22,15 +22,16 @@ from torch.utils.benchmark import Timer
 
 ROUND_SECONDS = 0.02  # a call is repeated as often in a sample as fits, at least once
 GPU_CALLS = 5  # calls of a sample on a GPU, each with a cold L2
+FLUSHES = 6  # keep the device busy until the event and the graph behind them have been submitted
 
 
 class Measured:
     """A call that can be timed. `graph`, on a GPU: whether a CUDA graph replays it."""
 
-    def __init__(self, call: Callable[[], Any], device: torch.device):
+    def __init__(self, call: Callable[[], Any], device: torch.device, *, graph: bool = True):
         self.graph: bool | None = None
         if device.type == "cuda":
-            self._replay, self.graph = _capture(call)
+            self._replay, self.graph = _capture(call) if graph else (call, False)
             self._flush = torch.zeros(2 * torch.cuda.get_device_properties(device).L2_cache_size // 4, device=device)
         else:
             self._timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
@@ -48,7 +49,8 @@ class Measured:
     def _sample_gpu(self) -> float:
         events = []
         for _ in range(GPU_CALLS):
-            self._flush.sum()
+            for _ in range(FLUSHES):
+                self._flush.sum()
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             self._replay()

@@ -8,13 +8,14 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import gpu_report, hash_ngram_embedding, plots, report, tables
+from benchmarks import cross_attention, gpu_report, hash_ngram_embedding, plots, report, tables
 from benchmarks.harness import OPS, Case, Options, Setting, assert_close, device_slug, run
 from benchmarks.patches import KINDS, patch_lengths, text_entropies, text_tokens
 from benchmarks.results import compare, read, write
@@ -105,7 +106,8 @@ def test_peak_counts_what_is_held_at_once():
 def test_narrow_results_are_compared_by_their_norms():
     a, narrow = torch.randn(1000), torch.zeros(1, dtype=torch.bfloat16)
     assert_close(a, a * 1.02, [a, narrow])
-    with pytest.raises(AssertionError, match="relative error"):
+    assert_close(a * 0, a * 0, [narrow])
+    with pytest.raises(AssertionError, match="allowed"):
         assert_close(a, a * 1.1, [narrow])
     with pytest.raises(AssertionError, match="not close"):
         assert_close(a, a * 1.02, [a])
@@ -150,6 +152,9 @@ def test_results_are_written_whole_and_read_again(tmp_path):
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ValueError, match=r"patch_pool\.json: not a readable result"):
         read(path)
+    path.write_text(json.dumps(kept | {"rows": [{"variant": "ours"}]}))
+    with pytest.raises(ValueError, match=r"patch_pool\.json: row 0 has no environment, case"):
+        read(path)
     path.write_text('{"op": "patch_pool"}')
     with pytest.raises(ValueError, match=r"patch_pool\.json: .* no device, dtype"):
         read(path)
@@ -162,6 +167,8 @@ def test_results_are_written_whole_and_read_again(tmp_path):
         ({"ours": 0.7, "copy": 1.0}, "faster"),
         ({"ours": 1.05, "copy": 1.0}, "same"),
         ({"ours": 1.3, "copy": 1.3}, "same"),  # the whole machine is slower
+        ({"ours": 0.85, "copy": 0.7}, "same"),  # faster, though less so than the copy
+        ({"ours": 1.2, "copy": 1.4}, "same"),
     ],
 )
 def test_comparison(new, verdict, tmp_path):
@@ -182,11 +189,23 @@ def test_comparison_is_of_one_op():
     with pytest.raises(ValueError, match="op: expected one, got 'patch_pool' and 'patch_gather'"):
         list(compare(document({"copy": 1.0}), document({"copy": 1.0}, op="patch_gather")))
 
+    with pytest.raises(ValueError, match="cases that both have, got none"):
+        list(compare(document({"copy": 1.0}), document({"copy": 1.0}, n=7)))
 
-def test_unknown_op_and_environment():
-    for ops, environment, text in ((["nonsense"], None, "got 'nonsense'"), ([], "mine", "--environment")):
-        with pytest.raises(ValueError, match=text):
-            run_suite(Console(quiet=True), ops, Options(), environment, Path("unused"))
+
+@pytest.mark.parametrize(
+    ("ops", "options", "environment", "text"),
+    [
+        (["nonsense"], Options(), None, "got 'nonsense'"),
+        ([], Options(), "mine", "--environment"),
+        ([], Options(device="tpu"), None, "--device: expected cpu or cuda, got 'tpu'"),
+        (["linear_entropy"], Options(quick=True, case="no such case"), "default", "--case: .*'no such case'"),
+    ],
+)
+def test_wrong_options(ops, options, environment, text, tmp_path):
+    with pytest.raises(ValueError, match=text):
+        run_suite(Console(quiet=True), ops, options, environment, tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_section_of_a_device():
@@ -205,6 +224,25 @@ def test_section_of_a_device():
         if row["variant"] == "ours":
             row["quartiles"] = [0.0079, 0.0081]
     assert tables.slower_table({"patch_pool": slow}).rows[0][-1] == "yes"
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_short_list_has_what_stands_for_an_op(op, device, monkeypatch):
+    """On a GPU too: shapes are chosen there as here, and nothing is built."""
+    shapes = []
+    module = importlib.import_module(f"benchmarks.{op}")
+    for name in ("cases_of", "make_logits", "cases_for"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, lambda *args: shapes.append(args) or [])
+    if op.endswith("cross_attention"):
+        monkeypatch.setattr(cross_attention, "cases_of", lambda *args: shapes.append(args) or [])
+        monkeypatch.setattr(module, "cases_for", cross_attention.cases_for)
+    list(module.cases(Setting(torch.device(device), quick=True)))
+    wanted = tables.centre({"op": op, "dtype": "bfloat16"} | ({"cuda": "13.0"} if device == "cuda" else {}))
+    sizes = [arg for args in shapes for arg in args if isinstance(arg, int)]
+    sizes += [arg.shape[1] for args in shapes for arg in args if isinstance(arg, torch.Tensor)]
+    assert wanted.get("N", wanted.get("rows")) in sizes
 
 
 def test_growth_is_that_of_the_largest_sizes():
@@ -243,6 +281,19 @@ def test_steps_of_the_gpu_report():
     step = gpu_report.run([sys.executable, "-c", "import time; print('begun'); time.sleep(60)"], 2)
     assert step["status"] == "stopped after 2 s" and step["output"] == "begun\n"
     assert gpu_report.run(["no-such-program"], 1)["status"] == "not run"
+    step = gpu_report.run([sys.executable, "-c", "print('== 7 skipped in 1 s')"], 60)
+    assert step["status"] == "nothing was tested"
+
+
+def test_a_step_that_is_stopped_leaves_nothing_running(tmp_path):
+    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(tmp_path / 'alive')!r}).touch()"
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    assert gpu_report.run([sys.executable, "-c", parent], 1)["status"] == "stopped after 1 s"
+    time.sleep(4)
+    assert not (tmp_path / "alive").exists()
+
+
+def test_steps_of_the_gpu_report_are_all_benchmarks():
     assert {f"bench {op}" for op in OPS} < set(gpu_report.steps(Path("out")))
 
 

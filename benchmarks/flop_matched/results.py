@@ -12,6 +12,7 @@
     flops           per byte of text: paper, inclusive (inference), training (inclusive, entropy model's forward pass
                     included), target (the token model's inclusive count), components (of inclusive)
     training        rate, table_rate, steps, batch_bytes
+    diverged        true of a tuning run whose loss was not finite; its curve is empty
     curve           of a training run, a list of: step, bytes, seconds (of training, loader included),
                     training_flops, train_bits_per_byte (of that step), valid_bits_per_byte
     test            by name ("clean", a noise, "language <name>"): bits_per_byte, bytes

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -244,7 +245,13 @@ class Bench:
         }
         valid = list(held_out_batches(self.texts.valid, model.shape, model.patcher, tokenizer=model.tokenizer))
         batches = model.batches(DocumentStream(self.texts.train, seed=job.seed))
-        trained = self._fit(job, result, built, batches, valid, steps, rate, model.flops["inclusive"].training)
+        try:
+            trained = self._fit(job, result, built, batches, valid, steps, rate, model.flops["inclusive"].training)
+        except FloatingPointError:
+            if job.kind != "tune":
+                raise
+            self._finish(job, result | {"curve": [], "diverged": True})  # a rate that is too high: others will do
+            return
         if job.kind != "tune":
             wanted = self.texts.test if job.model in size.robust and job.seed == 0 else {"clean": None}
             for name in wanted:
@@ -340,7 +347,7 @@ class Bench:
             result = results.read(path)
             if result is None or not result["finished"]:
                 raise ValueError(f"{name}: its learning rate is not tuned yet: {path.name} is missing or unfinished")
-            bits[rate] = result["curve"][-1]["valid_bits_per_byte"]
+            bits[rate] = math.inf if result.get("diverged") else result["curve"][-1]["valid_bits_per_byte"]
         return min(bits, key=lambda rate: bits[rate])
 
     # ---- speed -------------------------------------------------------------------------------------------------------
@@ -391,13 +398,15 @@ class Bench:
         want, rows = self.scale.row_bytes, []
         tokenizer = model.tokenizer or ByteTokenizer()
         num_bytes = 0
-        for document in DocumentStream(self.texts.train, seed=0):
+        for document in DocumentStream(self.texts.train, seed=0, epochs=1):
             text = document[:want].decode(errors="ignore").encode()
             if len(document) >= want:
                 rows.append(tokenizer.encode(text)[:-1])  # without EOS
                 num_bytes += len(text)
             if len(rows) == self.scale.batch_size:
                 break
+        if not rows:
+            raise ValueError(f"{self.texts.name}: expected documents of at least {want} bytes for a prefill, got none")
         prompts = np.full((len(rows), max(map(len, rows))), PAD_ID, np.int64)
         for prompt, row in zip(prompts, rows, strict=True):
             prompt[: len(row)] = row

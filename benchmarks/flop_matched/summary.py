@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -55,7 +56,10 @@ def _rates(size: str, rows: Results) -> Table | None:
     rates = sorted({row["training"]["rate"] for row in tuned})
     lines = []
     for name, runs in _by_model(tuned):
-        bits = {run["training"]["rate"]: run["curve"][-1]["valid_bits_per_byte"] for run in runs}
+        bits = {
+            run["training"]["rate"]: math.inf if run.get("diverged") else run["curve"][-1]["valid_bits_per_byte"]
+            for run in runs
+        }
         best = min(bits, key=lambda rate: bits[rate])
         edge = " (edge of the grid)" if best in (rates[0], rates[-1]) else ""
         lines.append((name, *(f"{bits[rate]:.3f}" if rate in bits else "" for rate in rates), f"{best:g}{edge}"))
@@ -140,7 +144,11 @@ def speed(size: str, rows: Results) -> Table | None:
                 f"{m['used_tokens']:.0%}",
             )
         )
-    return Table(f"{size}: speed; FLOP realisation = bytes/s x FLOPs/byte over the token model's", columns, lines)
+    return Table(
+        f"{size}: speed without cutting text; FLOP realisation = bytes/s x FLOPs/byte over the token model's",
+        columns,
+        lines,
+    )
 
 
 def best(measured: dict[str, Any], key: str) -> float:

@@ -20,4 +20,11 @@ inline Tensor empty_on(const Tensor& like, std::vector<int64_t> sizes, ScalarTyp
   return torch::stable::new_empty(like, sizes, dtype);
 }
 
+// Calls an operator of torch: arguments on the stack, then results. Not through torch's own check of error codes, which has
+// another name in 2.10's headers than in later ones.
+inline void call_torch(const char* op, const char* overload, StableIValue* stack) {
+  BLT_CHECK(torch_call_dispatcher(op, overload, stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS, "blt_kernels: ", op,
+            " failed, as torch says on stderr");
+}
+
 }  // namespace blt

@@ -48,7 +48,7 @@ Tensor product(const Tensor& a, const Tensor& b, ScalarType dtype) {
   if (halves && a.scalar_type() == b.scalar_type()) {
     std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
                                       torch::stable::detail::from(dtype)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype", stack.data(), TORCH_ABI_VERSION));
+    blt::call_torch("aten::mm", "dtype", stack.data());
     return torch::stable::detail::to<Tensor>(stack[0]);
   }
 #endif

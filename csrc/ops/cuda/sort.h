@@ -12,7 +12,7 @@ inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t(-1)), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  call_torch("aten::sort", "stable", stack.data());
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
@@ -20,7 +20,7 @@ inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
 inline Tensor running_sum(const Tensor& counts) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(counts), from(int64_t(0)), from(std::optional<ScalarType>())};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", stack.data(), TORCH_ABI_VERSION));
+  call_torch("aten::cumsum", "", stack.data());
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
