@@ -212,6 +212,8 @@ def measure(op: str, options: Options, environments: Iterable[str]) -> dict[str,
                 raise RuntimeError(f"{op}: its benchmark failed in the {environment} environment, as said above")
             answer = json.loads(path.read_text())
             facts = facts or answer["facts"]
+            if options.device == "cpu":  # a bound process sees one core
+                facts["device"] = _device_name(torch.device("cpu"))
             rows += [{"environment": environment, **row} for row in answer["rows"]]
     if not rows:
         raise ValueError(f"bench: --case: expected part of a case of {op}, got {options.case!r}")

@@ -16,7 +16,17 @@ import torch
 from rich.console import Console
 
 from benchmarks import cross_attention, gpu_report, hash_ngram_embedding, plots, report, tables
-from benchmarks.harness import OPS, Case, Options, Setting, assert_close, device_slug, run
+from benchmarks.harness import (
+    OPS,
+    Case,
+    Options,
+    Setting,
+    assert_close,
+    describe_machine,
+    device_slug,
+    measure,
+    run,
+)
 from benchmarks.patches import KINDS, patch_lengths, text_entropies, text_tokens
 from benchmarks.results import compare, read, write
 from benchmarks.suite import print_comparison, run_suite
@@ -267,6 +277,12 @@ def test_a_plot_carries_its_data(tmp_path):
 
 def test_readme_and_plots_show_the_committed_results():
     assert report.stale() == []
+
+
+def test_a_bound_process_measures_the_same_machine():
+    options = Options(quick=True, rounds=1, case="forward rows=4096")
+    documents = [measure("linear_entropy", options, [environment]) for environment in ("measuring", "default")]
+    assert documents[0]["device"] == documents[1]["device"] == describe_machine(CPU)["device"]
 
 
 def test_slug():
