@@ -99,10 +99,10 @@ def main() -> None:
         sys.exit(built["output"])
     sys.path.insert(0, str(REPOSITORY))
     from benchmarks.harness import describe_machine, device_slug
+    from benchmarks.results import write_json
 
     facts = describe_machine(torch.device("cuda"))
     path = out / device_slug(facts["device"]) / "gpu_report.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     report = {**facts, "steps": {"build": built}}
     if path.exists() and (earlier := json.loads(path.read_text()))["commit"] == facts["commit"] != "unknown":
         report["steps"] = {**earlier["steps"], "build": built}
@@ -114,9 +114,7 @@ def main() -> None:
         step = run(command, min(limit, left)) if left > 10 else {"status": "not run: out of time", "seconds": 0.0}
         report["steps"][name] = step
         print(f"{name}: {step['status']}, {step['seconds']} s {step.get('tests', '')}", flush=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(partial, path)
+        write_json(path, report)
     print(path)
     if bad := [name for name, step in report["steps"].items() if step["status"] != "ok"]:
         sys.exit(f"gpu-report: not well: {', '.join(bad)}")

@@ -318,10 +318,9 @@ def device_slug(device: str) -> str:
 
 
 def print_table(document: dict[str, Any]) -> None:
-    header = document
     print(
-        f"\n{header['op']} on {header['device']} ({header['dtype']}, {header['cpu_capability']}, "
-        f"{header['threads']} threads), torch {header['torch']}, commit {header['commit'][:12]}"
+        f"\n{document['op']} on {document['device']} ({document['dtype']}, {document['cpu_capability']}, "
+        f"{document['threads']} threads), torch {document['torch']}, commit {document['commit'][:12]}"
     )
     columns = ("environment", "case", "variant", "median", "quartiles", "GB/s", "of copy", "x slower", "peak MB")
     table: list[tuple[str, ...]] = [columns]

@@ -9,7 +9,7 @@ import torch
 from blt_kernels import PatchLayout, patch_gather, patch_pool, reference
 
 from .harness import Case, Setting, forward_and_backward
-from .patches import KINDS, layout_for
+from .patches import layout_for, row_shapes
 
 
 def scatter_reduce(x: torch.Tensor, ids: torch.Tensor, capacity: int) -> torch.Tensor:
@@ -36,14 +36,8 @@ def clear_maxima(x: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    for num_bytes in setting.sizes():
-        yield from cases_of(setting, 1, num_bytes, 1024, "text 4.5")
-    if setting.quick:
-        return
-    for kind in KINDS[1:]:
-        yield from cases_of(setting, 1, 16384, 1024, kind)
-    for width in (768, 2048, 4096):
-        yield from cases_of(setting, 4, 4096, width, "text 4.5")
+    for shape in row_shapes(setting):
+        yield from cases_of(setting, *shape)
 
 
 def cases_of(setting: Setting, batch: int, num_bytes: int, width: int, kind: str) -> Iterator[Case]:

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from blt_kernels import PatchLayout, calibrate_threshold, entropy, segment
 
-MEAN_PATCH = 4.5
+from .harness import Setting
+
 KINDS = ("text 4.5", "text 6", "text 8", "random 4.5", "one patch", "single bytes")
+
+
+def row_shapes(setting: Setting) -> Iterator[tuple[int, int, int, str]]:
+    """`(B, N, D, kind of patches)` of the ops that move rows of D: sweeps of N, of the patches and of D."""
+    for num_bytes in setting.sizes():
+        yield 1, num_bytes, 1024, KINDS[0]
+    if setting.quick:
+        return
+    for kind in KINDS[1:]:
+        yield 1, 16384, 1024, kind
+    for width in (768, 2048, 4096):
+        yield 4, 4096, width, KINDS[0]
 
 
 def patch_lengths(kind: str, batch: int, num_bytes: int) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,16 @@ NOTABLE = 1.1
 def write(document: dict[str, Any], out: Path) -> Path:
     """Puts a document of `harness.measure` at <out>/<device>/<op>.json, whole or not at all."""
     path = out / device_slug(document["device"]) / f"{document['op']}.json"
+    write_json(path, document)
+    return path
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Writes atomically: a file that exists is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(partial, path)
-    return path
+    partial.replace(path)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -333,7 +333,7 @@ def demo(
 @app.command()
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="Ops to measure; by default all.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One size of each op: minutes instead of an hour.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One size of each op: minutes instead of about 40.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     case: Annotated[str, typer.Option(help="Only cases whose name and shapes contain this, as they are printed.")] = "",
     rounds: Annotated[int, typer.Option(help="Interleaved repeats of every measurement.")] = 15,

@@ -30,6 +30,7 @@ from benchmarks.flop_matched.summary import SMOKE, realisation, summary
 from benchmarks.flop_matched.texts import SMALL_LANGUAGES, Texts, open_texts
 from benchmarks.flop_matched.tokens import BPETokenizer
 from benchmarks.harness import describe_machine, device_slug
+from benchmarks.results import write_json
 from blt_kernels import PatchLayout
 from blt_kernels.data import BOS_ID, BYTE_OFFSET, EOS_ID, Corpus
 from blt_kernels.evaluate import RowShape, bits_per_byte, held_out_batches
@@ -335,7 +336,7 @@ def test_results_of_other_text_are_refused(finished: Bench, folder: Path, tmp_pa
     result = results.read(finished.folder / "entropy-model.json")
     assert result is not None
     result["data"] = {"name": "poems", "fingerprint": "0"}
-    results.write(tmp_path / "entropy-model.json", result)
+    write_json(tmp_path / "entropy-model.json", result)
     with pytest.raises(ValueError, match=r"entropy-model\.json: made from other text \(poems\)"):
         make_bench(folder, tmp_path).run(jobs_of(SCALE)[0])
 

@@ -1,6 +1,6 @@
 """`python -m benchmarks.flop_matched --scale cpu`: BLT against token models of equal FLOPs.
 
-cpu    a smoke test of everything: about 20 minutes on two cores
+cpu    a smoke test of everything: about 25 minutes on two cores
 gpu    one GPU, about an hour in all; --max-minutes 9 makes pieces
 pair   one BLT and one token model, within 3 minutes on two cores
 

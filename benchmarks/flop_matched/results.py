@@ -53,11 +53,3 @@ def read(path: Path) -> dict[str, Any] | None:
         got = f"format {result['format']} of job {result['job']!r}"
         raise ValueError(f"{path}: expected format {FORMAT} of job {path.stem!r}, got {got}")
     return result
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    """Writes atomically: a file that exists is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(path)

@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from benchmarks.harness import describe_machine
+from benchmarks.results import write_json
 from blt_kernels.data import PAD_ID, Batch, ByteTokenizer, DocumentStream, PackedBatches, Tokenizer
 from blt_kernels.evaluate import RowShape, bits_per_byte, held_out_batches
 from blt_kernels.flops import Ledger, entropy_model_flops, token_flops
@@ -323,7 +324,7 @@ class Bench:
                 show(metrics)
                 if "held_out_bits_per_byte" in metrics:
                     result["curve"] = _curve(run, training_flops)
-                    results.write(self.path(job), result)
+                    write_json(self.path(job), result)
                 self._check_time()
 
             trainer = Trainer(model, batches, config, run, evaluate=evaluate, on_step=on_step)
@@ -450,7 +451,7 @@ class Bench:
         }
 
     def _finish(self, job: Job, result: dict[str, Any]) -> None:
-        results.write(self.path(job), result | {"finished": True})
+        write_json(self.path(job), result | {"finished": True})
 
     def _check_time(self, reserve: float = 0.0) -> None:
         if self.deadline is not None and time.monotonic() + reserve > self.deadline:
