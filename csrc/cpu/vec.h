@@ -214,7 +214,7 @@ BLT_INLINE void store_n(T* p, Vec<Acc<T>> v, int64_t n) {
 }
 
 // Stores a whole register past the caches, which saves reading the line first: for outputs that would not stay in any
-// cache (see wants_streaming in common/tensor.h). p is aligned to the bytes stored; stream_fence() after the last one.
+// cache (see wants_streaming in ops/tensor.h). p is aligned to the bytes stored; stream_fence() after the last one.
 template <class T>
 BLT_INLINE void stream(T* p, Vec<Acc<T>> v) {
 #if defined(__SSE2__)

@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "common/tensor.h"
+#include "ops/tensor.h"
 #include "cpu/dispatch.h"
 
 namespace blt::cpu {

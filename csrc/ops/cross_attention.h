@@ -1,7 +1,7 @@
 // What encoder_cross_attention and decoder_cross_attention share. They differ only in how the layout groups the rows.
 #pragma once
 
-#include "common/tensor.h"
+#include "ops/tensor.h"
 #include "cpu/cross_attention.h"
 
 namespace blt {

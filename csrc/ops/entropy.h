@@ -1,7 +1,7 @@
 // entropy as a function of C++, for the ops that go on from there, and what its ops check on every device.
 #pragma once
 
-#include "common/tensor.h"
+#include "ops/tensor.h"
 
 namespace blt {
 

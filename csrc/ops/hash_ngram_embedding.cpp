@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "common/tensor.h"
+#include "ops/tensor.h"
 #include "cpu/hash_ngram_embedding.h"
 #include "ops/layout.h"
 

@@ -1,7 +1,7 @@
 // What every op that makes a PatchLayout shares.
 #pragma once
 
-#include "common/tensor.h"
+#include "ops/tensor.h"
 
 namespace blt {
 

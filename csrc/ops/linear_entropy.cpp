@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "common/tensor.h"
+#include "ops/tensor.h"
 
 namespace {
 

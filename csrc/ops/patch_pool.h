@@ -1,7 +1,7 @@
 // The segment reduction that patch_pool and the backward of patch_gather share.
 #pragma once
 
-#include "common/tensor.h"
+#include "ops/tensor.h"
 #include "cpu/patch_pool.h"
 
 namespace blt {

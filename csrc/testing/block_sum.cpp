@@ -1,5 +1,5 @@
 // A kernel for the test of the tests: without its barrier it has a race, which the thread sanitizer must find.
-#include "common/tensor.h"
+#include "ops/tensor.h"
 #include "cuda/launch.h"
 
 namespace {

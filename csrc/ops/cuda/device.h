@@ -1,8 +1,8 @@
-// What the CUDA side of an op needs besides common/tensor.h. Built a second time with BLT_EMULATE_CUDA, where the same
+// What the CUDA side of an op needs besides ops/tensor.h. Built a second time with BLT_EMULATE_CUDA, where the same
 // functions serve CPU tensors and the kernels run on host threads (csrc/testing/).
 #pragma once
 
-#include "common/tensor.h"
+#include "ops/tensor.h"
 #include "cuda/stream.h"
 
 #if defined(BLT_EMULATE_CUDA)
