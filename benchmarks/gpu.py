@@ -31,10 +31,10 @@ SANITIZED = [sys.executable, "tests/sanitize.py", "cases", "gpu"]
 
 def steps(out: Path) -> dict[str, tuple[list[str], int]]:
     """Command and limit in seconds of each step, in order of what matters most."""
-    from benchmarks.harness import OPS  # needs the library that the first step has built
+    from benchmarks.ops.harness import OPS  # needs the library that the first step has built
 
     sanitizer = [shutil.which("compute-sanitizer") or "compute-sanitizer", "--error-exitcode", "9"]
-    bench = [sys.executable, "-c", "from blt_kernels.cli import main; main()", "bench"]
+    bench = [sys.executable, "-c", "from blt_kernels.cli.main import main; main()", "bench"]
     made = {
         "tests": ([sys.executable, "-m", "pytest", "tests/cuda", "-q", "-k", "gpu", "-p", "no:cacheprovider"], 180),
         "memcheck": ([*sanitizer, "--tool", "memcheck", *SANITIZED], 90),
@@ -98,8 +98,8 @@ def main() -> None:
     if built["status"] != "ok":
         sys.exit(built["output"])
     sys.path.insert(0, str(REPOSITORY))
-    from benchmarks.harness import describe_machine, device_slug
-    from benchmarks.results import write_json
+    from benchmarks.ops.harness import describe_machine, device_slug
+    from benchmarks.store import write_json
 
     facts = describe_machine(torch.device("cuda"))
     path = out / device_slug(facts["device"]) / "gpu_report.json"

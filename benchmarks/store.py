@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .harness import device_slug, label
+from .ops.harness import device_slug, label
 
 FIELDS = ("op", "device", "dtype", "torch", "commit", "environments", "rows")
 ROW_FIELDS = ("environment", "case", "shapes", "variant", "seconds", "quartiles", "fraction_of_copy", "peak_bytes")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.harness import describe_machine, device_slug
+from benchmarks.ops.harness import describe_machine, device_slug
 
 from . import results
 from .jobs import SCALES, jobs_of

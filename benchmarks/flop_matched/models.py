@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from blt_kernels import PatchLayout, patch_gather
-from blt_kernels.flops import Ledger, blt_flops
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
+from blt_kernels.model.flops import Ledger, blt_flops
 from blt_kernels.model.transformer import init_weights
 
 TOLERANCE = 0.02  # of the token model's inclusive FLOPs per byte

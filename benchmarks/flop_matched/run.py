@@ -17,17 +17,19 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from benchmarks.harness import describe_machine
-from benchmarks.results import write_json
-from blt_kernels.data import PAD_ID, Batch, ByteTokenizer, DocumentStream, PackedBatches, Tokenizer
-from blt_kernels.evaluate import RowShape, bits_per_byte, held_out_batches
-from blt_kernels.flops import Ledger, entropy_model_flops, token_flops
+from benchmarks.ops.harness import describe_machine
+from benchmarks.store import write_json
+from blt_kernels.cli.progress import training_progress
+from blt_kernels.data import Batch, ByteTokenizer, DocumentStream, PackedBatches, Tokenizer
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
-from blt_kernels.optim import OptimConfig
-from blt_kernels.patcher import Patcher, PatcherConfig
-from blt_kernels.progress import training_progress
-from blt_kernels.recipes import entropy_patcher, row_tokens_for
-from blt_kernels.train import METRICS_FILE, TrainConfig, Trainer, load_model
+from blt_kernels.model.flops import Ledger, entropy_model_flops, token_flops
+from blt_kernels.tokens import PAD_ID
+from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
+from blt_kernels.training.optim import OptimConfig
+from blt_kernels.training.patcher import Patcher, PatcherConfig
+from blt_kernels.training.rows import RowShape
+from blt_kernels.training.runs import entropy_patcher, row_tokens_for
+from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer, load_model
 
 from . import results
 from .jobs import ENTROPY, TABLE_RATE, Job, Scale, Size

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.table import Table
+from benchmarks.report.table import Table
 
 from .models import TOKEN
 

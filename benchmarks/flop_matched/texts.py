@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blt_kernels.data import Corpus, CorpusError, DocumentStream, split_corpus
 from blt_kernels.data.readers import split_document
-from blt_kernels.recipes import standard_library
+from blt_kernels.training.runs import standard_library
 
 from .noise import NOISES, noised
 

@@ -15,9 +15,9 @@ from benchmarks.timing import peak_bytes
 from blt_kernels import segment, segment_fixed, segment_spaces, use_backend
 from blt_kernels.data import Batch
 from blt_kernels.model import BLT, BLTConfig, EntropyModel
-from blt_kernels.optim import OptimConfig, Optimizers
-from blt_kernels.patcher import Patcher
-from blt_kernels.train import loss_of
+from blt_kernels.training.optim import OptimConfig, Optimizers
+from blt_kernels.training.patcher import Patcher
+from blt_kernels.training.trainer import loss_of
 
 from .models import build
 

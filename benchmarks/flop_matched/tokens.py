@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from blt_kernels.data import BOS_ID, BYTE_OFFSET, EOS_ID
+from blt_kernels.tokens import BOS_ID, BYTE_OFFSET, EOS_ID
 
 
 class BPETokenizer:

@@ -48,7 +48,7 @@ import torch._functorch.config
 
 import blt_kernels
 
-from .timing import Measured, on_device, peak_bytes
+from ..timing import Measured, on_device, peak_bytes
 
 # A backward graph is built once and run again and again, which donated buffers forbid.
 torch._functorch.config.donated_buffer = False
@@ -74,7 +74,7 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     },
     "default": {},
 }
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 Tensors = tuple[torch.Tensor, ...]
@@ -206,7 +206,7 @@ def measure(op: str, options: Options, environments: Iterable[str]) -> dict[str,
             request = json.dumps(
                 {"op": op, "path": str(path), **dataclasses.asdict(options)} | ({"quick": True} if second else {})
             )
-            command = [sys.executable, "-m", "benchmarks.worker", request]
+            command = [sys.executable, "-m", "benchmarks.ops.worker", request]
             done = subprocess.run(command, env=inherited | ENVIRONMENTS[environment], cwd=REPOSITORY)
             if done.returncode != 0:
                 raise RuntimeError(f"{op}: its benchmark failed in the {environment} environment, as said above")

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from blt_kernels import entropy, linear_entropy, reference
+from blt_kernels.tokens import VOCAB_SIZE
 
 from .harness import Case, Setting, forward_and_backward
-
-VOCAB = 260
 
 
 def linear_then(fn: Callable[..., torch.Tensor], hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -36,10 +35,10 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def cases_of(setting: Setting, rows: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
     hidden = setting.randn(rows, width).to(dtype)
-    weight = (setting.randn(VOCAB, width) * 3 * width**-0.5).to(dtype)
+    weight = (setting.randn(VOCAB_SIZE, width) * 3 * width**-0.5).to(dtype)
     size = hidden.nbytes + weight.nbytes + 4 * rows
     yield from forward_and_backward(
-        {"rows": rows, "D": width, "V": VOCAB, "dtype": str(dtype).removeprefix("torch.")},
+        {"rows": rows, "D": width, "V": VOCAB_SIZE, "dtype": str(dtype).removeprefix("torch.")},
         {
             "ours": linear_entropy,
             "F.linear, our entropy": partial(linear_then, entropy),

@@ -14,10 +14,10 @@ import torch
 import torch.utils._pytree as pytree
 
 from blt_kernels import PatchLayout, calibrate_threshold, entropy, reference, segment, segment_logits
+from blt_kernels.tokens import VOCAB_SIZE
 
 from .harness import Case, Setting, forward_and_backward
 
-VOCAB = 260
 PATCH_SIZES = (4.5, 6.0, 8.0)
 
 
@@ -33,7 +33,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         if not setting.quick:
             logits = make_logits(setting, num_bytes)
             yield from forward_and_backward(
-                {"op": "entropy", "B": 1, "N": num_bytes, "V": VOCAB},
+                {"op": "entropy", "B": 1, "N": num_bytes, "V": VOCAB_SIZE},
                 {
                     "ours": entropy,
                     "reference": reference.entropy,
@@ -49,7 +49,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def make_logits(setting: Setting, num_bytes: int) -> torch.Tensor:
     """From flat to peaked, as a model's are."""
-    return setting.randn(1, num_bytes, VOCAB) * (8 * torch.rand(1, num_bytes, 1)).to(setting.device, setting.dtype)
+    return setting.randn(1, num_bytes, VOCAB_SIZE) * (8 * torch.rand(1, num_bytes, 1)).to(setting.device, setting.dtype)
 
 
 def cases_of(setting: Setting, num_bytes: int, patch_size: float) -> Iterator[Case]:
@@ -73,7 +73,7 @@ def cases_of(setting: Setting, num_bytes: int, patch_size: float) -> Iterator[Ca
     outputs = pytree.tree_leaves(segment_logits(logits, threshold))
     yield Case(
         "forward",
-        {"B": 1, "N": num_bytes, "V": VOCAB, "patches": f"mean {patch_size:g}"},
+        {"B": 1, "N": num_bytes, "V": VOCAB_SIZE, "patches": f"mean {patch_size:g}"},
         {name: partial(fn, logits, threshold) for name, fn in functions.items()},
         sum(tensor.nbytes for tensor in (logits, *outputs)),
         check,

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..store import compare, read, write
 from .harness import ENVIRONMENTS, OPS, Options, measure, print_table
-from .results import compare, read, write
 
 
 def run_suite(console: Console, ops: Sequence[str], options: Options, environment: str | None, out: Path) -> list[Path]:

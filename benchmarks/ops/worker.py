@@ -15,7 +15,7 @@ from .harness import Case, Setting, describe_machine, run
 
 def main(op: str, path: str, device: str, quick: bool, rounds: int, case: str) -> None:
     torch.manual_seed(0)
-    cases: Callable[[Setting], Iterator[Case]] = importlib.import_module(f"benchmarks.{op}").cases
+    cases: Callable[[Setting], Iterator[Case]] = importlib.import_module(f"benchmarks.ops.{op}").cases
     place = torch.device(device)
     facts = describe_machine(place)  # here, where the threads are those that measure
     measured = run(cases(Setting(place, quick)), place, rounds, case)

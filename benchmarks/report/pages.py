@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .flop_matched.results import read as read_job
-from .flop_matched.summary import SMOKE, backends, speed, tables, text_of
-from .harness import OPS, REPOSITORY
+from ..flop_matched.results import read as read_job
+from ..flop_matched.summary import SMOKE, backends, speed, tables, text_of
+from ..ops.harness import OPS, REPOSITORY
+from ..store import read
 from .plots import digest, draw, drawn_digest, plots
-from .results import read
 from .tables import growth_table, kernel_table, legend, slower_table
 
 RESULTS = REPOSITORY / "benchmarks" / "results"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from .harness import OPS
+from ..ops.harness import OPS
 from .table import Table
 
 # Variants that are ours in another form, or no op at all.

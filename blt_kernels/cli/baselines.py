@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import fail_type, fail_value
+from .._checks import fail_type, fail_value
 
 Text = bytes | Iterable[bytes]  # one document, or several
 

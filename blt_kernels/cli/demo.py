@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ..data import Corpus, DocumentStream
+from ..model import BLT, EntropyModel
+from ..training.evaluate import bits_per_byte, held_out_batches
+from ..training.optim import OptimConfig, Optimizers
+from ..training.patcher import Patcher
+from ..training.rows import RowShape
+from ..training.runs import entropy_patcher, new_blt, new_entropy_model, split, standard_library, train_model
+from ..training.trainer import METRICS_FILE, TrainConfig, Trainer, loss_of
 from .baselines import NgramModel, compress_bits_per_byte
-from .data import Corpus, DocumentStream
-from .evaluate import RowShape, bits_per_byte, held_out_batches
-from .model import BLT, EntropyModel
-from .optim import OptimConfig, Optimizers
-from .patcher import Patcher
 from .plots import save_loss_curve
 from .progress import training_progress
-from .recipes import entropy_patcher, new_blt, new_entropy_model, split, standard_library, train_model
 from .show import print_bits, show_patches
-from .train import METRICS_FILE, TrainConfig, Trainer, loss_of
 
 PATCH_SIZE = 4.5
 SAMPLE = "def forward(self, hidden_states, mask=None):\n    return self.dropout(hidden_states)\n"

@@ -14,19 +14,20 @@ try:
 except ImportError:
     sys.exit("blt-kernels: the command line needs more packages: pip install 'blt_kernels[train]'")
 
-from . import doctor as doctor_
+from .. import doctor as doctor_
+from ..data import Corpus
+from ..model import BLTConfig, EntropyModel, EntropyModelConfig
+from ..model.flops import blt_flops, equal_token_width
+from ..training.evaluate import bits_per_byte, held_out_batches
+from ..training.optim import OptimConfig
+from ..training.patcher import Patcher, PatcherConfig
+from ..training.rows import RowShape
+from ..training.runs import entropy_patcher, new_blt, new_entropy_model, row_tokens_for, split, train_model
+from ..training.trainer import TrainConfig, load_model
 from .baselines import compress_bits_per_byte
-from .data import Corpus
 from .demo import run_demo
-from .evaluate import RowShape, bits_per_byte, held_out_batches
-from .flops import blt_flops, equal_token_width
-from .model import BLTConfig, EntropyModel, EntropyModelConfig
-from .optim import OptimConfig
-from .patcher import Patcher, PatcherConfig
 from .progress import training_progress
-from .recipes import entropy_patcher, new_blt, new_entropy_model, row_tokens_for, split, train_model
 from .show import print_bits, print_flops, show_patches
-from .train import TrainConfig, load_model
 
 app = typer.Typer(
     add_completion=False,
@@ -359,8 +360,8 @@ def bench(
 
 def _find_benchmarks() -> None:
     """Puts the checkout that this package lies in on the path; a wheel has no benchmarks."""
-    checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / "benchmarks" / "harness.py").exists():
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / "benchmarks" / "ops" / "harness.py").exists():
         raise ValueError(
             "bench: the benchmarks are in the source checkout, not in the installed package: "
             "clone the repository and run `make bench` there"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import fail_value
-from ._optional import new_figure, optional
+from .._checks import fail_value
+from .._optional import new_figure, optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

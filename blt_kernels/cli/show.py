@@ -8,9 +8,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .data import encode
-from .flops import Ledger
-from .patcher import Patcher
+from ..data import encode
+from ..model.flops import Ledger
+from ..training.patcher import Patcher
 from .visualize import render_html, render_terminal, save_png
 
 # Longer texts are shown without the table of patches.

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import fail_type, fail_value
-from ._optional import new_figure, optional
+from .._checks import fail_type, fail_value
+from .._optional import new_figure, optional
+from ..tokens import BYTE_OFFSET, VOCAB_SIZE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import Group
 
 _SPECIAL = {0: "BOE", 1: "BOS", 2: "EOS", 3: "SEP"}
-_BYTE_OFFSET = 4
 # Pale blue, yellow, orange: low to high entropy, all readable under black text.
 _RAMP = np.array([[214, 232, 245], [255, 240, 184], [255, 176, 122]], np.float64)
 _SHADE = 0.9  # of every other patch in the terminal, where neighbours must be told apart by colour alone
@@ -240,7 +240,7 @@ def _draw_glyph(axes: Axes, glyph: _Glyph) -> None:
 def _patches(op: str, tokens: Any, lengths: Any, entropies: Any) -> tuple[list[_Patch], npt.NDArray[np.float64]]:
     """The non-empty patches with what to print for them, and the entropies [N] (NaN if there are none)."""
     if isinstance(tokens, bytes):
-        ids = np.frombuffer(tokens, np.uint8).astype(np.int64) + _BYTE_OFFSET
+        ids = np.frombuffer(tokens, np.uint8).astype(np.int64) + BYTE_OFFSET
     else:
         ids = np.asarray(tokens)
     sizes = np.maximum(np.asarray(lengths), 0)
@@ -249,7 +249,7 @@ def _patches(op: str, tokens: Any, lengths: Any, entropies: Any) -> tuple[list[_
             raise fail_type(op, argument, _INTEGERS[argument], f"dtype {value.dtype}")
         if value.ndim != 1:
             raise fail_value(op, argument, _INTEGERS[argument], f"shape {value.shape}")
-    if ids.size and not 0 <= ids.min() <= ids.max() < _BYTE_OFFSET + 256:
+    if ids.size and not 0 <= ids.min() <= ids.max() < VOCAB_SIZE:
         raise fail_value(op, "tokens", "ids of 0 to 259", f"{ids.min()} to {ids.max()}")
     if sizes.sum() > len(ids) + 1:
         raise fail_value(op, "lengths", f"a sum of at most {len(ids)} tokens and the next", int(sizes.sum()))
@@ -278,7 +278,7 @@ def _glyphs(ids: Sequence[int], start: int) -> list[_Glyph]:
         if ids[at] in _SPECIAL:
             text, size, kind = f"<{_SPECIAL[ids[at]]}>", 1, "special"
         else:
-            text, size, kind = _character(bytes(max(i - _BYTE_OFFSET, 0) for i in ids[at : at + 4]))
+            text, size, kind = _character(bytes(max(i - BYTE_OFFSET, 0) for i in ids[at : at + 4]))
         glyphs.append(_Glyph(text, start + at, size, kind))
         at += size
     return glyphs

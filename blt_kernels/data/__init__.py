@@ -11,31 +11,10 @@ from .corpus import DEFAULT_INCLUDE, Corpus, CorpusFile, Skipped
 from .readers import CorpusError
 from .split import split_corpus
 from .stream import DocumentStream
-from .tokens import (
-    BOE_ID,
-    BOS_ID,
-    BPE_ID,
-    BYTE_OFFSET,
-    EOS_ID,
-    IGNORE_INDEX,
-    PAD_ID,
-    VOCAB_SIZE,
-    ByteTokenizer,
-    Tokenizer,
-    decode,
-    encode,
-)
+from .tokens import ByteTokenizer, Tokenizer, decode, encode
 
 __all__ = [
-    "BOE_ID",
-    "BOS_ID",
-    "BPE_ID",
-    "BYTE_OFFSET",
     "DEFAULT_INCLUDE",
-    "EOS_ID",
-    "IGNORE_INDEX",
-    "PAD_ID",
-    "VOCAB_SIZE",
     "Batch",
     "ByteTokenizer",
     "Corpus",

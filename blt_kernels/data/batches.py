@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..tokens import IGNORE_INDEX, PAD_ID
 from .stream import DocumentStream
-from .tokens import IGNORE_INDEX, PAD_ID, ByteTokenizer, Tokenizer
+from .tokens import ByteTokenizer, Tokenizer
 
 STATE_VERSION = 2
 

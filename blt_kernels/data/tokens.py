@@ -7,14 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-BOE_ID = 0
-BOS_ID = 1
-EOS_ID = 2
-BPE_ID = 3
-BYTE_OFFSET = 4
-VOCAB_SIZE = 260
-PAD_ID = 0
-IGNORE_INDEX = -100
+from ..tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 
 
 def encode(text: str | bytes, *, bos: bool = True, eos: bool = True) -> NDArray[np.int64]:

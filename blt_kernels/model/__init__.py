@@ -3,11 +3,10 @@
 from .blt import BLT, latent_capacity
 from .config import BLTConfig, EntropyModelConfig, TransformerConfig
 from .entropy_model import EntropyModel
-from .loss import IGNORE_INDEX, NextByteLoss, next_byte_loss
+from .loss import NextByteLoss, next_byte_loss
 
 __all__ = [
     "BLT",
-    "IGNORE_INDEX",
     "BLTConfig",
     "EntropyModel",
     "EntropyModelConfig",

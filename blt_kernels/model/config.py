@@ -7,8 +7,7 @@ import math
 from typing import Any
 
 from .._checks import fail_type, fail_value
-
-VOCAB_SIZE = 260  # BOE, BOS, EOS, BPE delimiter, then byte b as b + 4
+from ..tokens import VOCAB_SIZE
 
 
 def _check_positive(owner: str, config: Any, *names: str) -> None:

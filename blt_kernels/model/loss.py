@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-IGNORE_INDEX = -100
+from ..tokens import IGNORE_INDEX
 
 
 class NextByteLoss(NamedTuple):

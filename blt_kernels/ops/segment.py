@@ -12,6 +12,7 @@ from .._checks import FLOAT_DTYPES, INT_DTYPES, check_choice, check_int, check_t
 from ..backend import backend_for
 from ..layout import PatchLayout
 from ..reference.layout import Fields
+from ..tokens import BYTE_OFFSET
 from .layout import check_segmentation, fake_segmentation
 
 RULES = ("threshold", "monotonic", "combined")
@@ -105,7 +106,7 @@ def segment(
 def segment_spaces(
     tokens: torch.Tensor,
     *,
-    byte_offset: int = 4,
+    byte_offset: int = BYTE_OFFSET,
     max_patch_length: int | None = None,
     seq_lens: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..layout import PatchLayout
+from ..tokens import BYTE_OFFSET
 from .layout import Bytes, bytes_of, from_starts
 
 
@@ -43,7 +44,7 @@ def segment(
 def segment_spaces(
     tokens: torch.Tensor,
     *,
-    byte_offset: int = 4,
+    byte_offset: int = BYTE_OFFSET,
     max_patch_length: int | None = None,
     seq_lens: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,

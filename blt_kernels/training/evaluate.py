@@ -9,33 +9,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from .data import BYTE_OFFSET, IGNORE_INDEX, Batch, Corpus, DocumentStream, PackedBatches, Tokenizer
-from .model import BLT, EntropyModel
+from ..data import Batch, Corpus, DocumentStream, Tokenizer
+from ..model import BLT, EntropyModel
+from ..tokens import BYTE_OFFSET, IGNORE_INDEX
 from .patcher import Patcher
-from .train import loss_of
-
-
-@dataclasses.dataclass(frozen=True)
-class RowShape:
-    """Rows of a batch: B rows of at most N tokens and, for a BLT, exactly C slots; one sequence a row when B > 1."""
-
-    batch_size: int
-    row_tokens: int
-    row_patches: int | None = None
-
-    def batches(
-        self, documents: DocumentStream, patcher: Patcher | None = None, *, tokenizer: Tokenizer | None = None
-    ) -> PackedBatches:
-        """A loader of batches of this shape; `patcher` cuts documents for a BLT, `tokenizer` None gives bytes."""
-        return PackedBatches(
-            documents,
-            self.row_tokens,
-            self.batch_size,
-            segmenter=patcher,
-            row_patches=self.row_patches,
-            max_sequences=1 if self.batch_size > 1 else None,
-            tokenizer=tokenizer,
-        )
+from .rows import RowShape
+from .trainer import loss_of
 
 
 def held_out_batches(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from ..optim import clip_grad_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,26 +24,6 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
-
-
-def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Scales all gradients, dense and sparse together, so that their common 2-norm is at most `max_norm`.
-
-    `torch.nn.utils.clip_grad_norm_` refuses sparse gradients.
-
-    Returns:
-        The norm before clipping, a scalar tensor.
-    """
-    values = []
-    for parameter in parameters:
-        if parameter.grad is not None:
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()  # free for our gradients
-            values.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
-    norm = torch.nn.utils.get_total_norm(values)
-    scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_(values, scale)
-    return norm
 
 
 class Optimizers:

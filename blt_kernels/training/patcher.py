@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ._checks import check_choice, fail_value
-from .data import PackedBatches
-from .layout import PatchLayout
-from .model import EntropyModel, EntropyModelConfig
-from .ops.segment import calibrate_threshold, segment, segment_fixed, segment_spaces
+from .._checks import check_choice, fail_value
+from ..data import PackedBatches
+from ..layout import PatchLayout
+from ..model import EntropyModel, EntropyModelConfig
+from ..ops.segment import calibrate_threshold, segment, segment_fixed, segment_spaces
 
 METHODS = ("entropy", "spaces", "fixed")
 

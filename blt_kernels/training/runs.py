@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data import Corpus, DocumentStream, split_corpus
+from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from .checkpoint import list_checkpoints
-from .data import Corpus, DocumentStream, split_corpus
-from .evaluate import RowShape, bits_per_byte, held_out_batches
-from .model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
+from .evaluate import bits_per_byte, held_out_batches
 from .patcher import Patcher, PatcherConfig, calibrate
-from .train import TrainConfig, Trainer
+from .rows import RowShape
+from .trainer import TrainConfig, Trainer
 
 # Held-out bytes that are evaluated while training goes on; the whole held-out text is evaluated by `eval`.
 WATCHED_BYTES = 1 << 16

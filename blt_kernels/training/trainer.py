@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._checks import check_int, fail_value
+from .._checks import check_int, fail_value
+from ..data import Batch, PackedBatches
+from ..layout import PatchLayout
+from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NextByteLoss
 from .checkpoint import CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from .data import Batch, PackedBatches
-from .layout import PatchLayout
-from .model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NextByteLoss
 from .optim import OptimConfig, Optimizers
 from .patcher import Patcher
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import cross_attention, gpu_report, hash_ngram_embedding, plots, report, tables
-from benchmarks.harness import (
+from benchmarks import gpu
+from benchmarks.ops import cross_attention, hash_ngram_embedding
+from benchmarks.ops.harness import (
     OPS,
     Case,
     Options,
@@ -27,13 +28,14 @@ from benchmarks.harness import (
     measure,
     run,
 )
-from benchmarks.patches import KINDS, patch_lengths, text_entropies, text_tokens
-from benchmarks.results import compare, read, write
-from benchmarks.suite import print_comparison, run_suite
+from benchmarks.ops.patches import KINDS, patch_lengths, text_entropies, text_tokens
+from benchmarks.ops.suite import print_comparison, run_suite
+from benchmarks.report import pages, plots, tables
+from benchmarks.store import compare, read, write
 from benchmarks.timing import Measured, peak_bytes
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def case(**changes) -> Case:
@@ -145,7 +147,7 @@ def test_variants_of_every_op_agree(op, monkeypatch):
     monkeypatch.setattr(hash_ngram_embedding, "CPU_SHAPES", ((64, 32, 1000), (128, 32, 1000)))
     torch.manual_seed(0)
     names = []
-    for found in importlib.import_module(f"benchmarks.{op}").cases(Setting(CPU, quick=True)):
+    for found in importlib.import_module(f"benchmarks.ops.{op}").cases(Setting(CPU, quick=True)):
         if found.check is not None:
             found.check()
         names.append(found.name)
@@ -241,7 +243,7 @@ def test_section_of_a_device():
 def test_the_short_list_has_what_stands_for_an_op(op, device, monkeypatch):
     """On a GPU too: shapes are chosen there as here, and nothing is built."""
     shapes = []
-    module = importlib.import_module(f"benchmarks.{op}")
+    module = importlib.import_module(f"benchmarks.ops.{op}")
     for name in ("cases_of", "make_logits", "cases_for"):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, lambda *args: shapes.append(args) or [])
@@ -276,7 +278,7 @@ def test_a_plot_carries_its_data(tmp_path):
 
 
 def test_readme_and_plots_show_the_committed_results():
-    assert report.stale() == []
+    assert pages.stale() == []
 
 
 def test_a_bound_process_measures_the_same_machine():
@@ -290,30 +292,30 @@ def test_slug():
 
 
 def test_steps_of_the_gpu_report():
-    step = gpu_report.run([sys.executable, "-c", "print('== 3 passed, 1 skipped in 2 s')"], 60)
+    step = gpu.run([sys.executable, "-c", "print('== 3 passed, 1 skipped in 2 s')"], 60)
     assert step["status"] == "ok" and step["tests"] == {"passed": 3, "skipped": 1}
-    step = gpu_report.run([sys.executable, "-c", "import sys; print('why'); sys.exit(9)"], 60)
+    step = gpu.run([sys.executable, "-c", "import sys; print('why'); sys.exit(9)"], 60)
     assert step["status"] == "exit 9" and step["output"] == "why\n"
-    step = gpu_report.run([sys.executable, "-c", "import time; print('begun'); time.sleep(60)"], 2)
+    step = gpu.run([sys.executable, "-c", "import time; print('begun'); time.sleep(60)"], 2)
     assert step["status"] == "stopped after 2 s" and step["output"] == "begun\n"
-    assert gpu_report.run(["no-such-program"], 1)["status"] == "not run"
-    step = gpu_report.run([sys.executable, "-c", "print('== 7 skipped in 1 s')"], 60)
+    assert gpu.run(["no-such-program"], 1)["status"] == "not run"
+    step = gpu.run([sys.executable, "-c", "print('== 7 skipped in 1 s')"], 60)
     assert step["status"] == "nothing was tested"
 
 
 def test_a_step_that_is_stopped_leaves_nothing_running(tmp_path):
     child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(tmp_path / 'alive')!r}).touch()"
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
-    assert gpu_report.run([sys.executable, "-c", parent], 1)["status"] == "stopped after 1 s"
+    assert gpu.run([sys.executable, "-c", parent], 1)["status"] == "stopped after 1 s"
     time.sleep(4)
     assert not (tmp_path / "alive").exists()
 
 
 def test_steps_of_the_gpu_report_are_all_benchmarks():
-    assert {f"bench {op}" for op in OPS} < set(gpu_report.steps(Path("out")))
+    assert {f"bench {op}" for op in OPS} < set(gpu.steps(Path("out")))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_report_needs_a_gpu():
-    done = subprocess.run([sys.executable, "benchmarks/gpu_report.py"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == "gpu-report: not run: torch sees no GPU here\n"

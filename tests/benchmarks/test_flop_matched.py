@@ -29,14 +29,16 @@ from benchmarks.flop_matched.run import Bench, OutOfTime
 from benchmarks.flop_matched.summary import SMOKE, realisation, summary
 from benchmarks.flop_matched.texts import SMALL_LANGUAGES, Texts, open_texts
 from benchmarks.flop_matched.tokens import BPETokenizer
-from benchmarks.harness import describe_machine, device_slug
-from benchmarks.results import write_json
+from benchmarks.ops.harness import describe_machine, device_slug
+from benchmarks.store import write_json
 from blt_kernels import PatchLayout
-from blt_kernels.data import BOS_ID, BYTE_OFFSET, EOS_ID, Corpus
-from blt_kernels.evaluate import RowShape, bits_per_byte, held_out_batches
-from blt_kernels.flops import token_flops
+from blt_kernels.data import Corpus
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
-from blt_kernels.patcher import Patcher
+from blt_kernels.model.flops import token_flops
+from blt_kernels.tokens import BOS_ID, BYTE_OFFSET, EOS_ID
+from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
+from blt_kernels.training.patcher import Patcher
+from blt_kernels.training.rows import RowShape
 
 LOCAL = TransformerConfig(16, 1, 2, 32, window=16)
 SIZE = Size(

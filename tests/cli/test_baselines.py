@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blt_kernels import baselines
-from blt_kernels.baselines import NgramModel, compress_bits_per_byte
+from blt_kernels.cli import baselines
+from blt_kernels.cli.baselines import NgramModel, compress_bits_per_byte
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 

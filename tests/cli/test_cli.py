@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 import blt_kernels
-from blt_kernels.flops import blt_flops
 from blt_kernels.model import BLTConfig, EntropyModelConfig
+from blt_kernels.model.flops import blt_flops
 
 pytest.importorskip("typer")
 from rich.console import Console
 
-from blt_kernels.show import print_flops
+from blt_kernels.cli.show import print_flops
 
 
 def run(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from blt_kernels.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from blt_kernels.cli.main import main; main()", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if check:
         assert result.returncode == 0, f"{arguments}\n{result.stdout}\n{result.stderr}"

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from blt_kernels import plots
-from blt_kernels.plots import save_loss_curve
+from blt_kernels.cli import plots
+from blt_kernels.cli.plots import save_loss_curve
 
 BASELINES = {"gzip -9": 1.756, "gzip -9 given training text (last 32 KiB)": 1.755, "cost: $x$ and $y$": 1.43}
 

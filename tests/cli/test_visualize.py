@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from blt_kernels.visualize import render_html, render_terminal, save_png
+from blt_kernels.cli.visualize import render_html, render_terminal, save_png
 
 TEXT = 'if "日本" < x:\n\treturn \x1b[31m&\xa0'.encode()
 TOKENS = [1, *(byte + 4 for byte in TEXT), 2]

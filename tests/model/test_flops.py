@@ -13,8 +13,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from blt_kernels import PatchLayout, decoder_cross_attention, encoder_cross_attention, linear_entropy
-from blt_kernels.flops import COUNTS, Ledger, blt_flops, entropy_model_flops, equal_token_width, token_flops
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
+from blt_kernels.model.flops import COUNTS, Ledger, blt_flops, entropy_model_flops, equal_token_width, token_flops
 from blt_kernels.model.transformer import plan_attention
 
 SMALL = BLTConfig(

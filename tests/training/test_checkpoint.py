@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from blt_kernels.checkpoint import (
+from blt_kernels.training.checkpoint import (
     STATE_FILE,
     CheckpointError,
     latest_checkpoint,

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from blt_kernels.optim import OptimConfig, Optimizers, clip_grad_norm
+from blt_kernels.optim import clip_grad_norm
+from blt_kernels.training.optim import OptimConfig, Optimizers
 
 
 class Table(nn.Module):

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from blt_kernels.checkpoint import CheckpointError, list_checkpoints
+from blt_kernels.cli.demo import documents_seen
 from blt_kernels.data import Corpus, DocumentStream, PackedBatches, encode, split_corpus
-from blt_kernels.demo import documents_seen
-from blt_kernels.evaluate import RowShape, bits_per_byte, held_out_batches
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
-from blt_kernels.optim import OptimConfig
-from blt_kernels.patcher import Patcher, PatcherConfig
-from blt_kernels.recipes import entropy_patcher, open_run, train_model
-from blt_kernels.train import METRICS_FILE, Prefetch, TrainConfig, Trainer, layout_of, load_model
+from blt_kernels.training.checkpoint import CheckpointError, list_checkpoints
+from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
+from blt_kernels.training.optim import OptimConfig
+from blt_kernels.training.patcher import Patcher, PatcherConfig
+from blt_kernels.training.rows import RowShape
+from blt_kernels.training.runs import entropy_patcher, open_run, train_model
+from blt_kernels.training.trainer import METRICS_FILE, Prefetch, TrainConfig, Trainer, layout_of, load_model
 
 ENTROPY = EntropyModelConfig(TransformerConfig(32, 1, 2, 64, window=16))
 BLT_SMALL = BLTConfig(
