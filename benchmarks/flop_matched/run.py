@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
 
 from benchmarks.ops.harness import describe_machine
 from benchmarks.store import write_json
@@ -24,7 +23,7 @@ from blt_kernels.data import Batch, ByteTokenizer, DocumentStream, PackedBatches
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from blt_kernels.model.flops import Ledger, entropy_model_flops, token_flops
 from blt_kernels.tokens import PAD_ID
-from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
+from blt_kernels.training.evaluate import bits_per_byte, held_out_batches, watch
 from blt_kernels.training.optim import OptimConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.rows import RowShape
@@ -316,10 +315,6 @@ class Bench:
             seed=job.seed,
         )
 
-        def evaluate(model: nn.Module) -> dict[str, float]:
-            assert isinstance(model, BLT | EntropyModel)
-            return {"held_out_bits_per_byte": bits_per_byte(model, valid)[0]}
-
         with training_progress(self.console, job.name, steps) as show:
 
             def on_step(metrics: dict[str, Any]) -> None:
@@ -329,7 +324,7 @@ class Bench:
                     write_json(self.path(job), result)
                 self._check_time()
 
-            trainer = Trainer(model, batches, config, run, evaluate=evaluate, on_step=on_step)
+            trainer = Trainer(model, batches, config, run, evaluate=watch(valid), on_step=on_step)
             trainer.resume()
             trainer.train()
         result["curve"] = _curve(run, training_flops)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from benchmarks.timing import peak_bytes
-from blt_kernels import segment, segment_fixed, segment_spaces, use_backend
+from blt_kernels import use_backend
 from blt_kernels.data import Batch
 from blt_kernels.model import BLT, BLTConfig, EntropyModel
 from blt_kernels.training.optim import OptimConfig, Optimizers
 from blt_kernels.training.patcher import Patcher
-from blt_kernels.training.trainer import loss_of
+from blt_kernels.training.step import training_step
 
 from .models import build
 
@@ -62,7 +62,7 @@ def _measure(
 ) -> dict[str, Any]:
     device = next(model.parameters()).device
     model.train()
-    step, turn = trainer_step(model), itertools.cycle(batches)
+    step, turn = stepper(model, OptimConfig()), itertools.cycle(batches)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     peak = peak_bytes(lambda: step(batches[0]), device)  # the first step makes the state of the optimiser
     train = _median_seconds(lambda: step(next(turn)), device, seconds, len(batches))
@@ -77,19 +77,11 @@ def _measure(
     }
 
 
-def trainer_step(model: BLT | EntropyModel, optim: OptimConfig | None = None) -> Callable[[Batch], float]:
-    """A training step as the Trainer makes it: forward, backward and update. Returns the mean loss in nats."""
-    device = next(model.parameters()).device
-    optimizers = Optimizers(model, optim or OptimConfig(), 1 << 30)
-
-    def step(batch: Batch) -> float:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = loss_of(model, batch).mean
-        loss.backward()
-        optimizers.step()
-        return loss.item()
-
-    return step
+def stepper(model: BLT | EntropyModel, optim: OptimConfig) -> Callable[[Batch], float]:
+    """The training step of the Trainer, in the precision of the suite. It returns the mean loss in nats."""
+    autocast = next(model.parameters()).device.type == "cuda"
+    optimizers = Optimizers(model, optim, 1 << 30)
+    return lambda batch: training_step(model, batch, optimizers, autocast=autocast)[0].mean.item()
 
 
 def compare_backends(
@@ -103,7 +95,7 @@ def compare_backends(
     """
     result: dict[str, Any] = {}
     for backend in (device.type, "reference"):
-        step = trainer_step(build(config, seed=0).to(device), optim)
+        step = stepper(build(config, seed=0).to(device), optim)
         losses, seconds = [], []
         with use_backend(backend):
             for batch in batches:
@@ -120,20 +112,7 @@ def compare_backends(
 def _prefill(model: BLT | EntropyModel, tokens: torch.Tensor, patcher: Patcher | None) -> Callable[[], torch.Tensor]:
     if patcher is None:
         return lambda: model(tokens)
-    config, entropy_model = patcher.config, patcher.entropy_model
-
-    def forward() -> torch.Tensor:
-        if entropy_model is not None:
-            assert config.threshold is not None
-            layout = segment(entropy_model.entropies(tokens), config.threshold)
-        elif config.method == "spaces":
-            layout = segment_spaces(tokens)
-        else:
-            assert config.patch_size is not None
-            layout = segment_fixed(tokens, config.patch_size)
-        return model(tokens, layout.trim(multiple_of=8))
-
-    return forward
+    return lambda: model(tokens, patcher.layout(tokens).trim(multiple_of=8))
 
 
 def _median_seconds(call: Callable[[], Any], device: torch.device, seconds: float, least: int) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from ..data import Corpus, DocumentStream
@@ -20,7 +19,8 @@ from ..training.optim import OptimConfig, Optimizers
 from ..training.patcher import Patcher
 from ..training.rows import RowShape
 from ..training.runs import entropy_patcher, new_blt, new_entropy_model, split, standard_library, train_model
-from ..training.trainer import METRICS_FILE, TrainConfig, Trainer, loss_of
+from ..training.step import training_step
+from ..training.trainer import METRICS_FILE, TrainConfig, Trainer
 from .baselines import NgramModel, compress_bits_per_byte
 from .plots import save_loss_curve
 from .progress import training_progress
@@ -123,10 +123,7 @@ def _measure(
     for step in range(14):
         autocast = step % 2 == 1
         begin = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = loss_of(copied, next(batches)).mean
-        loss.backward()
-        optimizers.step()
+        training_step(copied, next(batches), optimizers, autocast=autocast)
         times[autocast].append(time.perf_counter() - begin)
     medians = {autocast: statistics.median(seconds[2:]) for autocast, seconds in times.items()}
     best = min(medians, key=lambda autocast: medians[autocast])

@@ -59,7 +59,7 @@ def show_patches(
     """Prints `text` with its patches coloured; writes the same as a picture and as an HTML page where asked."""
     tokens = encode(text)
     lengths = patcher(tokens)
-    entropies = None if patcher.entropy_model is None else patcher.entropies(tokens)[0].numpy()
+    entropies = None if patcher.entropy_model is None else patcher.entropies(tokens)
     threshold = patcher.config.threshold
     console.print(render_terminal(tokens, lengths, entropies, threshold=threshold, table=len(text) <= TABLE_BYTES))
     if html is not None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..data import Batch, Corpus, DocumentStream, Tokenizer
 from ..model import BLT, EntropyModel
 from ..tokens import BYTE_OFFSET, IGNORE_INDEX
 from .patcher import Patcher
 from .rows import RowShape
-from .trainer import loss_of
+from .step import loss_of
 
 
 def held_out_batches(
@@ -55,3 +56,13 @@ def bits_per_byte(model: EntropyModel | BLT, batches: Iterable[Batch]) -> tuple[
     if count == 0:
         raise ValueError("bits_per_byte: batches: expected at least one byte of text, got none")
     return total / math.log(2) / count, count
+
+
+def watch(batches: list[Batch]) -> Callable[[nn.Module], dict[str, float]]:
+    """What a Trainer calls now and then: the bits per byte of its model on these held-out batches."""
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, EntropyModel | BLT)
+        return {"held_out_bits_per_byte": bits_per_byte(model, batches)[0]}
+
+    return evaluate

@@ -58,36 +58,36 @@ class Patcher:
         self.config = config
         self.entropy_model = entropy_model.eval().requires_grad_(False) if entropy_model is not None else None
 
-    def entropies(self, tokens: NDArray[np.int64]) -> torch.Tensor:
-        """float32 [1, n], nats: the entropy of the prediction made at each token for the next one."""
+    def layout(self, tokens: torch.Tensor) -> PatchLayout:
+        """The patches of tokens int64 [B, N], one document a row; C = N."""
+        config = self.config
+        if config.method == "spaces":
+            return segment_spaces(tokens, max_patch_length=config.max_patch_length)
+        if config.method == "fixed":
+            assert config.patch_size is not None
+            return segment_fixed(tokens, config.patch_size, max_patch_length=config.max_patch_length)
+        assert config.threshold is not None and self.entropy_model is not None
+        return segment(
+            self.entropy_model.entropies(tokens),
+            config.threshold,
+            rule=config.rule,
+            delta=config.delta,
+            max_patch_length=config.max_patch_length,
+        )
+
+    def entropies(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 [n], nats: the entropy of the prediction made at each token of a document for the next one."""
         assert self.entropy_model is not None
-        return self.entropy_model.entropies(self._row(tokens))
+        return self.entropy_model.entropies(self._row(tokens))[0].cpu().numpy()
+
+    def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        layout = self.layout(self._row(tokens))
+        return layout.lengths()[0, : int(layout.num_patches[0])].cpu().numpy()
 
     def _row(self, tokens: NDArray[np.int64]) -> torch.Tensor:
         """int64 [1, n], on the device of the entropy model."""
         device = None if self.entropy_model is None else next(self.entropy_model.parameters()).device
         return torch.from_numpy(tokens)[None].to(device)
-
-    def layout(self, tokens: NDArray[np.int64]) -> PatchLayout:
-        """The layout of one document: B = 1, N = C = n."""
-        config, row = self.config, self._row(tokens)
-        if config.method == "entropy":
-            assert config.threshold is not None
-            return segment(
-                self.entropies(tokens),
-                config.threshold,
-                rule=config.rule,
-                delta=config.delta,
-                max_patch_length=config.max_patch_length,
-            )
-        if config.method == "spaces":
-            return segment_spaces(row, max_patch_length=config.max_patch_length)
-        assert config.patch_size is not None
-        return segment_fixed(row, config.patch_size, max_patch_length=config.max_patch_length)
-
-    def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        layout = self.layout(tokens)
-        return layout.lengths()[0, : int(layout.num_patches[0])].cpu().numpy()
 
     def state(self) -> dict[str, Any]:
         """The configurations, JSON-able; see `weights`."""

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..data import Corpus, DocumentStream, split_corpus
 from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from .checkpoint import list_checkpoints
-from .evaluate import bits_per_byte, held_out_batches
+from .evaluate import held_out_batches, watch
 from .patcher import Patcher, PatcherConfig, calibrate
 from .rows import RowShape
 from .trainer import TrainConfig, Trainer
@@ -55,17 +54,13 @@ def train_model(
     batches = shape.batches(DocumentStream(train, seed=config.seed), patcher)
     watched = [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        assert isinstance(model, EntropyModel | BLT)
-        return {"held_out_bits_per_byte": bits_per_byte(model, watched)[0]}
-
     trainer = Trainer(
         model,
         batches,
         config,
         run,
         patcher=patcher,
-        evaluate=evaluate if watched else None,
+        evaluate=watch(watched) if watched else None,
         on_step=on_step,
         notes={"rows": dataclasses.astuple(shape), **(notes or {})},
     )

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .._checks import check_int, fail_value
+from .._checks import check_int
 from ..data import Batch, PackedBatches
-from ..layout import PatchLayout
-from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NextByteLoss
+from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from .checkpoint import CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from .optim import OptimConfig, Optimizers
 from .patcher import Patcher
+from .prefetch import prefetch
+from .step import training_step
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -51,87 +51,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
             check_int("TrainConfig", name, getattr(self, name), 1)
-
-
-def layout_of(batch: Batch, device: torch.device) -> PatchLayout:
-    """The layout of a batch that was cut at patch boundaries: C is the loader's constant, nothing can overflow."""
-    assert batch.patch_lengths is not None and batch.next_is_start is not None
-    packed = batch.tokens.shape[0] == 1
-    return PatchLayout.from_lengths(
-        torch.from_numpy(batch.patch_lengths).to(device),
-        batch.tokens.shape[1],
-        seq_lens=None if packed else torch.from_numpy(batch.seq_lens).to(device),
-        cu_seqlens=torch.from_numpy(batch.cu_seqlens[0]).to(device) if packed else None,
-        next_is_start=torch.from_numpy(batch.next_is_start[0] if packed else batch.next_is_start[:, 0]).to(device),
-    )
-
-
-def loss_of(model: EntropyModel | BLT, batch: Batch) -> NextByteLoss:
-    """The next-byte loss of a model on a batch. Rows that hold several sequences need B = 1."""
-    device = next(model.parameters()).device
-    tokens, targets = (torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets))
-    if batch.tokens.shape[0] > 1 and batch.cu_seqlens.shape[1] > 2:
-        raise fail_value("loss_of", "batch", "one sequence a row, or one row", f"shape {batch.tokens.shape}")
-    cu_seqlens = torch.from_numpy(batch.cu_seqlens[0]).to(device) if batch.tokens.shape[0] == 1 else None
-    if isinstance(model, BLT):
-        return model.loss(tokens, targets, layout_of(batch, device), cu_seqlens=cu_seqlens)
-    return model.loss(tokens, targets, cu_seqlens=cu_seqlens)
-
-
-class Prefetch:
-    """Makes batches one ahead in a thread, each with the loader's state right after it.
-
-    For training on a device, where the loader's segmentation on the CPU runs beside the step. On the CPU itself both
-    want the same cores: two teams of OpenMP threads, each spinning while it waits for the other, run many times
-    slower than one after the other, so there is no thread.
-    """
-
-    def __init__(self, batches: PackedBatches, *, ahead: bool):
-        self._batches = batches
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=1)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True) if ahead else None
-        if self._thread is not None:
-            self._thread.start()
-
-    def _run(self) -> None:
-        item: Any
-        try:
-            for batch in self._batches:
-                self._put((batch, self._batches.state_dict()))
-                if self._stop.is_set():
-                    return
-            item = StopIteration()
-        except Exception as error:  # raised again where the batch is wanted
-            item = error
-        self._put(item)
-
-    def _put(self, item: Any) -> None:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def __iter__(self) -> Iterator[tuple[Batch, dict[str, Any]]]:
-        if self._thread is None:
-            for batch in self._batches:
-                yield batch, self._batches.state_dict()
-            return
-        while True:
-            item = self._queue.get()
-            if isinstance(item, StopIteration):
-                return
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    def close(self) -> None:
-        """Stops the thread; a batch that was made and not taken is dropped."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
 
 
 class Trainer:
@@ -201,37 +120,32 @@ class Trainer:
             return
         self.run.mkdir(parents=True, exist_ok=True)
         device = next(self.model.parameters()).device
-        prefetch = Prefetch(self.batches, ahead=device.type != "cpu")
         self.model.train()
-        try:
-            with open(self.run / METRICS_FILE, "a", buffering=1) as file:
+        with (
+            contextlib.closing(prefetch(self.batches, ahead=device.type != "cpu")) as batches,
+            open(self.run / METRICS_FILE, "a", buffering=1) as file,
+        ):
+            begin = time.perf_counter()
+            for batch, position in batches:
+                metrics = self._step(batch, begin)
+                last = self.step == self.config.steps
+                evaluate = self.evaluate is not None and (last or self.step % self.config.eval_every == 0)
+                if evaluate:
+                    metrics |= self._evaluate()
+                if last or evaluate or self.step % self.config.log_every == 0:
+                    file.write(json.dumps(metrics) + "\n")
+                self.on_step(metrics)
+                if last or self.step % self.config.checkpoint_every == 0:
+                    self._save(position)
+                if last:
+                    return
                 begin = time.perf_counter()
-                for batch, position in prefetch:
-                    metrics = self._step(batch, begin)
-                    last = self.step == self.config.steps
-                    evaluate = self.evaluate is not None and (last or self.step % self.config.eval_every == 0)
-                    if evaluate:
-                        metrics |= self._evaluate()
-                    if last or evaluate or self.step % self.config.log_every == 0:
-                        file.write(json.dumps(metrics) + "\n")
-                    self.on_step(metrics)
-                    if last or self.step % self.config.checkpoint_every == 0:
-                        self._save(position)
-                    if last:
-                        return
-                    begin = time.perf_counter()
-        finally:
-            prefetch.close()
         raise ValueError(f"train: the corpus ended at step {self.step} of {self.config.steps}")
 
     def _step(self, batch: Batch, begin: float) -> dict[str, Any]:
         """`begin`: when the wait for the batch began, so that seconds hold what the loader cost."""
-        device = next(self.model.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.autocast):
-            loss = loss_of(self.model, batch)
-        loss.mean.backward()
         rate = self.optimizers.learning_rate
-        norm = self.optimizers.step()
+        loss, norm = training_step(self.model, batch, self.optimizers, autocast=self.config.autocast)
         mean, total = loss.mean.item(), loss.total.item()
         if not (math.isfinite(mean) and math.isfinite(norm.item())):
             raise FloatingPointError(f"train: step {self.step + 1}: loss {mean}, gradient norm {norm.item()}")

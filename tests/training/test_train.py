@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -22,9 +23,11 @@ from blt_kernels.training.checkpoint import CheckpointError, list_checkpoints
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
 from blt_kernels.training.optim import OptimConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
+from blt_kernels.training.prefetch import prefetch
 from blt_kernels.training.rows import RowShape
 from blt_kernels.training.runs import entropy_patcher, open_run, train_model
-from blt_kernels.training.trainer import METRICS_FILE, Prefetch, TrainConfig, Trainer, layout_of, load_model
+from blt_kernels.training.step import layout_of
+from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer, load_model
 
 ENTROPY = EntropyModelConfig(TransformerConfig(32, 1, 2, 64, window=16))
 BLT_SMALL = BLTConfig(
@@ -197,18 +200,18 @@ def test_an_error_in_the_loader_reaches_the_training_loop(ahead: bool, corpus: C
         raise RuntimeError("broken segmenter")
 
     batches = PackedBatches(DocumentStream(corpus), 96, segmenter=broken, row_patches=16)
-    prefetch = Prefetch(batches, ahead=ahead)
-    with pytest.raises(RuntimeError, match="broken segmenter"):
-        next(iter(prefetch))
-    prefetch.close()
+    with (
+        contextlib.closing(prefetch(batches, ahead=ahead)) as taken,
+        pytest.raises(RuntimeError, match="broken segmenter"),
+    ):
+        next(taken)
 
 
 def test_reading_ahead_gives_the_same_batches_and_states(corpus: Corpus, patcher: Patcher) -> None:
     def first(ahead: bool) -> list[tuple[list[int], dict[str, Any]]]:
-        prefetch = Prefetch(SHAPES["padded"].batches(DocumentStream(corpus, seed=2), patcher), ahead=ahead)
-        taken = [(batch.tokens.ravel().tolist(), state) for batch, state in itertools.islice(prefetch, 6)]
-        prefetch.close()
-        return taken
+        batches = SHAPES["padded"].batches(DocumentStream(corpus, seed=2), patcher)
+        with contextlib.closing(prefetch(batches, ahead=ahead)) as taken:
+            return [(batch.tokens.ravel().tolist(), state) for batch, state in itertools.islice(taken, 6)]
 
     assert first(ahead=True) == first(ahead=False)
 

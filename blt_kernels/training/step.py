@@ -1,0 +1,54 @@
+"""One training step: the loss of a model on a batch of the loader, its gradients, and the update."""
+
+from __future__ import annotations
+
+import torch
+
+from .._checks import fail_value
+from ..data import Batch
+from ..layout import PatchLayout
+from ..model import BLT, EntropyModel, NextByteLoss
+from .optim import Optimizers
+
+
+def training_step(
+    model: EntropyModel | BLT, batch: Batch, optimizers: Optimizers, *, autocast: bool
+) -> tuple[NextByteLoss, torch.Tensor]:
+    """Forward, backward and update. Does not wait for the device.
+
+    Args:
+        autocast: bfloat16 autocast of the forward pass.
+
+    Returns:
+        The loss before the update, and the 2-norm of all gradients before they are clipped (a scalar tensor).
+    """
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        loss = loss_of(model, batch)
+    loss.mean.backward()
+    return loss, optimizers.step()
+
+
+def loss_of(model: EntropyModel | BLT, batch: Batch) -> NextByteLoss:
+    """The next-byte loss of a model on a batch. Rows that hold several sequences need B = 1."""
+    device = next(model.parameters()).device
+    tokens, targets = (torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets))
+    if batch.tokens.shape[0] > 1 and batch.cu_seqlens.shape[1] > 2:
+        raise fail_value("loss_of", "batch", "one sequence a row, or one row", f"shape {batch.tokens.shape}")
+    cu_seqlens = torch.from_numpy(batch.cu_seqlens[0]).to(device) if batch.tokens.shape[0] == 1 else None
+    if isinstance(model, BLT):
+        return model.loss(tokens, targets, layout_of(batch, device), cu_seqlens=cu_seqlens)
+    return model.loss(tokens, targets, cu_seqlens=cu_seqlens)
+
+
+def layout_of(batch: Batch, device: torch.device) -> PatchLayout:
+    """The layout of a batch that was cut at patch boundaries: C is the loader's constant, nothing can overflow."""
+    assert batch.patch_lengths is not None and batch.next_is_start is not None
+    packed = batch.tokens.shape[0] == 1
+    return PatchLayout.from_lengths(
+        torch.from_numpy(batch.patch_lengths).to(device),
+        batch.tokens.shape[1],
+        seq_lens=None if packed else torch.from_numpy(batch.seq_lens).to(device),
+        cu_seqlens=torch.from_numpy(batch.cu_seqlens[0]).to(device) if packed else None,
+        next_is_start=torch.from_numpy(batch.next_is_start[0] if packed else batch.next_is_start[:, 0]).to(device),
+    )
