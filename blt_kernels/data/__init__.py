@@ -7,8 +7,9 @@ for batch in batches: ...
 """
 
 from .batches import Batch, PackedBatches
-from .corpus import DEFAULT_INCLUDE, Corpus, CorpusFile, Skipped
-from .readers import CorpusError
+from .corpus import Corpus, Skipped
+from .errors import CorpusError
+from .files import DEFAULT_INCLUDE, CorpusFile, LeftOut
 from .split import split_corpus
 from .stream import DocumentStream
 from .tokens import ByteTokenizer, Tokenizer, decode, encode
@@ -21,6 +22,7 @@ __all__ = [
     "CorpusError",
     "CorpusFile",
     "DocumentStream",
+    "LeftOut",
     "PackedBatches",
     "Skipped",
     "Tokenizer",

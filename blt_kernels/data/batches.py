@@ -13,7 +13,7 @@ from ..tokens import IGNORE_INDEX, PAD_ID
 from .stream import DocumentStream
 from .tokens import ByteTokenizer, Tokenizer
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 Segmenter = Callable[[NDArray[np.int64]], Any]
 
@@ -74,8 +74,6 @@ class PackedBatches:
     row_patches    C, with a segmenter. A row ends when it holds C patches, or where the next one would go beyond N:
                    cuts are at patch boundaries. With N about 1.3 * C * mean length nearly all slots are used, and
                    what varies is the padding. A patch of more than N tokens is cut into N, N, ..., rest.
-    max_sequence   longest sequence, in patches with a segmenter, else in tokens; longer ones are cut. It bounds the
-                   context of attention where N or C are large. None: no bound but the row.
     max_sequences  S. A row that holds S sequences ends there. None: N / 128, at least 16; at most C.
     tokenizer      makes the tokens of a document. None: a ByteTokenizer.
 
@@ -95,7 +93,6 @@ class PackedBatches:
         *,
         segmenter: Segmenter | None = None,
         row_patches: int | None = None,
-        max_sequence: int | None = None,
         max_sequences: int | None = None,
         interleave: int | None = None,
         tokenizer: Tokenizer | None = None,
@@ -105,8 +102,7 @@ class PackedBatches:
         if (segmenter is None) != (row_patches is None):
             raise ValueError("PackedBatches: row_patches: expected together with segmenter, got one of them")
         sizes = {"row_tokens": row_tokens, "batch_size": batch_size}
-        optional = {"row_patches": row_patches, "max_sequence": max_sequence, "max_sequences": max_sequences}
-        optional["interleave"] = interleave
+        optional = {"row_patches": row_patches, "max_sequences": max_sequences, "interleave": interleave}
         for name, value in {**sizes, **{name: value for name, value in optional.items() if value is not None}}.items():
             if not isinstance(value, int):
                 raise TypeError(f"PackedBatches: {name}: expected int, got {type(value).__name__}")
@@ -120,7 +116,6 @@ class PackedBatches:
         self.row_patches = row_patches
         # Without a segmenter every token is a patch, and the same cutting serves.
         self._capacity = row_patches or row_tokens
-        self.max_sequence = max_sequence or self._capacity
         self.max_sequences = max_sequences or min(max(16, row_tokens // 128), self._capacity)
         self._open: list[_OpenDocument | None] = [None] * (interleave or batch_size)
         self._settings = {
@@ -128,7 +123,6 @@ class PackedBatches:
             "row_tokens": row_tokens,
             "batch_size": batch_size,
             "row_patches": row_patches,
-            "max_sequence": self.max_sequence,
             "max_sequences": self.max_sequences,
             "interleave": len(self._open),
         }
@@ -239,7 +233,7 @@ class PackedBatches:
             begin, tokens, ends = document.offset, document.tokens, document.ends
             first = int(np.searchsorted(ends, begin, "right"))
             room = np.searchsorted(ends, begin + self.row_tokens - used, "right")
-            last = min(int(room), first + self._capacity - patches, first + self.max_sequence)
+            last = min(int(room), first + self._capacity - patches)
             if last == first:  # the next patch needs more tokens than are left
                 break
             end = int(ends[last - 1])

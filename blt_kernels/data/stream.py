@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from .corpus import Corpus, order_key
+from .errors import CorpusError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class _Position(NamedTuple):
@@ -159,8 +160,14 @@ class DocumentStream:
             size += sum(map(len, mine))
         end = _Position(epoch, place, cursor, document)
         if place == len(order):
-            if document <= self.rank:
+            if document == 0:
                 raise self.corpus.no_documents()
+            if document <= self.rank:
+                raise CorpusError(
+                    f"DocumentStream: world_size: expected at most the {document} documents of {self.corpus.origin}, "
+                    f"got {self.world_size}: rank {self.rank} would have none",
+                    reason="empty",
+                )
             self._order = []
             end = _Position(epoch + 1, 0, 0, 0)
         if self.shuffle:
