@@ -20,8 +20,8 @@ from .errors import printable
 
 COMPRESSION = (".gz", ".xz", ".zst")
 CHUNK_BYTES = 1 << 16
-# zstd gives all that a piece of input expands to: at worst 32 KiB for each byte of it.
-ZSTD_CHUNK_BYTES = 1 << 12
+# The zstd decoder returns all that its input expands to, at worst 32 KiB for each byte: so it gets little at a time.
+ZSTD_CHUNK_BYTES = 1 << 9
 GZIP_MAGIC = b"\x1f\x8b"
 
 

@@ -60,7 +60,7 @@ class LeftOut:
 
     def __str__(self) -> str:
         parts = []
-        for reason, count in self.counts.items():
+        for reason, count in sorted(self.counts.items()):
             more = ", ..." * (count > len(self.names[reason]))
             parts.append(f"{count} {reason} ({', '.join(self.names[reason])}{more})")
         return "; ".join(parts)

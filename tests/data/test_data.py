@@ -317,7 +317,9 @@ def test_optional_packages_are_named(tmp_path, monkeypatch):
         path = tmp_path / name
         path.write_bytes(b"x")
         monkeypatch.setitem(__import__("sys").modules, package, None)
-        with pytest.raises(ImportError, match=rf"reading .*{name}: {package} is missing: pip install 'blt_kernels\[train\]'"):
+        with pytest.raises(
+            ImportError, match=rf"reading .*{name}: {package} is missing: pip install 'blt_kernels\[train\]'"
+        ):
             list(Corpus(path, on_error="skip"))
 
 
