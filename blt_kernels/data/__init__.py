@@ -1,4 +1,6 @@
-"""From files to batches: read a corpus as a stream, shuffle and shard it, pack it into rows. Needs numpy alone.
+"""From files to batches: reads a corpus as a stream, shuffles and shards it, and packs it into rows.
+
+This package needs numpy alone; Parquet files and .zst files need pyarrow and zstandard.
 
 corpus = Corpus("texts/")
 train, held_out = split_corpus(corpus, seed=0)

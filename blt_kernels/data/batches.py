@@ -21,7 +21,7 @@ Segmenter = Callable[[NDArray[np.int64]], Any]
 @dataclass(frozen=True)
 class Batch:
     """B rows of N tokens. A *sequence* is a document or a part of one that lies in one row without a break; nothing
-    may be attended to, hashed or patched across sequences. Each row holds at most S, from its left end on.
+    may be attended to, hashed or patched across sequences. A row holds at most S sequences, then padding.
 
     tokens         int64 [B, N]    PAD_ID after the last sequence
     targets        int64 [B, N]    the next token of the same document, also where that is in another sequence;
@@ -32,9 +32,9 @@ class Batch:
     cu_seqlens     int32 [B, S+1]  where the sequences of each row start and end; repeats its last value, seq_lens[b].
                                    With B = 1, cu_seqlens[0] is that of a packed batch.
     patch_lengths  int64 [B, C]    tokens of each patch; 0 after the last; sums to seq_lens. None without a segmenter.
-    next_is_start  bool [B, S]     the document goes on in another sequence, with a new patch: so the last patch of this
-                                   one is finished. None without a segmenter.
-    num_bytes      bytes of text that the targets stand for; BOS, EOS and padding stand for none.
+    next_is_start  bool [B, S]     whether the document goes on in another sequence. That one begins with a new patch,
+                                   so the last patch of this one is finished. None without a segmenter.
+    num_bytes      int             bytes of text that the targets stand for; BOS, EOS and padding stand for none.
     """
 
     tokens: NDArray[np.int64]
@@ -126,7 +126,7 @@ class PackedBatches:
             "max_sequences": self.max_sequences,
             "interleave": len(self._open),
         }
-        self._turn = 0  # whose sequence comes next
+        self._turn = 0  # index of the open document that gives the next sequence
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -150,15 +150,15 @@ class PackedBatches:
         return replace(batch, num_bytes=int(self.tokenizer.token_bytes[wanted].sum()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings that `load_state_dict` compares, the state of `documents`, that before each open document with
-        how many of its tokens are done, and the turn."""
+        """The settings that `load_state_dict` compares, the state of `documents`, which document has the next turn,
+        and for each open document the state of the stream before it and the number of its tokens that are in rows."""
         opened = [{"documents": d.begin, "offset": d.offset} if d and d.left else None for d in self._open]
         documents = self.documents.state_dict()
         return {"settings": self._settings, "documents": documents, "open": opened, "turn": self._turn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was taken, `documents` too. Raises ValueError as DocumentStream.load_state_dict,
-        naming the first setting that differs, and where an open document has become shorter."""
+        """Goes to where `state` was taken, and takes `documents` there too. Raises ValueError that names the first
+        setting that differs, as DocumentStream.load_state_dict does, and where an open document has become shorter."""
         saved_settings = state.get("settings", {})
         for name, value in self._settings.items():
             if saved_settings.get(name) != value:

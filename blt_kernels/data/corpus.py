@@ -22,8 +22,8 @@ _BLOCK = 256  # places that `Skipped` keeps in one integer
 
 @dataclass
 class Skipped:
-    """What `on_error="skip"` left out: records, or the unreadable rest of files. Each counts once, however often the
-    corpus is read."""
+    """What `on_error="skip"` has skipped: records, or all that follows in a file that cannot be read further. Each
+    counts once, however often the corpus is read."""
 
     counts: Counter[str] = field(default_factory=Counter)  # by CorpusError.reason
     messages: list[str] = field(default_factory=list)  # the first few
@@ -49,9 +49,8 @@ class Skipped:
         """Such as "2 json, 1 utf8; first: a.jsonl, line 3: not JSON (...)"; empty if nothing was skipped."""
         if not self.total:
             return ""
-        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items())) + (
-            f"; first: {self.messages[0]}"
-        )
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
+        return f"{counts}; first: {self.messages[0]}"
 
 
 class Corpus:
@@ -115,8 +114,7 @@ class Corpus:
         if max_document_bytes < 4:
             raise ValueError(f"Corpus: max_document_bytes: expected at least 4, got {max_document_bytes}")
         roots = _roots(paths)
-        include = (include,) if isinstance(include, str) else tuple(include)
-        exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        include, exclude = _patterns("include", include), _patterns("exclude", exclude)
         self.text_key = text_key
         self.on_error = on_error
         self.max_document_bytes = max_document_bytes
@@ -131,7 +129,7 @@ class Corpus:
             raise CorpusError(f"Corpus: no files in {self.origin} ({detail})", reason="empty")
 
     def remarks(self) -> list[str]:
-        """One line for each thing that the user of the patterns and paths should know; as a rule there are none."""
+        """One line about what was left out, if anything was, and one for each pattern that matched nothing."""
         lines = [f"left out: {self.left_out}"] if self.left_out.counts else []
         return lines + [f"{argument}: the pattern {pattern!r} matches nothing" for argument, pattern in self.unmatched]
 
@@ -170,8 +168,8 @@ class Corpus:
         return CorpusError(f"no documents in {self.origin} ({count}{skipped})", reason="empty")
 
     def fingerprint(self) -> str:
-        """16 hex digits of what decides the documents and their order: names, sizes and parts of files, and the
-        arguments. Not of the contents, which are never read for it."""
+        """16 hex digits that stand for what decides the documents and their order: names, sizes and parts of the
+        files, and the arguments. The contents are not read for it."""
         settings = (self.text_key, self.on_error, self.max_document_bytes)
         files = [(f.name, f.size, f.start, f.stop) for f in self.files]
         return hashlib.sha256(repr((settings, files)).encode()).hexdigest()[:16]
@@ -188,6 +186,14 @@ def _roots(paths: Paths) -> list[Path]:
         return [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     except TypeError as error:
         raise TypeError(f"Corpus: paths: expected a path (str or PathLike) or several, got {paths!r}") from error
+
+
+def _patterns(argument: str, patterns: Patterns) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        return (patterns,)
+    if not isinstance(patterns, Iterable):
+        raise TypeError(f"Corpus: {argument}: expected patterns (str), got {type(patterns).__name__}")
+    return tuple(patterns)
 
 
 def order_key(*parts: object) -> bytes:

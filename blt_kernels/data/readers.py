@@ -36,7 +36,7 @@ Records = Iterator[tuple[int, "bytes | CorpusError"]]
 
 
 def kind_of(path: Path) -> str:
-    """Either "json", "parquet" or "text", by the name alone; a compression suffix is looked through."""
+    """The kind of a file, "json", "parquet" or "text": its name without a compression suffix decides."""
     name = path.name.lower()
     if name.endswith(PARQUET):
         return "parquet"
@@ -62,8 +62,8 @@ def read_records(path: Path, *, text_key: str, max_bytes: int, start: int = 0, s
 def piece_length(data: bytes, max_bytes: int) -> int:
     """How many bytes of `data` go into one piece of at most `max_bytes` (at least 4).
 
-    All if they fit; else up to the end of the last whole line; else, if the line is longer, of the last whole
-    UTF-8 character.
+    If all of them do not fit, the piece ends after the last whole line, or, where one line does not fit, after the
+    last whole UTF-8 character.
     """
     if len(data) <= max_bytes:
         return len(data)
@@ -90,7 +90,7 @@ def split_document(data: bytes, max_bytes: int) -> list[bytes]:
 def _file_error(error: Exception, path: Path, line: int | None = None) -> CorpusError:
     """The CorpusError for an exception out of opening, reading or decompressing; other exceptions are raised."""
     if isinstance(error, DamagedError):
-        return problem("corrupt", f"the compressed data is damaged or cut short ({error})", path, line=line)
+        return problem("corrupt", f"cannot be decompressed ({error})", path, line=line)
     if isinstance(error, OSError):
         return problem("unreadable", f"cannot be read ({os_reason(error)})", path, line=line)
     if isinstance(error, MemoryError):
@@ -165,13 +165,13 @@ def _read_json_lines(path: Path, text_key: str, start: int, stop: int | None) ->
     try:
         with closing(open_bytes(path)) as file:
             while (stop is None or number < stop) and (line := file.readline(MAX_LINE_BYTES + 1)):
-                too_long = len(line) > MAX_LINE_BYTES
                 number += 1
-                while too_long and line and not line.endswith(b"\n"):
-                    line = file.readline(CHUNK_BYTES)
                 if number == 1 and (error := _check_encoding(line, path)):
                     yield number, error
                     return
+                too_long = len(line) > MAX_LINE_BYTES
+                while too_long and line and not line.endswith(b"\n"):
+                    line = file.readline(CHUNK_BYTES)
                 if number <= start:
                     continue
                 # A mark also begins a later line where files were joined, and there it is no text either.
@@ -248,7 +248,7 @@ def _read_parquet(path: Path, text_key: str, start: int, stop: int | None) -> Re
                 return
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
-                if row + rows <= start:  # not even read
+                if row + rows <= start:  # the group need not be read
                     row += rows
                     continue
                 for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=[text_key]):
@@ -260,6 +260,9 @@ def _read_parquet(path: Path, text_key: str, start: int, stop: int | None) -> Re
                         row += 1
                         if row > start:
                             yield row, _check_parquet(value, path, row - 1, text_key)
+            if row != file.metadata.num_rows:  # pyarrow does not check it
+                detail = f"the Parquet data is damaged: it has {row} rows, and its index {file.metadata.num_rows}"
+                yield row, problem("corrupt", detail, path, row=row)
     except Exception as error:  # pyarrow raises many kinds for damaged data, ValueError and KeyError among them
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             yield row, _file_error(error, path)

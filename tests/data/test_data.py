@@ -337,6 +337,7 @@ def test_corpus_arguments(tmp_path):
         ({"max_document_bytes": 1e6}, TypeError),
         ({"text_key": b"text"}, TypeError),
         ({"include": [1]}, TypeError),
+        ({"exclude": 1}, TypeError),
         ({"exclude": ""}, ValueError),
         ({"exclude": "/"}, ValueError),
         ({"exclude": "[z-a]"}, ValueError),
@@ -403,7 +404,7 @@ def test_shards_divide_the_documents(mixed, documents_of_mixed, shuffle):
 def test_a_rank_without_documents_is_told(tmp_path):
     (tmp_path / "a.txt").write_text("only one")
     assert next(DocumentStream(Corpus(tmp_path), rank=0, world_size=2)) == b"only one"
-    with pytest.raises(CorpusError, match=r"world_size: expected at most the 1 documents of .*, got 2: rank 1 would"):
+    with pytest.raises(CorpusError, match=r"world_size: expected at most 1, the documents of .*, got 2: rank 1 would"):
         next(DocumentStream(Corpus(tmp_path), rank=1, world_size=2))
 
 
