@@ -53,11 +53,9 @@ sanitize: $(VENV)/installed
 	$(BIN)/python tests/sanitize.py thread
 	$(BIN)/python tests/sanitize.py address,undefined
 
+# What .pre-commit-config.yaml lists, on all files: format, style, types. What a tool can mend it mends, and fails.
 lint: $(VENV)/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	find csrc -name '*.[ch]*' -o -name '*.cu*' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
 # The pages of docs/ and the API reference, in build/site; a broken link or reference is an error.
 docs: $(VENV)/installed
