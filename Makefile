@@ -59,7 +59,7 @@ lint: $(VENV)/installed
 
 # The pages of docs/ and the API reference, in build/site; a broken link or reference is an error.
 docs: $(VENV)/installed
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 # dist/*.tar.gz and a wheel with a tag that package indexes take, CUDA kernels included where there is an nvcc.
 wheel: $(VENV)/installed
