@@ -103,3 +103,8 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+def format_seconds(seconds: float) -> str:
+    """As milliseconds, or as microseconds where it is less than a tenth of one."""
+    return f"{seconds * 1e3:.3f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.2f} us"

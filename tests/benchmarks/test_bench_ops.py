@@ -1,41 +1,28 @@
-"""The benchmark suite: what is measured, kept, compared and reported."""
+"""The benchmarks of the ops: what is measured, kept and compared."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib
 import json
 import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+from kernel_results import document
 
-from benchmarks import gpu
-from benchmarks.ops import cross_attention, hash_ngram_embedding
-from benchmarks.ops.harness import (
-    OPS,
-    Case,
-    Options,
-    Setting,
-    assert_close,
-    describe_machine,
-    device_slug,
-    measure,
-    run,
-)
+from benchmarks.machine import describe_machine, device_slug
+from benchmarks.ops import OPS, cross_attention, hash_ngram_embedding
+from benchmarks.ops.cases import Case, Setting, assert_close, in_report
+from benchmarks.ops.measure import Options, measure, run
 from benchmarks.ops.patches import KINDS, patch_lengths, text_entropies, text_tokens
-from benchmarks.ops.suite import print_comparison, run_suite
-from benchmarks.report import pages, plots, tables
-from benchmarks.store import compare, read, write
+from benchmarks.ops.suite import print_comparison, run_suite, tables
+from benchmarks.store import compare, read, refuse_to_lose, replaced, write
 from benchmarks.timing import Measured, peak_bytes
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def case(**changes) -> Case:
@@ -44,39 +31,15 @@ def case(**changes) -> Case:
     return dataclasses.replace(Case("forward", {"N": 1000}, variants, 8000), **changes)
 
 
-def document(seconds: dict[str, float], *, op: str = "patch_pool", spread: float = 0.01, n: int = 16384) -> dict:
-    rows = [
-        {
-            "environment": "measuring",
-            "case": "forward",
-            "shapes": {"B": 1, "N": n, "D": 1024, "patches": "text 4.5"},
-            "variant": variant,
-            "seconds": value,
-            "quartiles": [value * (1 - spread), value * (1 + spread)],
-            "fraction_of_copy": seconds["copy"] / value,
-            "gb_per_second": 1e-9 / value,
-            "peak_bytes": 1_000_000,
-        }
-        for variant, value in seconds.items()
-    ]
-    facts = {
-        "device": "Some CPU, 2 cores",
-        "dtype": "float32",
-        "torch": "2.13.0",
-        "commit": "abc",
-        "date": "2026-01-01",
-    }
-    return {"op": op, **facts, "environments": {}, "rows": rows}
-
-
 def test_rows_of_a_case():
-    rows = run([case()], CPU, rounds=3)
+    rows = run([case(headline="top", sweep=1000)], CPU, rounds=3)
     assert [row["variant"] for row in rows] == ["ours", "other", "copy"]
     by_variant = {row["variant"]: row for row in rows}
     for row in rows:
         low, high = row["quartiles"]
         assert 0 < low <= row["seconds"] <= high
         assert row["fraction_of_copy"] == by_variant["copy"]["seconds"] / row["seconds"]
+        assert row["headline"] == "top" and row["sweep"] == 1000
         assert row["gb_per_second"] == 8000 / row["seconds"] / 1e9
     assert by_variant["ours"]["slower_than_first"] == 1
     assert 4000 <= by_variant["ours"]["peak_bytes"] < 4100  # its result, and a few scalars
@@ -144,16 +107,50 @@ def test_text_is_the_same_every_time():
 def test_variants_of_every_op_agree(op, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda fn, **options: fn)  # the eager form is the same function
     monkeypatch.setattr(Setting, "sizes", lambda self: (256,))
-    monkeypatch.setattr(hash_ngram_embedding, "CPU_SHAPES", ((64, 32, 1000), (128, 32, 1000)))
+    monkeypatch.setattr(Setting, "headline_bytes", 256)
+    monkeypatch.setattr(hash_ngram_embedding, "HEADLINE_SHAPE", {"cpu": (128, 32, 1000)})
     torch.manual_seed(0)
-    names = []
-    for found in importlib.import_module(f"benchmarks.ops.{op}").cases(Setting(CPU, quick=True)):
+    names, headlines = [], {}
+    module = importlib.import_module(f"benchmarks.ops.{op}")
+    for found in module.cases(Setting(CPU, quick=True)):
         if found.check is not None:
             found.check()
         names.append(found.name)
+        assert found.sweep is not None
+        if found.headline is not None:
+            headlines[found.name] = found.headline
         assert next(iter(found.variants)) == "ours" and len(found.variants) > 1 and found.bytes > 0
-    expected = tables.CENTRE_NAMES.get(op, ("forward", "backward") if op != "segment_logits" else ("forward",))
-    assert set(expected) <= set(names) and len(names) == len(set(names))
+    assert headlines == module.HEADLINES and len(names) == len(set(names))
+
+
+def named(*args) -> Iterator[Case]:
+    """In place of cases that would be built."""
+    for name in ("forward", "backward", "forward with base", "forward and backward, sparse gradient"):
+        yield Case(name, {}, {}, 0)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("quick", [True, False])
+def test_each_headline_case_is_measured_once(op, device, quick, monkeypatch):
+    """On a GPU too: shapes are chosen there as here, and nothing is built."""
+    module = importlib.import_module(f"benchmarks.ops.{op}")
+    for place in (module, cross_attention):
+        monkeypatch.setattr(place, "cases_of", named, raising=False)
+        monkeypatch.setattr(place, "entropy_cases", lambda *args: [], raising=False)
+    found = list(module.cases(Setting(torch.device(device), quick)))
+    marked = [(case.name, case.headline) for case in found if case.headline is not None]
+    assert sorted(marked) == sorted(module.HEADLINES.items())
+    sizes = {case.sweep for case in found} - {None}
+    assert len(sizes) > 1 or quick
+    assert {case.sweep for case in found if case.headline is not None} <= sizes
+
+
+def test_a_headline_that_no_case_has_is_an_error():
+    with pytest.raises(ValueError, match="no case is named 'foward'"):
+        list(in_report([case()], 1000, {"foward": "top"}))
+    (marked,) = in_report([case()], 1000, {"forward": "top"})
+    assert marked.headline == "top" and marked.sweep == 1000
 
 
 def test_results_are_written_whole_and_read_again(tmp_path):
@@ -188,13 +185,58 @@ def test_comparison(new, verdict, tmp_path):
     (row,) = compare(old, document(new))
     assert row["verdict"] == verdict and row["change"] == new["ours"] and row["machine"] == new["copy"]
     paths = write(old, tmp_path / "old"), write(document(new), tmp_path / "new")
-    assert print_comparison(Console(quiet=True), *paths) == (verdict == "slower")
+    assert print_comparison(*paths) == (verdict == "slower")
 
 
 def test_wide_quartiles_are_no_regression():
     slower = document({"ours": 1.3, "copy": 1.0}, spread=0.3)
     (row,) = compare(document({"ours": 1.0, "copy": 1.0}, spread=0.3), slower)
     assert row["verdict"] == "same"
+
+
+def test_a_file_takes_its_place_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "name.with.dots.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replaced(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with replaced(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"quick": True}, "cases that are not in the short list"),
+        ({"case": "N=7"}, "cases other than 'N=7'"),
+        ({"rounds": 3}, "15 rounds of each case instead of 3"),
+        ({"environments": ("default",)}, "the measuring environment"),
+    ],
+)
+def test_a_fuller_result_is_not_replaced(changes, lost, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.ops.suite.device_name", lambda device: "Some CPU, 2 cores")
+    path = write(document({"ours": 1.0, "copy": 1.0}), tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"patch_pool.json: .*{lost}.*choose another --out, or delete"):
+        run_suite(["patch_pool"], dataclasses.replace(Options(), **changes), tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_a_result_is_replaced_by_one_that_is_as_full(tmp_path):
+    refuse_to_lose(tmp_path / "none.json", Options(quick=True, case="x", rounds=1))
+    refuse_to_lose(write(document({"ours": 1.0, "copy": 1.0}), tmp_path), Options(rounds=20))
+    short = document({"ours": 1.0, "copy": 1.0}) | {"quick": True, "case": "N=7"}
+    path = write(short, tmp_path)
+    refuse_to_lose(path, Options(quick=True, case="N=7"))
+    refuse_to_lose(path, Options())
+
+
+def test_a_table_for_each_case():
+    (table,) = tables(document({"ours": 1.0, "other": 2.0, "copy": 0.5}))
+    assert table.title == "forward B=1 N=16384 D=1024 patches=text 4.5 (measuring environment)"
+    assert [row[0] for row in table.rows] == ["ours", "other", "copy"] and table.rows[1][5] == "2.00"
 
 
 def test_comparison_is_of_one_op():
@@ -206,116 +248,36 @@ def test_comparison_is_of_one_op():
 
 
 @pytest.mark.parametrize(
-    ("ops", "options", "environment", "text"),
+    ("ops", "options", "text"),
     [
-        (["nonsense"], Options(), None, "got 'nonsense'"),
-        ([], Options(), "mine", "--environment"),
-        ([], Options(device="tpu"), None, "--device: expected cpu or cuda, got 'tpu'"),
-        (["linear_entropy"], Options(quick=True, case="no such case"), "default", "--case: .*'no such case'"),
+        (["nonsense"], Options(), "got 'nonsense'"),
+        ([], Options(rounds=0), "--rounds: expected at least 1, got 0"),
     ],
 )
-def test_wrong_options(ops, options, environment, text, tmp_path):
+def test_wrong_options(ops, options, text, tmp_path):
     with pytest.raises(ValueError, match=text):
-        run_suite(Console(quiet=True), ops, options, environment, tmp_path)
+        run_suite(ops, options, tmp_path)
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_section_of_a_device():
-    pool = document({"ours": 0.001, "scatter_reduce": 0.02, "segment_reduce": 0.004, "copy": 0.0008})
-    text = tables.kernel_table({"patch_pool": pool}).markdown()
-    assert "| `patch_pool` | forward | 1 ms | 80% | segment_reduce | 4.0x |" in text
-    assert "| `patch_gather` |  | not measured |" in text
-    slower = tables.slower_table({"patch_pool": pool})
-    assert "slower one in 0, and in 0" in slower.title and not slower.rows
-    for row in (slow := copy.deepcopy(pool))["rows"]:
-        if row["variant"] == "ours":
-            row["seconds"] = 0.008
-    line = "| `patch_pool` | forward | B 1, N 16384, D 1024, patches text 4.5 | segment_reduce | 0.50x | no |"
-    assert line in tables.slower_table({"patch_pool": slow}).markdown()
-    for row in slow["rows"]:
-        if row["variant"] == "ours":
-            row["quartiles"] = [0.0079, 0.0081]
-    assert tables.slower_table({"patch_pool": slow}).rows[0][-1] == "yes"
+def test_a_case_that_is_not_there(monkeypatch, tmp_path):
+    def measure_nothing(command, **options):
+        Path(json.loads(command[-1])["path"]).write_text(json.dumps({"facts": {}, "rows": []}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", measure_nothing)
+    with pytest.raises(ValueError, match="--case: expected part of the name of a case of patch_pool, got 'nonsense'"):
+        run_suite(["patch_pool"], Options(case="nonsense"), tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_short_list_has_what_stands_for_an_op(op, device, monkeypatch):
-    """On a GPU too: shapes are chosen there as here, and nothing is built."""
-    shapes = []
-    module = importlib.import_module(f"benchmarks.ops.{op}")
-    for name in ("cases_of", "make_logits", "cases_for"):
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, lambda *args: shapes.append(args) or [])
-    if op.endswith("cross_attention"):
-        monkeypatch.setattr(cross_attention, "cases_of", lambda *args: shapes.append(args) or [])
-        monkeypatch.setattr(module, "cases_for", cross_attention.cases_for)
-    list(module.cases(Setting(torch.device(device), quick=True)))
-    wanted = tables.centre({"op": op, "dtype": "bfloat16"} | ({"cuda": "13.0"} if device == "cuda" else {}))
-    sizes = [arg for args in shapes for arg in args if isinstance(arg, int)]
-    sizes += [arg.shape[1] for args in shapes for arg in args if isinstance(arg, torch.Tensor)]
-    assert wanted.get("N", wanted.get("rows")) in sizes
-
-
-def test_growth_is_that_of_the_largest_sizes():
-    rows = [row for n in (1024, 4096, 16384) for row in document({"ours": n**2, "copy": n, "other": n}, n=n)["rows"]]
-    curves = tables.growth({**document({"copy": 1.0}), "rows": rows}, "measuring")["forward"]
-    assert [n for n, _ in curves["ours"]] == [1024, 4096, 16384]
-    assert tables.exponent(curves["ours"]) == pytest.approx(2) and tables.exponent(curves["other"]) == pytest.approx(1)
-
-
-def test_a_plot_carries_its_data(tmp_path):
-    point = {"training_flops": 1e9, "seconds": 2.0, "valid_bits_per_byte": 3.0}
-    job = {"kind": "main", "size": "small", "smoke": True, "model": {"name": "token"}, "flops": {"inclusive": 1e6}}
-    kernels = {"patch_pool": document({"ours": 1.0, "other": 2.0, "copy": 1.0})}
-    shown = plots.plots(kernels, {"cpu": [job | {"curve": [point]}]})
-    assert set(shown) == {"speedup", "roofline", "quality_cpu_small"}
-    for name, data in shown.items():
-        path = tmp_path / f"{name}.png"
-        assert plots.drawn_digest(path) is None
-        plots.draw(name, data, path)
-        assert plots.drawn_digest(path) == plots.digest(data)
-
-
-def test_readme_and_plots_show_the_committed_results():
-    assert pages.stale() == []
-
-
-def test_a_bound_process_measures_the_same_machine():
-    options = Options(quick=True, rounds=1, case="forward rows=4096")
-    documents = [measure("linear_entropy", options, [environment]) for environment in ("measuring", "default")]
-    assert documents[0]["device"] == documents[1]["device"] == describe_machine(CPU)["device"]
+def test_a_bound_process_measures_the_same_machine(tmp_path):
+    options = Options(quick=True, rounds=1, case="forward rows=4096", environments=("measuring",))
+    result = measure("linear_entropy", options)
+    assert result["device"] == describe_machine(CPU)["device"]
+    assert {row["environment"] for row in result["rows"]} == {"measuring"}
+    assert read(write(result, tmp_path)) == result
 
 
 def test_slug():
     assert device_slug("AMD EPYC, 2 cores") == "amd-epyc-2-cores"
-
-
-def test_steps_of_the_gpu_report():
-    step = gpu.run([sys.executable, "-c", "print('== 3 passed, 1 skipped in 2 s')"], 60)
-    assert step["status"] == "ok" and step["tests"] == {"passed": 3, "skipped": 1}
-    step = gpu.run([sys.executable, "-c", "import sys; print('why'); sys.exit(9)"], 60)
-    assert step["status"] == "exit 9" and step["output"] == "why\n"
-    step = gpu.run([sys.executable, "-c", "import time; print('begun'); time.sleep(60)"], 2)
-    assert step["status"] == "stopped after 2 s" and step["output"] == "begun\n"
-    assert gpu.run(["no-such-program"], 1)["status"] == "not run"
-    step = gpu.run([sys.executable, "-c", "print('== 7 skipped in 1 s')"], 60)
-    assert step["status"] == "nothing was tested"
-
-
-def test_a_step_that_is_stopped_leaves_nothing_running(tmp_path):
-    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(tmp_path / 'alive')!r}).touch()"
-    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
-    assert gpu.run([sys.executable, "-c", parent], 1)["status"] == "stopped after 1 s"
-    time.sleep(4)
-    assert not (tmp_path / "alive").exists()
-
-
-def test_steps_of_the_gpu_report_are_all_benchmarks():
-    assert {f"bench {op}" for op in OPS} < set(gpu.steps(Path("out")))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_gpu_report_needs_a_gpu():
-    done = subprocess.run([sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr == "gpu-report: not run: torch sees no GPU here\n"
