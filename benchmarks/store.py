@@ -28,18 +28,18 @@ def result_path(out: Path, device: str, op: str) -> Path:
     return out / device_slug(device) / f"{op}.json"
 
 
-def write(document: dict[str, Any], out: Path) -> Path:
-    """Puts a document of `measure` at <out>/<device>/<op>.json, whole or not at all."""
-    path = result_path(out, document["device"], document["op"])
-    write_json(path, document)
+def write(result: dict[str, Any], out: Path) -> Path:
+    """Puts a result of `measure` at <out>/<device>/<op>.json, whole or not at all."""
+    path = result_path(out, result["device"], result["op"])
+    write_json(path, result)
     return path
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Path, result: dict[str, Any]) -> None:
     """Writes atomically: a file that exists is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as partial:
-        partial.write_text(json.dumps(document, indent=1) + "\n")
+        partial.write_text(json.dumps(result, indent=1) + "\n")
 
 
 @contextlib.contextmanager
@@ -54,23 +54,23 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A document that `write` has written.
+    """A result that `write` has written.
 
     Raises:
         ValueError: says which file is damaged, and how.
     """
     try:
-        document = json.loads(Path(path).read_text())
+        result = json.loads(Path(path).read_text())
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not a readable result: {error}") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: expected an object, got {type(document).__name__}")
-    if missing := [field for field in FIELDS if field not in document]:
+    if not isinstance(result, dict):
+        raise ValueError(f"{path}: expected an object, got {type(result).__name__}")
+    if missing := [field for field in FIELDS if field not in result]:
         raise ValueError(f"{path}: not a result of a kernel benchmark: it has no {', '.join(missing)}")
-    for i, row in enumerate(document["rows"]):
+    for i, row in enumerate(result["rows"]):
         if missing := [field for field in ROW_FIELDS if field not in row]:
             raise ValueError(f"{path}: row {i} has no {', '.join(missing)}")
-    return document
+    return result
 
 
 def refuse_to_lose(path: Path, options: Options) -> None:
@@ -141,5 +141,5 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> Iterator[dict[str, Any]
         }
 
 
-def _by_key(document: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    return {(row["environment"], label(row["case"], row["shapes"]), row["variant"]): row for row in document["rows"]}
+def _by_key(result: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {(row["environment"], label(row["case"], row["shapes"]), row["variant"]): row for row in result["rows"]}

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--scale gpu: not run: torch sees no GPU here")
     slug = device_slug(device_name(torch.device(device)))
-    folder = options.out / slug / "flop_matched" / scale.name
+    folder = options.out / slug / results.FOLDER / scale.name
     console = new_console()
     if scale.smoke:
         console.print(f"[bold]{SMOKE}[/]")

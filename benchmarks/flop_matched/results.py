@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .contenders import Model
 
 FORMAT = 1
+FOLDER = "flop_matched"  # in that of a device; in it a folder for each scale
 REQUIRED = ("format", "job", "kind", "scale", "smoke", "finished", "machine", "data", "size", "model", "flops")
 # By kind, what a finished result has besides.
 FINISHED = {

@@ -27,7 +27,7 @@ RESERVED_SECONDS = {"throughput": 120.0, "backends": 60.0}
 
 
 class OutOfTime(Exception):
-    """The piece of time that was given is over; what is done is kept."""
+    """The time that was given is over; what is done is kept, and the same command goes on."""
 
 
 class Bench:
@@ -65,7 +65,7 @@ class Bench:
             return False
         self.check_time(RESERVED_SECONDS.get(job.kind, 0.0))
         if job.kind == "entropy":
-            _ = self.entropy_model
+            _ = self.entropy_model  # it is trained when it is asked for
         elif job.kind == "throughput":
             measure_speed(self, job)
         elif job.kind == "backends":

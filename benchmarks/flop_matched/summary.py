@@ -75,8 +75,8 @@ def _quality(size: str, rows: Results) -> Table | None:
     if not trained:
         return None
     columns = (
-        "model", "test bits/byte", "seeds", "rate", "bytes/unit", "FLOPs/byte inclusive", "paper", "training FLOPs",
-        "MB read", "seconds",
+        "model", "test bits/byte", "seeds", "rate", "bytes/patch or token", "FLOPs/byte inclusive", "paper",
+        "training FLOPs", "MB read", "seconds",
     )  # fmt: skip
     lines = []
     for name, runs in _by_model(trained):
@@ -148,7 +148,8 @@ def speed(size: str, rows: Results) -> Table | None:
             )
         )
     return Table(
-        f"{size}: speed without cutting text; FLOP realisation = bytes/s x FLOPs/byte over the token model's",
+        f"{size}: speed, without the time of cutting text into patches or tokens; FLOP realisation = bytes/s x "
+        "FLOPs/byte over the token model's",
         columns,
         lines,
     )

@@ -43,7 +43,7 @@ class BPETokenizer:
             raise ValueError(f"BPETokenizer.train: vocab_size: expected at least {VOCAB_SIZE}, got {vocab_size}")
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.decoder = decoders.ByteLevel()  # so that others can read the file that `save` writes
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - BYTE_OFFSET,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -56,10 +56,6 @@ class BPETokenizer:
         """int64 [n]: BOS, the text, EOS. Raises UnicodeDecodeError (a ValueError) where it is not UTF-8."""
         ids = self._tokenizer.encode(document.decode()).ids
         return np.array([BOS_ID, *(BYTE_OFFSET + i for i in ids), EOS_ID], np.int64)
-
-    def decode(self, tokens: NDArray[np.int64]) -> str:
-        """The text of `tokens`; special tokens are left out."""
-        return self._tokenizer.decode([int(token) - BYTE_OFFSET for token in tokens if token >= BYTE_OFFSET])
 
     def save(self, path: Path) -> None:
         with replaced(path) as partial:

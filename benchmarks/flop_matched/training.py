@@ -52,7 +52,7 @@ def train(bench: Bench, job: Job) -> None:
     except FloatingPointError:
         if job.kind != "tune":
             raise
-        bench.finish(job, result | {"curve": [], "diverged": True})  # a rate that is too high: others will do
+        bench.finish(job, result | {"curve": [], "diverged": True})  # the rate is too high, and another one is chosen
         return
     if job.kind != "tune":
         wanted = bench.texts.test if job.model in size.robust and job.seed == 0 else {"clean": None}

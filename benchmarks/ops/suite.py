@@ -78,22 +78,22 @@ def run_suite(ops: Sequence[str], options: Options, out: Path) -> list[Path]:
     paths = []
     for op in ops or OPS:
         begin = time.perf_counter()
-        document = measure(op, options)
-        machine = f"{document['device']} ({document['dtype']}, {document['cpu_capability']}, "
-        versions = f"{document['threads']} threads), torch {document['torch']}, commit {document['commit'][:12]}"
+        result = measure(op, options)
+        machine = f"{result['device']} ({result['dtype']}, {result['cpu_capability']}, "
+        versions = f"{result['threads']} threads), torch {result['torch']}, commit {result['commit'][:12]}"
         print(f"\n{op} on {machine}{versions}")
-        for table in tables(document):
+        for table in tables(result):
             table.show()
-        paths.append(write(document, out))
+        paths.append(write(result, out))
         print(f"{op}: {time.perf_counter() - begin:.0f} s; {paths[-1]}", flush=True)
     return paths
 
 
-def tables(document: dict[str, Any]) -> Iterator[Table]:
+def tables(result: dict[str, Any]) -> Iterator[Table]:
     """A table for each case in each environment, with a line for each variant."""
     columns = ("variant", "median", "quartiles", "GB/s", "of copy", "time over ours", "peak MB")
     groups: dict[str, list[tuple[str, ...]]] = {}
-    for row in document["rows"]:
+    for row in result["rows"]:
         low, high = row["quartiles"]
         line = (
             row["variant"],

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..flop_matched import results as jobs_store
+from ..flop_matched import results
 from ..flop_matched.summary import SMOKE, backends, realisation_line, tables, where
 from ..machine import REPOSITORY
 from ..ops import OPS
@@ -36,75 +36,77 @@ ALL_TABLES = REPOSITORY / "docs" / "results.md"
 PLOTS = REPOSITORY / "docs" / "plots"
 
 
-Documents = dict[str, dict[str, Any]]
+Kernels = dict[str, dict[str, Any]]  # results of the ops on one device, by op
 
 
-def devices(results: Path) -> Iterator[tuple[str, Documents, dict[str, list[dict[str, Any]]]]]:
+def devices(root: Path) -> Iterator[tuple[str, Kernels, dict[str, list[dict[str, Any]]]]]:
     """`(folder, kernel results by op, finished FLOP-matched jobs by scale)` of every device that has any.
 
     Raises:
         ValueError: there is no such folder, or a result in it is damaged.
     """
-    if not results.is_dir():
-        raise ValueError(f"{results}: expected a folder of results, got none")
-    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
-        documents = {op: read(folder / f"{op}.json") for op in OPS if (folder / f"{op}.json").exists()}
+    if not root.is_dir():
+        raise ValueError(f"{root}: expected a folder of results, got none")
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        kernels = {op: read(folder / f"{op}.json") for op in OPS if (folder / f"{op}.json").exists()}
         jobs: dict[str, list[dict[str, Any]]] = {}
-        for path in sorted((folder / "flop_matched").glob("*/*.json")):
-            job = jobs_store.read(path)
+        for path in sorted((folder / results.FOLDER).glob("*/*.json")):
+            job = results.read(path)
             if job is not None and job["finished"]:
                 jobs.setdefault(path.parent.name, []).append(job)
-        if documents or jobs:
-            yield folder.name, documents, jobs
+        if kernels or jobs:
+            yield folder.name, kernels, jobs
 
 
-def top(results: Path) -> str:
+def top(root: Path) -> str:
     """Markdown for the first lines of README.md: a few ratios on every device."""
     parts = []
-    for _, documents, _ in devices(results):
-        if documents:
-            document = next(iter(documents.values()))
-            parts.append(f"Against the best other implementation, on {document['device']} ({document['dtype']}):")
+    for _, kernels, _ in devices(root):
+        if kernels:
+            result = next(iter(kernels.values()))
+            parts.append(f"Against the best other implementation, on {result['device']} ({result['dtype']}):")
             lines = [
                 f"- **{speedup(rows, best):.1f}x** `{op}`, {name} (baseline: {best['variant']})"
-                for op, name, rows, best in shown_in(documents, "top")
+                for op, name, rows, best in shown_in(kernels, "top")
             ]
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def short(results: Path) -> str:
+def short(root: Path) -> str:
     """Markdown for the results of README.md: a few ops, and BLT beside token models, on every device."""
-    parts, kernels_on_gpu, quality_measured = [], False, False
-    for _, documents, jobs in devices(results):
-        kernels_on_gpu = kernels_on_gpu or any("cuda" in document for document in documents.values())
-        if documents:
+    parts, on_gpu, quality_measured = [], False, False
+    for _, kernels, jobs in devices(root):
+        on_gpu = on_gpu or any("cuda" in result for result in kernels.values())
+        if kernels:
             explained = "The baseline is the fastest other implementation that was measured; below 1 ours is slower."
-            parts += [f"{device_line(documents)} {explained}", short_table(documents).markdown()]
-            parts.append(slower_table(documents).title)
+            parts += [f"{device_line(kernels)} {explained}", short_table(kernels).markdown()]
+            parts.append(slower_table(kernels).title)
         for scale, rows in jobs.items():
             parts += realisation_line(scale, rows)
             quality_measured = quality_measured or not any(row["smoke"] for row in rows)
+    missing = []
+    if not on_gpu:
+        missing.append("**GPU: not measured.** The CUDA kernels have not been run on a GPU yet.")
     if not quality_measured:
-        parts.append("**Quality of BLT against token models: not measured.** What was trained so far is a smoke test.")
-    if not kernels_on_gpu:
-        parts.append("**GPU: not measured.** The CUDA kernels have not been run on a GPU yet.")
+        missing.append("**Quality of BLT against token models: not measured.** What was trained is a smoke test.")
+    parts += [" ".join(missing)] if missing else []
     return "\n\n".join([*parts, "All tables and plots, and where ours is slower: [docs/results.md](docs/results.md)."])
 
 
-def full(results: Path, plots_at: str) -> str:
+def full(root: Path, plots_at: str) -> str:
     """Markdown: all that there is, where ours is slower included.
 
     Args:
         plots_at: the folder of <device>/<plot>.png, as the page sees it.
     """
     parts = ["# Results", "Made by `python -m benchmarks report` from the JSON under `benchmarks/results/`."]
-    for folder, documents, jobs in devices(results):
-        shown = {name: f"![{name}]({plots_at}/{folder}/{name}.png)" for name in plots(documents, jobs)}
+    for folder, kernels, jobs in devices(root):
+        shown = {name: f"![{name}]({plots_at}/{folder}/{name}.png)" for name in plots(kernels, jobs)}
         parts.append(f"## {folder}")
-        if documents:
-            growing, slower = growth_table(documents), slower_table(documents)
-            parts += ["### Kernels", legend(documents), kernel_table(documents).markdown()]
+        if kernels:
+            growing, slower = growth_table(kernels), slower_table(kernels)
+            parts += ["### Kernels", legend(kernels), kernel_table(kernels).markdown()]
             parts += [shown["speedup"], shown["roofline"]]
             parts += [f"### {growing.title}", growing.markdown() if growing.rows else "Not measured: one size of N."]
             parts += [shown["time_against_n"]] if "time_against_n" in shown else []
@@ -145,10 +147,10 @@ def pages() -> dict[Path, str]:
     return {README: readme, ALL_TABLES: full(RESULTS, PLOTS.name)}
 
 
-def stale_plots(results: Path, plots_folder: Path) -> Iterator[tuple[Path, str, Any]]:
+def stale_plots(root: Path, plots_folder: Path) -> Iterator[tuple[Path, str, Any]]:
     """`(path, name, data)` of every plot that does not show its data."""
-    for folder, documents, jobs in devices(results):
-        for name, data in plots(documents, jobs).items():
+    for folder, kernels, jobs in devices(root):
+        for name, data in plots(kernels, jobs).items():
             path = plots_folder / folder / f"{name}.png"
             if drawn_digest(path) != digest(data):
                 yield path, name, data
@@ -175,10 +177,10 @@ def main(arguments: Sequence[str]) -> None:
     if options.results is None:
         for path, text in pages().items():
             path.write_text(text)
-        results, plots_folder = RESULTS, PLOTS
+        root, plots_folder = RESULTS, PLOTS
     else:
-        results = plots_folder = options.results
-        print(full(results, str(results)))
-    for path, name, data in stale_plots(results, plots_folder):
+        root = plots_folder = options.results
+        print(full(root, str(root)))
+    for path, name, data in stale_plots(root, plots_folder):
         draw(name, data, path)
         print(path)

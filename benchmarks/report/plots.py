@@ -21,25 +21,25 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def plots(documents: dict[str, dict[str, Any]], jobs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def plots(kernels: dict[str, dict[str, Any]], jobs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """What each plot of a device shows, as plain data, by name.
 
     Args:
-        documents: kernel results by op.
+        kernels: kernel results by op.
         jobs: finished FLOP-matched jobs by scale.
     """
     made: dict[str, Any] = {}
-    if documents:
-        leading = environments(next(iter(documents.values())))[0]
+    if kernels:
+        leading = environments(next(iter(kernels.values())))[0]
         speedups, rates, curves = {}, {}, {}
-        for op, document in documents.items():
-            for name, rows in headlines(document, leading).items():
+        for op, result in kernels.items():
+            for name, rows in headlines(result, leading).items():
                 ours = rows["ours"]
                 speedups[f"{op}, {name}"] = {
                     variant: speedup(rows, row) for variant, row in rows.items() if variant not in NOT_A_BASELINE
                 }
                 rates[f"{op}, {name}"] = {"ours": ours["gb_per_second"], "copy": rows["copy"]["gb_per_second"]}
-            for name, variants in growth(document, leading).items():
+            for name, variants in growth(result, leading).items():
                 lines = {variant: points for variant, points in variants.items() if len(points) > 1}
                 if "ours" in lines:
                     curves[f"{op}, {name}"] = lines

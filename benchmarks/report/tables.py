@@ -22,35 +22,35 @@ Row = dict[str, Any]
 Case = dict[str, Row]  # the rows of one case in one environment, by variant
 
 
-def cases(document: dict[str, Any], environment: str) -> Iterator[tuple[str, dict[str, Any], Case]]:
+def cases(result: dict[str, Any], environment: str) -> Iterator[tuple[str, dict[str, Any], Case]]:
     """`(name, shapes, rows by variant)` of every case measured in `environment`."""
     found: dict[str, tuple[str, dict[str, Any], Case]] = {}
-    for row in document["rows"]:
+    for row in result["rows"]:
         if row["environment"] == environment:
             key = json.dumps([row["case"], row["shapes"]])
             found.setdefault(key, (row["case"], row["shapes"], {}))[2][row["variant"]] = row
     yield from found.values()
 
 
-def environments(document: dict[str, Any]) -> list[str]:
+def environments(result: dict[str, Any]) -> list[str]:
     """Those that were measured, the first being the one that tables lead with."""
-    return list(dict.fromkeys(row["environment"] for row in document["rows"]))
+    return list(dict.fromkeys(row["environment"] for row in result["rows"]))
 
 
-def headlines(document: dict[str, Any], environment: str) -> dict[str, Case]:
+def headlines(result: dict[str, Any], environment: str) -> dict[str, Case]:
     """The cases that stand for the op, by name.
 
     Raises:
         ValueError: none of them was measured, or a case is to be shown in a place that does not exist.
     """
-    found = {name: rows for name, _, rows in cases(document, environment) if rows["ours"]["headline"] is not None}
+    found = {name: rows for name, _, rows in cases(result, environment) if rows["ours"]["headline"] is not None}
     for name, rows in found.items():
         if (place := rows["ours"]["headline"]) not in PLACES:
             expected = ", ".join(map(repr, PLACES))
-            raise ValueError(f"{document['op']}: {name}: headline: expected one of {expected}, got {place!r}")
+            raise ValueError(f"{result['op']}: {name}: headline: expected one of {expected}, got {place!r}")
     if not found:
         raise ValueError(
-            f"{document['op']}: its result has no headline case in the {environment} environment, so that tables would "
+            f"{result['op']}: its result has no headline case in the {environment} environment, so that tables would "
             "leave it out without a word: measure it without --case"
         )
     return found
@@ -75,14 +75,14 @@ def speedup(rows: Case, baseline: Row) -> float:
     return baseline["seconds"] / rows["ours"]["seconds"]
 
 
-def kernel_table(documents: dict[str, dict[str, Any]]) -> Table:
+def kernel_table(kernels: dict[str, dict[str, Any]]) -> Table:
     """The headline cases of every op on one device."""
     lines: list[tuple[str, ...]] = []
     for op in OPS:
-        if op not in documents:
+        if op not in kernels:
             lines.append((f"`{op}`", "", "not measured", "", "", "", ""))
             continue
-        found = [headlines(documents[op], where) for where in environments(documents[op])]
+        found = [headlines(kernels[op], where) for where in environments(kernels[op])]
         for name, rows in found[0].items():
             ours, best = rows["ours"], best_baseline(rows)
             first, *others = (f"{each[name]['ours']['fraction_of_copy']:.0%}" for each in found if name in each)
@@ -95,48 +95,48 @@ def kernel_table(documents: dict[str, dict[str, Any]]) -> Table:
     return Table("kernels", ("op", "case", "time", "of copy", "baseline", "speed-up", "memory"), lines)
 
 
-def legend(documents: dict[str, dict[str, Any]]) -> str:
+def legend(kernels: dict[str, dict[str, Any]]) -> str:
     """What was measured on which machine, and how to read `kernel_table`."""
-    document = next(iter(documents.values()))
+    result = next(iter(kernels.values()))
     text = (
-        f"{device_line(documents)} Medians. The baseline is the fastest other implementation that was measured, and "
+        f"{device_line(kernels)} Medians. The baseline is the fastest other implementation that was measured, and "
         "the speed-up is its time over ours: below 1 ours is slower. "
         '"of copy" is the speed of a copy of the bytes that the op must move, measured in the same run'
     )
-    if len(environments(document)) > 1:
+    if len(environments(result)) > 1:
         text += "; with bound threads and recycled memory, in brackets in the default environment"
     return text + ". Memory is the peak beside the inputs."
 
 
-def device_line(documents: dict[str, dict[str, Any]]) -> str:
-    document = next(iter(documents.values()))
-    return f"**{document['device']}** ({document['dtype']}, torch {document['torch']}, {document['date']})."
+def device_line(kernels: dict[str, dict[str, Any]]) -> str:
+    result = next(iter(kernels.values()))
+    return f"**{result['device']}** ({result['dtype']}, torch {result['torch']}, {result['date']})."
 
 
-def short_table(documents: dict[str, dict[str, Any]]) -> Table:
+def short_table(kernels: dict[str, dict[str, Any]]) -> Table:
     """The headline cases that README.md shows."""
     lines = [
         (f"`{op}`, {name}", best["variant"], f"{speedup(rows, best):.1f}x")
-        for op, name, rows, best in shown_in(documents, "readme")
+        for op, name, rows, best in shown_in(kernels, "readme")
     ]
     return Table("kernels", ("op, case", "baseline", "speed-up"), lines)
 
 
-def shown_in(documents: dict[str, dict[str, Any]], place: Headline) -> Iterator[tuple[str, str, Case, Row]]:
+def shown_in(kernels: dict[str, dict[str, Any]], place: Headline) -> Iterator[tuple[str, str, Case, Row]]:
     """`(op, name, rows, best baseline)` of the headline cases that are shown in `place`."""
-    for op, document in documents.items():
-        for name, rows in headlines(document, environments(document)[0]).items():
+    for op, result in kernels.items():
+        for name, rows in headlines(result, environments(result)[0]).items():
             best = best_baseline(rows)
             if best is not None and rows["ours"]["headline"] in PLACES[PLACES.index(place) :]:
                 yield op, name, rows, best
 
 
-def slower_table(documents: dict[str, dict[str, Any]]) -> Table:
+def slower_table(kernels: dict[str, dict[str, Any]]) -> Table:
     """The negative results: every measured case in which something else was faster than ours."""
-    environment = environments(next(iter(documents.values())))[0]
+    environment = environments(next(iter(kernels.values())))[0]
     lines, total, clear = [], 0, 0
-    for op, document in documents.items():
-        for name, shapes, rows in cases(document, environment):
+    for op, result in kernels.items():
+        for name, shapes, rows in cases(result, environment):
             ours, best = rows["ours"], best_baseline(rows)
             if best is None:
                 continue
@@ -154,20 +154,20 @@ def slower_table(documents: dict[str, dict[str, Any]]) -> Table:
     return Table(title, ("op", "case", "shapes", "baseline", "speed-up", "beyond the quartiles"), lines)
 
 
-def growth(document: dict[str, Any], environment: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
+def growth(result: dict[str, Any], environment: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """`{case: {variant: [(N, seconds)]}}` over the sweep of N, the bytes of text.
 
     Raises:
         ValueError: no case of the sweep was measured.
     """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for name, _, rows in cases(document, environment):
+    for name, _, rows in cases(result, environment):
         for variant, row in rows.items():
             if row["sweep"] is not None:
                 curves.setdefault(name, {}).setdefault(variant, []).append((row["sweep"], row["seconds"]))
     if not curves:
         raise ValueError(
-            f"{document['op']}: its result has no case of the sweep over bytes of text: measure it without --case"
+            f"{result['op']}: its result has no case of the sweep over bytes of text: measure it without --case"
         )
     for variants in curves.values():
         for points in variants.values():
@@ -181,11 +181,11 @@ def exponent(points: list[tuple[int, float]]) -> float:
     return math.log(t1 / t0) / math.log(n1 / n0)
 
 
-def growth_table(documents: dict[str, dict[str, Any]]) -> Table:
+def growth_table(kernels: dict[str, dict[str, Any]]) -> Table:
     """How time grows with the bytes of text, from the second largest to the largest size measured."""
     lines = []
-    for op, document in documents.items():
-        for name, variants in growth(document, environments(document)[0]).items():
+    for op, result in kernels.items():
+        for name, variants in growth(result, environments(result)[0]).items():
             others = {v: p for v, p in variants.items() if v not in NOT_A_BASELINE and len(p) == len(variants["ours"])}
             ours = variants["ours"]
             if len(ours) < 2 or not others:

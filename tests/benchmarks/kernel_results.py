@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def document(
+def kernel_result(
     seconds: dict[str, float], *, op: str = "patch_pool", spread: float = 0.01, n: int = 16384, headline: str = "readme"
 ) -> dict[str, Any]:
     """The result of an op with one case, whose variants take `seconds`."""

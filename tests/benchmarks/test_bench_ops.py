@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_results import document
+from kernel_results import kernel_result
 
 from benchmarks.machine import describe_machine, device_slug
 from benchmarks.ops import OPS, cross_attention, hash_ngram_embedding
@@ -154,7 +154,7 @@ def test_a_headline_that_no_case_has_is_an_error():
 
 
 def test_results_are_written_whole_and_read_again(tmp_path):
-    kept = document({"ours": 1.0, "copy": 1.0})
+    kept = kernel_result({"ours": 1.0, "copy": 1.0})
     path = write(kept, tmp_path)
     assert path == tmp_path / "some-cpu-2-cores" / "patch_pool.json" and read(path) == kept
     assert [file.name for file in path.parent.iterdir()] == ["patch_pool.json"]
@@ -181,16 +181,16 @@ def test_results_are_written_whole_and_read_again(tmp_path):
     ],
 )
 def test_comparison(new, verdict, tmp_path):
-    old = document({"ours": 1.0, "copy": 1.0})
-    (row,) = compare(old, document(new))
+    old = kernel_result({"ours": 1.0, "copy": 1.0})
+    (row,) = compare(old, kernel_result(new))
     assert row["verdict"] == verdict and row["change"] == new["ours"] and row["machine"] == new["copy"]
-    paths = write(old, tmp_path / "old"), write(document(new), tmp_path / "new")
+    paths = write(old, tmp_path / "old"), write(kernel_result(new), tmp_path / "new")
     assert print_comparison(*paths) == (verdict == "slower")
 
 
 def test_wide_quartiles_are_no_regression():
-    slower = document({"ours": 1.3, "copy": 1.0}, spread=0.3)
-    (row,) = compare(document({"ours": 1.0, "copy": 1.0}, spread=0.3), slower)
+    slower = kernel_result({"ours": 1.3, "copy": 1.0}, spread=0.3)
+    (row,) = compare(kernel_result({"ours": 1.0, "copy": 1.0}, spread=0.3), slower)
     assert row["verdict"] == "same"
 
 
@@ -217,7 +217,7 @@ def test_a_file_takes_its_place_whole_or_not_at_all(tmp_path):
 )
 def test_a_fuller_result_is_not_replaced(changes, lost, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.ops.suite.device_name", lambda device: "Some CPU, 2 cores")
-    path = write(document({"ours": 1.0, "copy": 1.0}), tmp_path)
+    path = write(kernel_result({"ours": 1.0, "copy": 1.0}), tmp_path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match=f"patch_pool.json: .*{lost}.*choose another --out, or delete"):
         run_suite(["patch_pool"], dataclasses.replace(Options(), **changes), tmp_path)
@@ -226,25 +226,25 @@ def test_a_fuller_result_is_not_replaced(changes, lost, tmp_path, monkeypatch):
 
 def test_a_result_is_replaced_by_one_that_is_as_full(tmp_path):
     refuse_to_lose(tmp_path / "none.json", Options(quick=True, case="x", rounds=1))
-    refuse_to_lose(write(document({"ours": 1.0, "copy": 1.0}), tmp_path), Options(rounds=20))
-    short = document({"ours": 1.0, "copy": 1.0}) | {"quick": True, "case": "N=7"}
+    refuse_to_lose(write(kernel_result({"ours": 1.0, "copy": 1.0}), tmp_path), Options(rounds=20))
+    short = kernel_result({"ours": 1.0, "copy": 1.0}) | {"quick": True, "case": "N=7"}
     path = write(short, tmp_path)
     refuse_to_lose(path, Options(quick=True, case="N=7"))
     refuse_to_lose(path, Options())
 
 
 def test_a_table_for_each_case():
-    (table,) = tables(document({"ours": 1.0, "other": 2.0, "copy": 0.5}))
+    (table,) = tables(kernel_result({"ours": 1.0, "other": 2.0, "copy": 0.5}))
     assert table.title == "forward B=1 N=16384 D=1024 patches=text 4.5 (measuring environment)"
     assert [row[0] for row in table.rows] == ["ours", "other", "copy"] and table.rows[1][5] == "2.00"
 
 
 def test_comparison_is_of_one_op():
     with pytest.raises(ValueError, match="op: expected one, got 'patch_pool' and 'patch_gather'"):
-        list(compare(document({"copy": 1.0}), document({"copy": 1.0}, op="patch_gather")))
+        list(compare(kernel_result({"copy": 1.0}), kernel_result({"copy": 1.0}, op="patch_gather")))
 
     with pytest.raises(ValueError, match="cases that both have, got none"):
-        list(compare(document({"copy": 1.0}), document({"copy": 1.0}, n=7)))
+        list(compare(kernel_result({"copy": 1.0}), kernel_result({"copy": 1.0}, n=7)))
 
 
 @pytest.mark.parametrize(
