@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = options.out / slug / results.FOLDER / scale.name
     console = new_console()
     if scale.smoke:
-        console.print(f"[bold]{SMOKE}[/]")
+        console.print(SMOKE, style="bold")
     texts = open_texts(
         options.data,
         options.languages,

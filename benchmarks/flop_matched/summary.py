@@ -24,14 +24,14 @@ def summary(console: Console, rows: Results) -> None:
         return
     smoke = any(row["smoke"] for row in rows)
     if smoke:
-        console.print(f"[bold]{SMOKE}[/]")
+        console.print(SMOKE, style="bold")
     console.print(where(rows), markup=False)
     for table in tables(rows):
         console.print(table.rich())
     for line in backends(rows):
         console.print(line, markup=False)
     if smoke:
-        console.print(f"[bold]{SMOKE}[/]")
+        console.print(SMOKE, style="bold")
 
 
 def where(rows: Results) -> str:

@@ -46,7 +46,7 @@ class Table:
 
 
 def console() -> rich.console.Console:
-    """Where tables are printed: as wide as the terminal, or wide enough for all of ours."""
+    """Where tables are printed: as wide as the terminal, or wide enough for all of ours. Paths are not markup."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else FILE_WIDTH, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else FILE_WIDTH, highlight=False, markup=False)

@@ -436,10 +436,11 @@ def test_a_smoke_test_says_so(
 ) -> None:
     monkeypatch.setattr(command, "SCALES", {"cpu": SCALE})
     slug = device_slug(device_name(torch.device("cpu")))
-    shutil.copytree(finished.folder, tmp_path / slug / "flop_matched" / SCALE.name)
-    command.main(["--data", str(folder), "--out", str(tmp_path)])
+    place = tmp_path / "[/INST]"  # which is no markup
+    shutil.copytree(finished.folder, place / slug / "flop_matched" / SCALE.name)
+    command.main(["--data", str(folder), "--out", str(place)])
     out = capsys.readouterr().out
-    assert out.count(SMOKE) == 3
+    assert out.count(SMOKE) == 3 and "[/INST]" in out
     assert "quality at equal training FLOPs" in out and "FLOP realisation" in out
 
 
