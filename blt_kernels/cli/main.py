@@ -45,8 +45,17 @@ Data = Annotated[
     typer.Argument(help="Text files, JSON lines (.jsonl, also .gz, .xz, .zst), Parquet files, or directories of them."),
 ]
 Run = Annotated[Path, typer.Option(help="Directory of the run: metrics.jsonl and checkpoints.")]
-Include = Annotated[list[str] | None, typer.Option(help="Patterns of the files that directories contribute: '*.py'.")]
-Exclude = Annotated[list[str] | None, typer.Option(help="Patterns of files to leave out.")]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Pattern of the files that directories contribute, such as '*.py'. May be given several times."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Pattern of files or directories to leave out, relative to the directory, as in .gitignore: 'test/', "
+        "'test/*', 'a/b.txt'. May be given several times."
+    ),
+]
 TextKey = Annotated[str, typer.Option(help="Key of JSON records, or Parquet column, that holds the text.")]
 OnError = Annotated[str, typer.Option(help="What to do with a corrupt record or file: raise, or skip and count it.")]
 MaxDocument = Annotated[int, typer.Option(help="Longer documents are cut into pieces of at most this many bytes.")]
@@ -339,9 +348,9 @@ def open_corpus(
     on_error: str,
     max_document_bytes: int,
 ) -> Corpus:
-    """The corpus that the options describe."""
+    """The corpus that the options describe. What it leaves out, and patterns that match nothing, are said on stderr."""
     patterns: dict[str, Any] = {} if include is None else {"include": include}
-    return Corpus(
+    corpus = Corpus(
         data,
         text_key=text_key,
         on_error=on_error,
@@ -349,6 +358,9 @@ def open_corpus(
         max_document_bytes=max_document_bytes,
         **patterns,
     )
+    for remark in corpus.remarks():
+        typer.echo(remark, err=True)
+    return corpus
 
 
 def load_entropy_model(path: Path) -> EntropyModel:
@@ -368,8 +380,7 @@ def parse_threshold(text: str) -> float | None:
 
 
 def report_skipped(*parts: Corpus) -> None:
-    """Says on the console what `--on-error skip` left out."""
+    """Says on stderr what `--on-error skip` left out."""
     for part in parts:
         if part.skipped.total:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(part.skipped.counts.items()))
-            console.print(f"skipped: {reasons}; first: {part.skipped.messages[0]}")
+            typer.echo(f"skipped: {part.skipped}", err=True)

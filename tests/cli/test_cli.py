@@ -44,7 +44,7 @@ def runs(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     shared = ("--steps", 3, "--batch-size", 2, "--on-error", "skip", "--holdout-bytes", 1000)
     first = run("train-entropy", texts, "--run", folder / "entropy", "--row-tokens", 128, *shared)
-    assert "skipped: 1 json" in first.stdout and "more.jsonl, line 2" in first.stdout.replace("\n", "")
+    assert "skipped: 1 json" in first.stderr and "more.jsonl, line 2" in first.stderr
     arguments = ("--entropy-model", folder / "entropy", "--row-patches", 32, "--patch-size", 4.5)
     run("train", texts, "--run", folder / "blt", "--threshold", "auto", *arguments, *shared)
     return folder
@@ -67,6 +67,21 @@ def test_eval_stands_beside_compressors(texts: Path, runs: Path) -> None:
     assert result["bytes"] == (texts / "0.txt").stat().st_size
     assert {"BLT", "gzip -9", "xz -9e"} <= result["bits_per_byte"].keys()
     assert "bits per byte" in run("eval", runs / "entropy", texts / "0.txt").stdout
+
+
+def test_eval_says_on_stderr_what_was_left_out(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "some text"}) + '\n{"[/INST]": 1}\n')
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "held out.txt").write_text("held out")
+    (tmp_path / "b.c").write_text("int main;")
+    arguments = ("--json", "--on-error", "skip", "--exclude", "test/*", "--exclude", "tset/*")
+    result = run("eval", runs / "entropy", tmp_path, *arguments)
+    assert json.loads(result.stdout)["bytes"] == len("some text")
+    lines = result.stderr.splitlines()
+    assert "left out: 1 excluded (test/); 1 not included (b.c)" in lines  # a directory counts as one
+    assert "exclude: the pattern 'tset/*' matches nothing" in lines
+    # The corpus was read twice, by the model and by the compressors; the bad line counts once.
+    assert [line for line in lines if "1 missing_text; first: " in line and "'[/INST]'" in line]
 
 
 def test_patch_shows_and_draws(runs: Path, tmp_path: Path) -> None:
