@@ -6,6 +6,7 @@ That links, files and names exist which pages mention is checked for all pages i
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,15 +108,32 @@ def test_table_is_true(op: str) -> None:
             assert grad.shape == x.shape
 
 
-def test_commands_exist() -> None:
-    text = "\n".join(PAGES)
+def quoted(program: str) -> list[list[str]]:
+    """The arguments of every `program ...`, in backticks or on a line of its own, on the pages."""
+    spans = re.findall(rf"`{program} ([^`]+)`|^{program} ([^#\n]+)", "\n".join(PAGES), flags=re.M)
+    return [shlex.split(inline or line) for inline, line in spans]
+
+
+def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert set(re.findall(r"(?:`|^|or |beside )make ([a-z-]+)", text, flags=re.M)) <= targets
+    named = {arguments[0] for arguments in quoted("make")}
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_commands_of_the_cli_exist_with_their_options() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert set(re.findall(r"(?:`|^)blt-kernels ([a-z-]+)", text, flags=re.M)) <= set(commands)
-    for module in set(re.findall(r"python -m ([\w.]+)", text)) - {"venv", "pip", "pytest"}:
-        path = ROOT.joinpath(*module.split("."))
-        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    named = quoted("blt-kernels")
+    assert {name for name, *_ in named} >= {"train-entropy", "train", "eval"}
+    for name, *arguments in named:
+        assert name in commands
+        if arguments:
+            commands[name].make_context(name, arguments)  # raises for what it does not know
+
+
+def test_modules_that_are_run_exist() -> None:
+    for name in {arguments[1] for arguments in quoted("python") if arguments[0] == "-m"} - {"venv", "pip", "pytest"}:
+        path = ROOT.joinpath(*name.split("."))
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
 
 
 def test_templates_of_paths_match_files() -> None:
