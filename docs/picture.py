@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon
 
@@ -95,14 +96,14 @@ def _box(x: float, y: float, width: float, height: float, face: str, edge: str, 
     return FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=face, edgecolor=edge, linewidth=1)
 
 
-def _cell(axes, x: float, y: float, character: str, colour: str) -> None:  # type: ignore[no-untyped-def]
+def _cell(axes: Axes, x: float, y: float, character: str, colour: str) -> None:
     axes.add_patch(_box(x + 0.06, y, 0.88, 1.5, colour, EDGE, 0.15))
     shown = character.replace(" ", "\N{OPEN BOX}")
     axes.text(x + 0.5, y + 0.72, shown, color=INK, fontsize=12, family="monospace", ha="center", va="center")
 
 
-def _funnel(  # type: ignore[no-untyped-def]
-    axes, wide: tuple[float, float], y_wide: float, narrow: tuple[float, float], y_narrow: float, colour: str
+def _funnel(
+    axes: Axes, wide: tuple[float, float], y_wide: float, narrow: tuple[float, float], y_narrow: float, colour: str
 ) -> None:
     corners = [(wide[0], y_wide), (wide[1], y_wide), (narrow[1], y_narrow), (narrow[0], y_narrow)]
     axes.add_patch(Polygon(corners, closed=True, facecolor=colour, alpha=0.45, edgecolor="none"))

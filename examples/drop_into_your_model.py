@@ -7,7 +7,7 @@ other.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from blt_kernels import (
     PatchLayout,
@@ -32,7 +32,7 @@ class ByteModel(nn.Module):
         self.slots = nn.Linear(D, K * D, bias=False)
         self.head = nn.Linear(D, 260, bias=False)
 
-    def forward(self, tokens: torch.Tensor, patch_lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: Tensor, patch_lengths: Tensor) -> Tensor:
         layout = PatchLayout.from_lengths(patch_lengths, tokens.shape[1])
         x = self.embed(tokens)
         q = self.slots(self.pool(x, layout)).view(len(x), -1, D)
@@ -40,29 +40,29 @@ class ByteModel(nn.Module):
         x = x + self.decode(self.heads(self.q(x)), slots, slots, layout).flatten(-2)
         return self.head(x)
 
-    def heads(self, x: torch.Tensor) -> torch.Tensor:
+    def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (H, -1))
 
-    def embed(self, tokens):  # type: ignore[no-untyped-def]
+    def embed(self, tokens: Tensor) -> Tensor:
         x = self.bytes(tokens)
         ids = hash_ngram_ids(tokens, SIZES, ROWS)
         for i in range(len(SIZES)):
             x = x + self.ngrams(ids[..., i] + i * ROWS)
         return x
 
-    def pool(self, x, layout):  # type: ignore[no-untyped-def]
+    def pool(self, x: Tensor, layout: PatchLayout) -> Tensor:
         index = layout.patch_ids.long()[..., None].expand_as(x)
         return x.new_zeros(len(x), layout.capacity, D).scatter_reduce(1, index, x, "amax", include_self=False)
 
-    def encode(self, q, k, v, layout):  # type: ignore[no-untyped-def]
+    def encode(self, q: Tensor, k: Tensor, v: Tensor, layout: PatchLayout) -> Tensor:
         slot_patch = torch.arange(layout.capacity).repeat_interleave(K)
         return self.attend(q, k, v, slot_patch[:, None] == layout.patch_ids[:, None])
 
-    def decode(self, q, k, v, layout):  # type: ignore[no-untyped-def]
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, layout: PatchLayout) -> Tensor:
         slot_patch = torch.arange(layout.capacity).repeat_interleave(K)
         return self.attend(q, k, v, layout.visible_ids[..., None] == slot_patch)
 
-    def attend(self, q, k, v, mask):  # type: ignore[no-untyped-def]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask[:, None])
         return out.transpose(1, 2)
 
@@ -70,17 +70,17 @@ class ByteModel(nn.Module):
 class FasterByteModel(ByteModel):
     """The same model. Every method that built an index or a mask is now one op."""
 
-    def embed(self, tokens):  # type: ignore[no-untyped-def]
+    def embed(self, tokens: Tensor) -> Tensor:
         base = self.bytes(tokens)
         return hash_ngram_embedding(tokens, self.ngrams.weight, base=base, ngram_sizes=SIZES, num_rows=ROWS)
 
-    def pool(self, x, layout):  # type: ignore[no-untyped-def]
+    def pool(self, x: Tensor, layout: PatchLayout) -> Tensor:
         return patch_pool(x, layout, "max")
 
-    def encode(self, q, k, v, layout):  # type: ignore[no-untyped-def]
+    def encode(self, q: Tensor, k: Tensor, v: Tensor, layout: PatchLayout) -> Tensor:
         return encoder_cross_attention(q, k, v, layout)
 
-    def decode(self, q, k, v, layout):  # type: ignore[no-untyped-def]
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, layout: PatchLayout) -> Tensor:
         return decoder_cross_attention(q, k, v, layout)
 
 

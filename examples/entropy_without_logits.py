@@ -21,7 +21,7 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         self.bytes = max([self.bytes, *(x.nbytes for x in torch.utils._pytree.tree_leaves(out) if torch.is_tensor(x))])
         return out
