@@ -1,6 +1,6 @@
 """Draws docs/picture.svg, the picture of the README: `python docs/picture.py`. Needs matplotlib.
 
-The entropies are those of the byte model in examples/patch_a_sentence.py on this text.
+The entropies are those of the byte model in examples/patch_a_sentence.py on this text, with "the " before it.
 """
 
 from __future__ import annotations
