@@ -40,8 +40,8 @@ for _ in range(25):
     loss.mean.backward()
     adam.step()
     adam.zero_grad()
-    losses.append(loss.bits_per_byte().item())
-print(f"entropy model: {mean(losses[:5]):.2f} bits a byte in its first five steps, {mean(losses[-5:]):.2f} in the last")
+    losses.append(loss.mean.item())
+print(f"entropy model: loss {mean(losses[:5]):.2f} nats in its first five steps, {mean(losses[-5:]):.2f} in its last")
 
 # 2. The threshold that gives patches of 4.5 bytes on average.
 tokens, _, cu_seqlens = tensors(next(PackedBatches(DocumentStream(corpus, seed=2), row_tokens=1 << 14)))
@@ -78,9 +78,9 @@ for _ in range(25):
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    losses.append(loss.bits_per_byte().item())
+    losses.append(loss.mean.item())
     num_bytes += int(batch.seq_lens[0])
-print(f"BLT: {mean(losses[:5]):.2f} bits a byte in its first five steps, {mean(losses[-5:]):.2f} in the last")
+print(f"BLT: loss {mean(losses[:5]):.2f} nats in its first five steps, {mean(losses[-5:]):.2f} in its last")
 print(
     f"a row uses {num_bytes / 25:.0f} of 768 bytes and {int(layout.num_patches)} of 128 slots; gradient norm {norm:.1f}"
 )
