@@ -1,4 +1,8 @@
-"""Drives CMake for setuptools; every source, flag and architecture is in CMakeLists.txt."""
+"""Drives CMake for setuptools; every source, flag and architecture is in CMakeLists.txt.
+
+scikit-build-core could do this. setup.py stays because an editable install must put the library beside the sources,
+where the tests, the sanitizers and `make gpu-report` read it, and these lines are all that it takes.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +50,7 @@ class CMakeBuild(build_ext):
         configure = [tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
         configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DBLT_OUTPUT_DIR={output}"]
         configure += [f"-DBLT_TORCH_DIR={torch.submodule_search_locations[0]}"]
-        if "BLT_BUILD_CUDA" in os.environ:
-            configure.append(f"-DBLT_BUILD_CUDA={os.environ['BLT_BUILD_CUDA']}")
+        configure.append(f"-DBLT_BUILD_CUDA={os.environ.get('BLT_BUILD_CUDA') or 'auto'}")
         subprocess.run(configure, check=True)
         subprocess.run([tool("cmake"), "--build", str(build), "--parallel", str(jobs())], check=True)
 
@@ -59,7 +62,10 @@ class CMakeBuild(build_ext):
 
 
 class AnyPython(bdist_wheel):
-    """One binary for every Python 3: the library uses torch's stable ABI and nothing of Python's."""
+    """One binary for every Python 3: the library uses torch's stable ABI and nothing of Python's.
+
+    `make wheel` has auditwheel replace this tag by the one that package indexes take (.ci/wheel).
+    """
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", f"linux_{platform.machine()}"

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: compiled for the CPU, compiled for CUDA, Triton, or the readable reference."""
+"""Which implementation of an op runs: compiled for the CPU, compiled for CUDA, or the readable reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from ._checks import check_choice
 from ._library import build_record
 
-BACKENDS = ("cpu", "cuda", "triton", "reference")
+BACKENDS = ("cpu", "cuda", "reference")
 
 
 def cuda_problem() -> str | None:
@@ -58,18 +58,19 @@ _warned: set[tuple[str, str]] = set()
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs every op inside the `with` block on the backend `name`: "cpu", "cuda", "triton" or "reference".
+    """Runs every op inside the `with` block on the backend `name`: "cpu", "cuda" or "reference".
 
     Without it the backend follows the device of the tensors and what was built. The choice is global to the
     process, not to a thread, so that `torch.compile` can guard on it.
 
     Raises:
-        ValueError: unknown name, or a backend that was not built.
+        ValueError: unknown name, or a backend that was not built or cannot run here.
     """
     check_choice("use_backend", "name", name, BACKENDS)
     if name not in available_backends():
-        names = ", ".join(available_backends())
-        raise ValueError(f"use_backend: name: {name!r} was not built here; available: {names}")
+        names = ", ".join(map(repr, available_backends()))
+        why = f": {cuda_problem()}" if name == "cuda" else ""
+        raise ValueError(f"use_backend: name: expected one of {names}, got {name!r}, which cannot be used here{why}")
     global _forced
     previous, _forced = _forced, name
     try:
@@ -79,6 +80,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def available_backends() -> tuple[str, ...]:
+    """What `use_backend` accepts here: "cpu", "cuda" where it was built and can run, and "reference"."""
     return _AVAILABLE
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ._library import LIBRARY, build_record
-from .backend import BACKENDS, available_backends, cuda_problem
+from .backend import available_backends, cuda_problem
 from .version import __version__
 
-_HOW_TO_GET = {
-    "cpu": "the CPU kernels are always built: reinstall blt_kernels",
-    "triton": "not in this version: GPU tensors run on the reference implementation",
-}
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
 def build_info() -> dict[str, Any]:
@@ -43,8 +41,26 @@ def build_info() -> dict[str, Any]:
     }
 
 
+def has_nvidia_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, with or without a driver, and whatever torch was built for."""
+    if torch.cuda.is_available() or any(Path("/dev").glob("nvidia[0-9]*")):
+        return True
+    # Without a driver the GPU is still on the PCI bus: a display controller (class 0x03) of NVIDIA's.
+    for device in PCI_DEVICES.glob("*"):
+        try:
+            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text()
+        except OSError:
+            continue
+        if vendor == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
+
+
 def problems() -> list[str]:
-    """One line for each thing that makes the library slower or smaller here than it could be, with its remedy."""
+    """One line for each thing that makes the library slower or smaller here than it could be, with its remedy.
+
+    The CUDA backend is missing only where there is a GPU that could use it.
+    """
     info = build_info()
     found = []
     built_for = info["build"].get("version")
@@ -58,8 +74,10 @@ def problems() -> list[str]:
             "the CPU kernels use baseline instructions: this processor has no AVX2, or BLT_KERNELS_CPU_CAPABILITY "
             "forces them"
         )
-    how_to_get = {**_HOW_TO_GET, "cuda": cuda_problem()}
-    found += [f"backend {name} is missing: {how_to_get[name]}" for name in BACKENDS if name not in info["backends"]]
+    if "cpu" not in info["backends"]:
+        found.append("backend cpu is missing: the CPU kernels are always built: reinstall blt_kernels")
+    if "cuda" not in info["backends"] and has_nvidia_gpu():
+        found.append(f"backend cuda is missing: {cuda_problem()}")
     return found
 
 

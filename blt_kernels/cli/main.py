@@ -8,11 +8,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-try:
-    import typer
-    from rich.console import Console
-except ImportError:
-    sys.exit("blt-kernels: the command line needs more packages: pip install 'blt_kernels[train]'")
+import typer
+from rich.console import Console
 
 from .. import doctor as doctor_
 from ..data import Corpus
@@ -78,7 +75,7 @@ PatchSize = Annotated[float, typer.Option(help="Mean bytes per patch that the th
 
 
 def main() -> None:
-    """Entry point: what the user can mend is one line on stderr; BLT_KERNELS_DEBUG=1 shows the traceback."""
+    """What the user can mend is one line on stderr; BLT_KERNELS_DEBUG=1 shows the traceback."""
     try:
         app()
     except (ValueError, TypeError, ImportError, FloatingPointError, OSError, RuntimeError) as error:
