@@ -331,44 +331,6 @@ def demo(
     run_demo(console, run, data, minutes, seed)
 
 
-@app.command()
-def bench(
-    ops: Annotated[list[str] | None, typer.Argument(help="Ops to measure; by default all.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One size of each op: minutes instead of about 40.")] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    case: Annotated[str, typer.Option(help="Only cases whose name and shapes contain this, as they are printed.")] = "",
-    rounds: Annotated[int, typer.Option(help="Interleaved repeats of every measurement.")] = 15,
-    environment: Annotated[
-        str | None, typer.Option(help="measuring (bound threads, recycled memory) or default; by default both.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for <device>/<op>.json.")] = Path("runs/bench"),
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Measure nothing: compare two results of one op, old and new.")
-    ] = None,
-) -> None:
-    """Time the ops beside PyTorch and beside a copy of the same bytes. Needs the source checkout."""
-    _find_benchmarks()
-    from benchmarks.harness import Options
-    from benchmarks.suite import print_comparison, run_suite
-
-    if compare is not None:
-        raise typer.Exit(1 if print_comparison(console, *compare) else 0)
-    if rounds < 1:
-        raise ValueError(f"bench: --rounds: expected at least 1, got {rounds}")
-    run_suite(console, ops or [], Options(device, quick, rounds, case), environment, out.resolve())
-
-
-def _find_benchmarks() -> None:
-    """Puts the checkout that this package lies in on the path; a wheel has no benchmarks."""
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / "benchmarks" / "ops" / "harness.py").exists():
-        raise ValueError(
-            "bench: the benchmarks are in the source checkout, not in the installed package: "
-            "clone the repository and run `make bench` there"
-        )
-    sys.path.insert(0, str(checkout))
-
-
 def open_corpus(
     data: list[Path],
     include: list[str] | None,
