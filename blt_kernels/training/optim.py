@@ -46,6 +46,7 @@ class OptimConfig:
         check_int("OptimConfig", "warmup_steps", self.warmup_steps, 0)
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise fail_type("OptimConfig", "betas", "two numbers", repr(self.betas))
+        object.__setattr__(self, "betas", tuple(self.betas))  # JSON gives a list
         for beta in self.betas:
             check_number("OptimConfig", "betas", beta, 0)
             if beta >= 1:
