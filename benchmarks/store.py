@@ -2,52 +2,102 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .ops.harness import device_slug, label
+from .machine import device_slug
+from .ops.cases import label
 
-FIELDS = ("op", "device", "dtype", "torch", "commit", "environments", "rows")
-ROW_FIELDS = ("environment", "case", "shapes", "variant", "seconds", "quartiles", "fraction_of_copy", "peak_bytes")
+if TYPE_CHECKING:
+    from .ops.measure import Options
+
+FIELDS = ("op", "device", "dtype", "torch", "commit", "date", "quick", "case", "rows")
+ROW_FIELDS = (
+    "environment", "case", "shapes", "headline", "sweep", "variant", "seconds", "quartiles", "rounds", "gb_per_second",
+    "fraction_of_copy", "peak_bytes",
+)  # fmt: skip
 # Beyond this factor, and beyond the quartiles of both, a change of time is called one.
 NOTABLE = 1.1
 
 
-def write(document: dict[str, Any], out: Path) -> Path:
-    """Puts a document of `harness.measure` at <out>/<device>/<op>.json, whole or not at all."""
-    path = out / device_slug(document["device"]) / f"{document['op']}.json"
-    write_json(path, document)
+def result_path(out: Path, device: str, op: str) -> Path:
+    """Where the result of an op on a device lies."""
+    return out / device_slug(device) / f"{op}.json"
+
+
+def write(result: dict[str, Any], out: Path) -> Path:
+    """Puts a result of `measure` at <out>/<device>/<op>.json, whole or not at all."""
+    path = result_path(out, result["device"], result["op"])
+    write_json(path, result)
     return path
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Path, result: dict[str, Any]) -> None:
     """Writes atomically: a file that exists is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(path)
+    with replaced(path) as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` at the end; nothing is left of it where that fails."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A document that `write` has written.
+    """A result that `write` has written.
 
     Raises:
         ValueError: says which file is damaged, and how.
     """
     try:
-        document = json.loads(Path(path).read_text())
+        result = json.loads(Path(path).read_text())
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not a readable result: {error}") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: expected an object, got {type(document).__name__}")
-    if missing := [field for field in FIELDS if field not in document]:
+    if not isinstance(result, dict):
+        raise ValueError(f"{path}: expected an object, got {type(result).__name__}")
+    if missing := [field for field in FIELDS if field not in result]:
         raise ValueError(f"{path}: not a result of a kernel benchmark: it has no {', '.join(missing)}")
-    for i, row in enumerate(document["rows"]):
+    for i, row in enumerate(result["rows"]):
         if missing := [field for field in ROW_FIELDS if field not in row]:
             raise ValueError(f"{path}: row {i} has no {', '.join(missing)}")
-    return document
+    return result
+
+
+def refuse_to_lose(path: Path, options: Options) -> None:
+    """Refuses to measure less than the result at `path` holds, which would be replaced.
+
+    Two runs are never merged, because a result has one commit, one date and one machine for all of its rows.
+
+    Raises:
+        ValueError: says what would be lost and what to do; or the file is damaged.
+    """
+    if not path.exists():
+        return
+    old = read(path)
+    environments = {row["environment"] for row in old["rows"]} - set(options.environments)
+    rounds = min(row["rounds"] for row in old["rows"])
+    lost = [f"the {name} environment" for name in sorted(environments)]
+    if options.case not in ("", old["case"]):
+        lost.append(f"cases other than {options.case!r}")
+    if options.quick and not old["quick"]:
+        lost.append("cases that are not in the short list")
+    if options.rounds < rounds:
+        lost.append(f"{rounds} rounds of each case instead of {options.rounds}")
+    if lost:
+        raise ValueError(
+            f"{path}: this result holds more than would be measured now and replace it ({'; '.join(lost)}): "
+            "choose another --out, or delete the file first"
+        )
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -91,5 +141,5 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> Iterator[dict[str, Any]
         }
 
 
-def _by_key(document: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    return {(row["environment"], label(row["case"], row["shapes"]), row["variant"]): row for row in document["rows"]}
+def _by_key(result: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {(row["environment"], label(row["case"], row["shapes"]), row["variant"]): row for row in result["rows"]}

@@ -3,9 +3,9 @@
 CPU: `torch.utils.benchmark.Timer` with a pinned number of threads, several calls a sample.
 
 GPU: device events around the replay of a CUDA graph that holds the call, so that launches from Python do not count.
-Before every call a buffer of twice the L2 cache is read: the call finds its inputs in memory, and no dirty lines of
-somebody else's to write back. A call that cannot be captured (it waits for the device) is launched as it is, and its
-row says so.
+Before every call a buffer of twice the L2 cache is read: the call finds its inputs in memory, and none of its time is
+spent on writing back what others left in the L2. A call that cannot be captured (it waits for the device) is launched
+as it is, and its row says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils.benchmark import Timer
 
 ROUND_SECONDS = 0.02  # a call is repeated as often in a sample as fits, at least once
 GPU_CALLS = 5  # calls of a sample on a GPU, each with a cold L2
-FLUSHES = 6  # keep the device busy until the event and the graph behind them have been submitted
+FLUSHES = 6  # so many that the device is still busy with them when the event and the graph after them are submitted
 
 
 class Measured:
@@ -103,3 +103,8 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+def format_seconds(seconds: float) -> str:
+    """As milliseconds, or as microseconds where it is less than a tenth of one."""
+    return f"{seconds * 1e3:.3f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.2f} us"

@@ -9,13 +9,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def optional(module: str) -> Any:
-    """Imports `module`, or says how to get it."""
+def optional(module: str, purpose: str = "") -> Any:
+    """Imports `module`, or raises ImportError that says how to get it and, where given, the `purpose` it is for."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ImportError(f"{package} is missing: pip install 'blt_kernels[train]'") from error
+        absent = (error.name or "").partition(".")[0] == package
+        state = "is missing" if absent else f"cannot be imported ({error})"
+        prefix = f"{purpose}: " if purpose else ""
+        raise ImportError(f"{prefix}{package} {state}: pip install 'blt_kernels[train]'") from error
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,4 +1,4 @@
-"""BLT against token models at equal FLOPs: `python -m benchmarks.flop_matched --help`.
+"""BLT against token models at equal FLOPs: `python -m benchmarks matched --help`.
 
 What is compared, and how it is kept fair:
 

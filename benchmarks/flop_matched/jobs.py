@@ -90,9 +90,12 @@ class Job:
     rate: float | None = None
 
 
+ENTROPY_JOB = Job(ENTROPY, "entropy", "", ENTROPY)
+
+
 def jobs_of(scale: Scale) -> list[Job]:
     """The jobs of a scale, in an order in which each finds what it needs."""
-    jobs = [Job(ENTROPY, "entropy", "", ENTROPY)]
+    jobs = [ENTROPY_JOB]
     for size in scale.sizes:
         if len(scale.rates) > 1:
             for model in size.main:

@@ -27,7 +27,7 @@ class Variant:
 
     Attributes:
         method: how text is cut, as in PatcherConfig.
-        patch_size: mean bytes per patch that is aimed at; for spaces, where nothing can be aimed at, None.
+        patch_size: the mean bytes per patch to reach; None for spaces, where the text decides.
         ngrams, cross_attention: off in the ablations.
         tuned_as: the model whose learning rate it takes; None: it is tuned itself.
     """

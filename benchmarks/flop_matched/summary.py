@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.report.table import Table
-
+from ..report.table import Table
 from .models import TOKEN
+from .results import final_bits
 
 SMOKE = "smoke test: too short to say which model is better"
 
@@ -25,19 +24,26 @@ def summary(console: Console, rows: Results) -> None:
         return
     smoke = any(row["smoke"] for row in rows)
     if smoke:
-        console.print(f"[bold]{SMOKE}[/]")
-    machine = rows[0]["machine"]
-    console.print(f"{machine['device']}, torch {machine['torch']}, commit {machine['commit'][:12]}; {text_of(rows)}")
+        console.print(SMOKE, style="bold")
+    console.print(where(rows), markup=False)
     for table in tables(rows):
         console.print(table.rich())
     for line in backends(rows):
-        console.print(line)
+        console.print(line, markup=False)
     if smoke:
-        console.print(f"[bold]{SMOKE}[/]")
+        console.print(SMOKE, style="bold")
 
 
-def text_of(rows: Results) -> str:
-    return f"text: {rows[0]['data']['name']}"
+def where(rows: Results) -> str:
+    """The machine, the versions and the text of some results: everything that one of them was made with."""
+
+    def each(key: str, length: int | None = None) -> str:
+        return " and ".join(dict.fromkeys(str(row["machine"][key])[:length] for row in rows))
+
+    return (
+        f"{each('device')}, threads: {each('threads')}, torch {each('torch')}, commit {each('commit', 12)}, "
+        f"{each('date')}; text: {rows[0]['data']['name']}"
+    )
 
 
 def tables(rows: Results) -> Iterator[Table]:
@@ -56,10 +62,7 @@ def _rates(size: str, rows: Results) -> Table | None:
     rates = sorted({row["training"]["rate"] for row in tuned})
     lines = []
     for name, runs in _by_model(tuned):
-        bits = {
-            run["training"]["rate"]: math.inf if run.get("diverged") else run["curve"][-1]["valid_bits_per_byte"]
-            for run in runs
-        }
+        bits = {run["training"]["rate"]: final_bits(run) for run in runs}
         best = min(bits, key=lambda rate: bits[rate])
         edge = " (edge of the grid)" if best in (rates[0], rates[-1]) else ""
         lines.append((name, *(f"{bits[rate]:.3f}" if rate in bits else "" for rate in rates), f"{best:g}{edge}"))
@@ -72,8 +75,8 @@ def _quality(size: str, rows: Results) -> Table | None:
     if not trained:
         return None
     columns = (
-        "model", "test bits/byte", "seeds", "rate", "bytes/unit", "FLOPs/byte inclusive", "paper", "training FLOPs",
-        "MB read", "seconds",
+        "model", "test bits/byte", "seeds", "rate", "bytes/patch or token", "FLOPs/byte inclusive", "paper",
+        "training FLOPs", "MB read", "seconds",
     )  # fmt: skip
     lines = []
     for name, runs in _by_model(trained):
@@ -145,7 +148,8 @@ def speed(size: str, rows: Results) -> Table | None:
             )
         )
     return Table(
-        f"{size}: speed without cutting text; FLOP realisation = bytes/s x FLOPs/byte over the token model's",
+        f"{size}: speed, without the time of cutting text into patches or tokens; FLOP realisation = bytes/s x "
+        "FLOPs/byte over the token model's",
         columns,
         lines,
     )
@@ -167,12 +171,34 @@ def realisation(blt: dict[str, Any], token: dict[str, Any], key: str) -> float:
     """
 
     def flops_per_second(row: dict[str, Any]) -> float:
-        flops = row["flops"]["inclusive"]
+        flops = row["flops"]
         if key == "train_bytes_per_second":
-            flops = 3 * (flops - row["flops"]["components"].get("entropy model", 0.0))
-        return best(row["measured"], key) * flops
+            per_byte = flops["training"] - flops["components"].get("entropy model", 0.0)
+        else:
+            per_byte = flops["inclusive"]
+        return best(row["measured"], key) * per_byte
 
     return flops_per_second(blt) / flops_per_second(token)
+
+
+def realisation_line(scale: str, rows: Results) -> list[str]:
+    """FLOP realisation of the BLTs in training, a sentence for README.md; nothing where it was not measured."""
+    ranges = []
+    for size in dict.fromkeys(row["size"] for row in rows if row["kind"] == "throughput"):
+        mine = {row["model"]["name"]: row for row in rows if row["kind"] == "throughput" and row["size"] == size}
+        values = [
+            realisation(row, mine[TOKEN], "train_bytes_per_second")
+            for name, row in mine.items()
+            if name != TOKEN and TOKEN in mine
+        ]
+        if values:
+            ranges.append(f"{min(values):.2f} to {max(values):.2f} ({size} models)")
+    if not ranges:
+        return []
+    return [
+        f"**FLOP realisation** of BLT in training, {scale} scale: {', '.join(ranges)}. That is bytes/s x FLOPs/byte "
+        "over those of a token model of equal FLOPs per byte: at 1 every FLOP saved is time saved."
+    ]
 
 
 def _realisation(row: dict[str, Any], token: dict[str, Any] | None, key: str) -> str:

@@ -12,6 +12,7 @@ from blt_kernels.data import Corpus, CorpusError, DocumentStream, split_corpus
 from blt_kernels.data.readers import split_document
 from blt_kernels.training.runs import standard_library
 
+from ..store import replaced
 from .noise import NOISES, noised
 
 SMALL_LANGUAGES = Path(__file__).parent / "languages"
@@ -102,17 +103,15 @@ def _beginnings(corpus: Corpus, document_bytes: int) -> Iterator[bytes]:
 def _sample(path: Path, documents: Iterable[bytes], num_bytes: int | None) -> Corpus:
     """Writes documents to `path` until they hold `num_bytes` (None: all), unless that is done, and opens it."""
     if not path.exists():
-        partial = path.with_suffix(".partial")
         size = 0
-        with open(partial, "w") as file:
+        with replaced(path) as partial, open(partial, "w") as file:
             for document in documents:
                 file.write(json.dumps({"text": document.decode()}) + "\n")
                 size += len(document)
                 if num_bytes is not None and size >= num_bytes:
                     break
-        if size == 0:
-            raise CorpusError(f"{path.stem}: no text to hold out", reason="empty")
-        partial.replace(path)
+            if size == 0:
+                raise CorpusError(f"{path.stem}: no text to hold out", reason="empty")
     return Corpus(path)
 
 

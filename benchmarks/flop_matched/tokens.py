@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from blt_kernels.tokens import BOS_ID, BYTE_OFFSET, EOS_ID
+from blt_kernels.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
+
+from ..store import replaced
 
 
 class BPETokenizer:
-    """Tokens of a byte-level BPE, shifted by 4 so that BOS, EOS and padding are what they are for bytes.
+    """Tokens of a byte-level BPE, shifted by BYTE_OFFSET so that BOS, EOS and padding are what they are for bytes.
 
     It splits text as GPT-2's does before merging, loses nothing, and knows no special strings: a text that names a
     special token is text.
@@ -37,12 +39,11 @@ class BPETokenizer:
         Raises:
             ValueError: vocab_size has no room for the 256 bytes and the 4 special tokens.
         """
-        least = BYTE_OFFSET + 256
-        if vocab_size < least:
-            raise ValueError(f"BPETokenizer.train: vocab_size: expected at least {least}, got {vocab_size}")
+        if vocab_size < VOCAB_SIZE:
+            raise ValueError(f"BPETokenizer.train: vocab_size: expected at least {VOCAB_SIZE}, got {vocab_size}")
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.decoder = decoders.ByteLevel()  # so that others can read the file that `save` writes
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - BYTE_OFFSET,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -56,14 +57,9 @@ class BPETokenizer:
         ids = self._tokenizer.encode(document.decode()).ids
         return np.array([BOS_ID, *(BYTE_OFFSET + i for i in ids), EOS_ID], np.int64)
 
-    def decode(self, tokens: NDArray[np.int64]) -> str:
-        """The text of `tokens`; special tokens are left out."""
-        return self._tokenizer.decode([int(token) - BYTE_OFFSET for token in tokens if token >= BYTE_OFFSET])
-
     def save(self, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        self._tokenizer.save(str(partial))
-        partial.replace(path)
+        with replaced(path) as partial:
+            self._tokenizer.save(str(partial))
 
     @staticmethod
     def load(path: Path) -> BPETokenizer:

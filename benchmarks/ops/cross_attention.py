@@ -9,7 +9,7 @@ under torch.compile.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from blt_kernels import PatchLayout
 
-from .harness import Case, Setting, forward_and_backward
+from .cases import Case, Headline, Setting, forward_and_backward, in_report
 from .patches import layout_for
 
 HEADS, WIDTH = 16, 64
@@ -34,6 +34,7 @@ class Op:
     ours: Attention
     reference: Attention
     gather: Attention
+    headlines: Mapping[str, Headline]
 
     def ids(self, layout: PatchLayout) -> torch.Tensor:
         """The patch whose slots a byte goes with."""
@@ -88,7 +89,8 @@ def transformers_mask(op: Op, layout: PatchLayout, slots: int, dtype: torch.dtyp
 
 def cases_for(setting: Setting, op: Op) -> Iterator[Case]:
     for num_bytes in setting.sizes():
-        yield from cases_of(setting, op, num_bytes, HEADS, 2, "text 4.5")
+        chosen = op.headlines if num_bytes == setting.headline_bytes else None
+        yield from in_report(cases_of(setting, op, num_bytes, HEADS, 2, "text 4.5"), num_bytes, chosen)
     if setting.quick:
         return
     yield from cases_of(setting, op, 8192, 12, 2, "text 4.5")

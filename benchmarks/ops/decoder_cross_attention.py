@@ -8,8 +8,10 @@ import torch
 
 from blt_kernels import PatchLayout, decoder_cross_attention, reference
 
+from .cases import Case, Headline, Setting
 from .cross_attention import Op, cases_for
-from .harness import Case, Setting
+
+HEADLINES: dict[str, Headline] = {"forward": "readme", "backward": "results"}
 
 
 def gather(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
@@ -25,4 +27,5 @@ def gather(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayou
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    return cases_for(setting, Op("decoder", decoder_cross_attention, reference.decoder_cross_attention, gather))
+    op = Op("decoder", decoder_cross_attention, reference.decoder_cross_attention, gather, HEADLINES)
+    return cases_for(setting, op)

@@ -8,8 +8,10 @@ import torch
 
 from blt_kernels import PatchLayout, encoder_cross_attention, reference
 
+from .cases import Case, Headline, Setting
 from .cross_attention import Op, cases_for
-from .harness import Case, Setting
+
+HEADLINES: dict[str, Headline] = {"forward": "top", "backward": "results"}
 
 
 def gather(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
@@ -33,4 +35,5 @@ def gather(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PatchLayou
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    return cases_for(setting, Op("encoder", encoder_cross_attention, reference.encoder_cross_attention, gather))
+    op = Op("encoder", encoder_cross_attention, reference.encoder_cross_attention, gather, HEADLINES)
+    return cases_for(setting, op)

@@ -18,14 +18,18 @@ from torch import Tensor
 
 from blt_kernels import hash_ngram_embedding, hash_ngram_ids, reference
 
-from .harness import Case, Setting, assert_close
+from .cases import Case, Headline, Setting, assert_close, in_report
 from .patches import text_tokens
 
 SIZES = (3, 4, 5, 6, 7, 8)
 G = len(SIZES)
 # N, D, rows of each table: tables exceed every cache, the largest first so that malloc can reuse its room.
-CPU_SHAPES = ((8192, 768, 100_000), (16384, 1024, 50_000), (4096, 1024, 50_000), (4096, 768, 5_000))
-GPU_SHAPES = ((131072, 1024, 500_000), (65536, 1024, 500_000), (16384, 1024, 500_000))  # 6 GB of tables
+SHAPES = {
+    "cpu": ((8192, 768, 100_000), (16384, 1024, 50_000), (4096, 1024, 50_000), (4096, 768, 5_000)),
+    "cuda": ((131072, 1024, 500_000), (65536, 1024, 500_000), (16384, 1024, 500_000)),  # 6 GB of tables
+}
+HEADLINE_SHAPE = {"cpu": (16384, 1024, 50_000), "cuda": (65536, 1024, 500_000)}
+HEADLINES: dict[str, Headline] = {"forward with base": "results", "forward and backward, sparse gradient": "top"}
 
 
 def bag(table: Tensor, ids: Tensor, base: Tensor | None, sparse: bool = False) -> Tensor:
@@ -59,12 +63,17 @@ def transformers_forward(tokens: Tensor, table: Tensor, num_rows: int, base: Ten
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    shapes = CPU_SHAPES if setting.device.type == "cpu" else GPU_SHAPES
-    for num_bytes, width, num_rows in shapes[1:2] if setting.quick else shapes:
+    headline_shape = HEADLINE_SHAPE[setting.device.type]
+    for shape in (headline_shape,) if setting.quick else SHAPES[setting.device.type]:
+        num_bytes, width, num_rows = shape
         if not setting.quick:
             uniform = torch.randint(0, 2**31, (1, num_bytes))
             yield from cases_of(setting, "uniform", uniform, width, num_rows)
-        yield from cases_of(setting, "text", text_tokens(1, num_bytes), width, num_rows)
+        text = cases_of(setting, "text", text_tokens(1, num_bytes), width, num_rows)
+        if width == headline_shape[1]:
+            yield from in_report(text, num_bytes, HEADLINES if shape == headline_shape else None)
+        else:
+            yield from text
 
 
 def cases_of(setting: Setting, kind: str, tokens: Tensor, width: int, num_rows: int) -> Iterator[Case]:
@@ -123,11 +132,11 @@ def cases_of(setting: Setting, kind: str, tokens: Tensor, width: int, num_rows: 
     kinds: tuple[tuple[str, Callable[..., Tensor], Tensor | bool | None, int], ...] = (
         ("forward", forward, None, num_bytes * (G + 1)),
         ("forward with base", forward, base, num_bytes * (G + 2)),
-        ("both, sparse gradient", both, True, num_bytes * (G + 1) + num_bytes * G + unique),
-        ("both, dense gradient", both, False, num_bytes * (G + 1) + num_bytes * G + len(table)),
+        ("forward and backward, sparse gradient", both, True, num_bytes * (G + 1) + num_bytes * G + unique),
+        ("forward and backward, dense gradient", both, False, num_bytes * (G + 1) + num_bytes * G + len(table)),
     )
     for name, call, argument, rows in kinds:
-        if name == "both, dense gradient" and len(table) * row > 2**28:
+        if name == "forward and backward, dense gradient" and len(table) * row > 2**28:
             continue  # mostly zeros, in every variant
         variants: dict[str, Callable[[], Tensor]] = {
             variant: partial(call, fn, argument) for variant, fn in functions.items()

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from blt_kernels import entropy, linear_entropy, reference
 from blt_kernels.tokens import VOCAB_SIZE
 
-from .harness import Case, Setting, forward_and_backward
+from .cases import Case, Headline, Setting, forward_and_backward, in_report
+
+HEADLINES: dict[str, Headline] = {"forward": "results", "backward": "results"}
 
 
 def linear_then(fn: Callable[..., torch.Tensor], hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -23,11 +25,12 @@ def linear_then(fn: Callable[..., torch.Tensor], hidden: torch.Tensor, weight: t
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    yield from cases_of(setting, 4096, 768, setting.dtype)
+    yield from in_report(cases_of(setting, 4096, 768, setting.dtype), 4096, HEADLINES)
     if setting.quick:
         return
-    for rows, width in ((1, 768), (256, 768), (4096, 1024), (16384, 768)):
-        yield from cases_of(setting, rows, width, setting.dtype)
+    for rows in (1, 256, 16384):
+        yield from in_report(cases_of(setting, rows, 768, setting.dtype), rows, None)
+    yield from cases_of(setting, 4096, 1024, setting.dtype)
     if setting.dtype == torch.float32:
         for rows in (256, 4096):
             yield from cases_of(setting, rows, 768, torch.bfloat16)

@@ -8,8 +8,10 @@ import torch
 
 from blt_kernels import patch_gather, reference
 
-from .harness import Case, Setting, forward_and_backward
-from .patches import layout_for, row_shapes
+from .cases import Case, Headline, Setting, forward_and_backward
+from .patches import layout_for, sweeps
+
+HEADLINES: dict[str, Headline] = {"forward": "results", "backward": "readme"}
 
 
 def gather(y: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -18,8 +20,7 @@ def gather(y: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    for shape in row_shapes(setting):
-        yield from cases_of(setting, *shape)
+    return sweeps(setting, cases_of, HEADLINES)
 
 
 def cases_of(setting: Setting, batch: int, num_bytes: int, width: int, kind: str) -> Iterator[Case]:

@@ -8,8 +8,10 @@ import torch
 
 from blt_kernels import PatchLayout, patch_gather, patch_pool, reference
 
-from .harness import Case, Setting, forward_and_backward
-from .patches import layout_for, row_shapes
+from .cases import Case, Headline, Setting, forward_and_backward
+from .patches import layout_for, sweeps
+
+HEADLINES: dict[str, Headline] = {"forward": "top", "backward": "results"}
 
 
 def scatter_reduce(x: torch.Tensor, ids: torch.Tensor, capacity: int) -> torch.Tensor:
@@ -36,8 +38,7 @@ def clear_maxima(x: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    for shape in row_shapes(setting):
-        yield from cases_of(setting, *shape)
+    return sweeps(setting, cases_of, HEADLINES)
 
 
 def cases_of(setting: Setting, batch: int, num_bytes: int, width: int, kind: str) -> Iterator[Case]:

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from blt_kernels import PatchLayout, calibrate_threshold, entropy, segment
+from blt_kernels.tokens import BYTE_OFFSET
 
-from .harness import Setting
+from .cases import Case, Headline, Setting, in_report
 
 KINDS = ("text 4.5", "text 6", "text 8", "random 4.5", "one patch", "single bytes")
 
 
-def row_shapes(setting: Setting) -> Iterator[tuple[int, int, int, str]]:
-    """`(B, N, D, kind of patches)` of the ops that move rows of D: sweeps of N, of the patches and of D."""
+def sweeps(
+    setting: Setting,
+    cases_of: Callable[[Setting, int, int, int, str], Iterator[Case]],
+    headlines: Mapping[str, Headline],
+) -> Iterator[Case]:
+    """The cases of an op that moves rows of D numbers: sweeps of N, of the patches and of D.
+
+    Args:
+        cases_of: the cases at `(setting, B, N, D, kind of patches)`.
+        headlines: as for `in_report`.
+    """
     for num_bytes in setting.sizes():
-        yield 1, num_bytes, 1024, KINDS[0]
+        chosen = headlines if num_bytes == setting.headline_bytes else None
+        yield from in_report(cases_of(setting, 1, num_bytes, 1024, KINDS[0]), num_bytes, chosen)
     if setting.quick:
         return
     for kind in KINDS[1:]:
-        yield 1, 16384, 1024, kind
+        yield from cases_of(setting, 1, 16384, 1024, kind)
     for width in (768, 2048, 4096):
-        yield 4, 4096, width, KINDS[0]
+        yield from cases_of(setting, 4, 4096, width, KINDS[0])
 
 
 def patch_lengths(kind: str, batch: int, num_bytes: int) -> torch.Tensor:
@@ -41,12 +52,12 @@ def patch_lengths(kind: str, batch: int, num_bytes: int) -> torch.Tensor:
         return torch.ones(batch, num_bytes, dtype=torch.int64)
     if name == "text":
         entropies = text_entropies(batch * num_bytes).view(batch, num_bytes)
-        starts = segment(entropies, calibrate_threshold(entropies, float(mean)))
-        lengths = starts.trim().lengths()
+        layout = segment(entropies, calibrate_threshold(entropies, float(mean)))
     else:
         starts = torch.rand(batch, num_bytes) < 1 / float(mean)
         starts[:, 0] = True
-        lengths = PatchLayout.from_starts(starts).trim().lengths()
+        layout = PatchLayout.from_starts(starts)
+    lengths = layout.trim().lengths()
     assert (lengths.sum(1) == num_bytes).all()
     return lengths
 
@@ -67,9 +78,9 @@ def library_text(count: int) -> bytes:
 
 
 def text_tokens(batch: int, num_bytes: int) -> torch.Tensor:
-    """int64 [batch, num_bytes]: bytes of `library_text`, each plus 4."""
+    """int64 [batch, num_bytes]: bytes of `library_text`, each plus BYTE_OFFSET."""
     data = torch.frombuffer(bytearray(library_text(batch * num_bytes)), dtype=torch.uint8)
-    return data.long().view(batch, num_bytes) + 4
+    return data.long().view(batch, num_bytes) + BYTE_OFFSET
 
 
 @functools.cache

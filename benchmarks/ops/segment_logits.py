@@ -16,9 +16,10 @@ import torch.utils._pytree as pytree
 from blt_kernels import PatchLayout, calibrate_threshold, entropy, reference, segment, segment_logits
 from blt_kernels.tokens import VOCAB_SIZE
 
-from .harness import Case, Setting, forward_and_backward
+from .cases import Case, Headline, Setting, forward_and_backward, in_report
 
 PATCH_SIZES = (4.5, 6.0, 8.0)
+HEADLINES: dict[str, Headline] = {"forward": "readme"}
 
 
 def entropy_then_segment(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor, PatchLayout]:
@@ -27,24 +28,31 @@ def entropy_then_segment(logits: torch.Tensor, threshold: float) -> tuple[torch.
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    # The largest size stands for the op, in the short list too: on the CPU smaller logits lie in the caches.
-    for num_bytes in (65536,) if setting.quick and setting.device.type == "cpu" else setting.sizes():
-        yield from cases_of(setting, num_bytes, PATCH_SIZES[0])
+    # On the CPU smaller logits lie in the caches: the largest size stands for the op, in the short list too.
+    headline_bytes = 65536 if setting.device.type == "cpu" else setting.headline_bytes
+    for num_bytes in (headline_bytes,) if setting.quick and setting.device.type == "cpu" else setting.sizes():
+        chosen = HEADLINES if num_bytes == headline_bytes else None
+        yield from in_report(cases_of(setting, num_bytes, PATCH_SIZES[0]), num_bytes, chosen)
         if not setting.quick:
-            logits = make_logits(setting, num_bytes)
-            yield from forward_and_backward(
-                {"op": "entropy", "B": 1, "N": num_bytes, "V": VOCAB_SIZE},
-                {
-                    "ours": entropy,
-                    "reference": reference.entropy,
-                    "reference compiled": torch.compile(reference.entropy, dynamic=False),
-                },
-                (logits,),
-                forward_bytes=logits.nbytes + 4 * num_bytes,
-                backward_bytes=2 * logits.nbytes + 4 * num_bytes,
-            )
+            yield from entropy_cases(setting, num_bytes)
     for patch_size in () if setting.quick else PATCH_SIZES[1:]:
         yield from cases_of(setting, 16384, patch_size)
+
+
+def entropy_cases(setting: Setting, num_bytes: int) -> Iterator[Case]:
+    """The half of the op that has a backward pass: `entropy` alone."""
+    logits = make_logits(setting, num_bytes)
+    return forward_and_backward(
+        {"op": "entropy", "B": 1, "N": num_bytes, "V": VOCAB_SIZE},
+        {
+            "ours": entropy,
+            "reference": reference.entropy,
+            "reference compiled": torch.compile(reference.entropy, dynamic=False),
+        },
+        (logits,),
+        forward_bytes=logits.nbytes + 4 * num_bytes,
+        backward_bytes=2 * logits.nbytes + 4 * num_bytes,
+    )
 
 
 def make_logits(setting: Setting, num_bytes: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The process in which one op is measured in one environment: see `harness.measure`, which starts it."""
+"""The process in which one op is measured in one environment: `measure.measure` starts it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pathlib import Path
 
 import torch
 
-from .harness import Case, Setting, describe_machine, run
+from ..machine import describe_machine
+from .cases import Case, Setting
+from .measure import run
 
 
 def main(op: str, path: str, device: str, quick: bool, rounds: int, case: str) -> None:
     torch.manual_seed(0)
     cases: Callable[[Setting], Iterator[Case]] = importlib.import_module(f"benchmarks.ops.{op}").cases
-    place = torch.device(device)
-    facts = describe_machine(place)  # here, where the threads are those that measure
-    measured = run(cases(Setting(place, quick)), place, rounds, case)
+    setting = Setting(torch.device(device), quick)
+    # Here, where the threads are those that measure.
+    facts = describe_machine(setting.device) | {"dtype": str(setting.dtype).removeprefix("torch.")}
+    measured = run(cases(setting), setting.device, rounds, case)
     Path(path).write_text(json.dumps({"facts": facts, "rows": measured}))
 
 

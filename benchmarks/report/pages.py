@@ -1,7 +1,7 @@
-"""Tables and plots from results: `python -m benchmarks.report`.
+"""`python -m benchmarks report`: tables and plots from results.
 
-Without arguments README.md, docs/results.md and docs/plots/ are made to show what is committed under
-benchmarks/results/<device>/; `--check` fails where they do not. `--results FOLDER` prints the tables of other results
+Without options README.md, docs/results.md and docs/plots/ are made to show what is committed under
+benchmarks/results/<device>/; --check fails where they do not. --results FOLDER prints the tables of other results
 and puts the plots beside them.
 """
 
@@ -9,91 +9,131 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..flop_matched.results import read as read_job
-from ..flop_matched.summary import SMOKE, backends, speed, tables, text_of
-from ..ops.harness import OPS, REPOSITORY
+from ..flop_matched import results
+from ..flop_matched.summary import SMOKE, backends, realisation_line, tables, where
+from ..machine import REPOSITORY
+from ..ops import OPS
 from ..store import read
 from .plots import digest, draw, drawn_digest, plots
-from .tables import growth_table, kernel_table, legend, slower_table
+from .tables import (
+    device_line,
+    growth_table,
+    kernel_table,
+    legend,
+    short_table,
+    shown_in,
+    slower_table,
+    speedup,
+)
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"
 ALL_TABLES = REPOSITORY / "docs" / "results.md"
 PLOTS = REPOSITORY / "docs" / "plots"
-BEGIN, END = "<!-- results: begin (python -m benchmarks.report) -->", "<!-- results: end -->"
 
 
-Documents = dict[str, dict[str, Any]]
+Kernels = dict[str, dict[str, Any]]  # results of the ops on one device, by op
 
 
-def devices(results: Path) -> Iterator[tuple[str, Documents, dict[str, list[dict[str, Any]]]]]:
+def devices(root: Path) -> Iterator[tuple[str, Kernels, dict[str, list[dict[str, Any]]]]]:
     """`(folder, kernel results by op, finished FLOP-matched jobs by scale)` of every device that has any.
 
     Raises:
         ValueError: there is no such folder, or a result in it is damaged.
     """
-    if not results.is_dir():
-        raise ValueError(f"{results}: expected a folder of results, got none")
-    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
-        documents = {op: read(folder / f"{op}.json") for op in OPS if (folder / f"{op}.json").exists()}
+    if not root.is_dir():
+        raise ValueError(f"{root}: expected a folder of results, got none")
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        kernels = {op: read(folder / f"{op}.json") for op in OPS if (folder / f"{op}.json").exists()}
         jobs: dict[str, list[dict[str, Any]]] = {}
-        for path in sorted((folder / "flop_matched").glob("*/*.json")):
-            job = read_job(path)
+        for path in sorted((folder / results.FOLDER).glob("*/*.json")):
+            job = results.read(path)
             if job is not None and job["finished"]:
                 jobs.setdefault(path.parent.name, []).append(job)
-        if documents or jobs:
-            yield folder.name, documents, jobs
+        if kernels or jobs:
+            yield folder.name, kernels, jobs
 
 
-def short(results: Path) -> str:
-    """Markdown: the ops at the shapes that stand for them, and BLT beside token models, on every device."""
-    parts, kernels_on_gpu, quality = [], False, []
-    for folder, documents, jobs in devices(results):
-        kernels_on_gpu = kernels_on_gpu or any("cuda" in document for document in documents.values())
-        if documents:
-            parts += [legend(documents), kernel_table(documents).markdown(), slower_table(documents).title]
+def top(root: Path) -> str:
+    """Markdown for the first lines of README.md: a few ratios on every device."""
+    parts = []
+    for _, kernels, _ in devices(root):
+        if kernels:
+            result = next(iter(kernels.values()))
+            parts.append(f"Against the best other implementation, on {result['device']} ({result['dtype']}):")
+            lines = [
+                f"- **{speedup(rows, best):.1f}x** `{op}`, {name} (baseline: {best['variant']})"
+                for op, name, rows, best in shown_in(kernels, "top")
+            ]
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def short(root: Path) -> str:
+    """Markdown for the results of README.md: a few ops, and BLT beside token models, on every device."""
+    parts, on_gpu, quality_measured = [], False, False
+    for _, kernels, jobs in devices(root):
+        on_gpu = on_gpu or any("cuda" in result for result in kernels.values())
+        if kernels:
+            explained = "The baseline is the fastest other implementation that was measured; below 1 ours is slower."
+            parts += [f"{device_line(kernels)} {explained}", short_table(kernels).markdown()]
+            parts.append(slower_table(kernels).title)
         for scale, rows in jobs.items():
-            parts.append(f"**BLT and token models of equal FLOPs per byte**, {scale} scale, {_where(rows)}.")
-            for size in dict.fromkeys(row["size"] for row in rows if row["size"]):
-                if table := speed(size, [row for row in rows if row["size"] == size]):
-                    parts += [f"{table.title}:", table.markdown()]
-            parts += [f"{line}." for line in backends(rows)]
-            quality += [(folder, scale)] if not any(row["smoke"] for row in rows) else []
-        parts.append("\n".join(f"![{name}](docs/plots/{folder}/{name}.png)" for name in plots(documents, jobs)))
-    if not quality:
-        parts.append("**Quality of BLT against token models: not measured.** What was trained so far is a smoke test.")
-    if not kernels_on_gpu:
-        parts.append("**GPU: not measured.** The CUDA kernels have not been run on a GPU yet.")
-    return "\n\n".join([*parts, "All tables, and where something else is faster: [docs/results.md](docs/results.md)."])
+            parts += realisation_line(scale, rows)
+            quality_measured = quality_measured or not any(row["smoke"] for row in rows)
+    missing = []
+    if not on_gpu:
+        missing.append("**GPU: not measured.** The CUDA kernels have not been run on a GPU yet.")
+    if not quality_measured:
+        missing.append("**Quality of BLT against token models: not measured.** What was trained is a smoke test.")
+    parts += [" ".join(missing)] if missing else []
+    return "\n\n".join([*parts, "All tables and plots, and where ours is slower: [docs/results.md](docs/results.md)."])
 
 
-def full(results: Path) -> str:
-    """Markdown: all that there is, where ours is the slower one included."""
-    parts = ["# Results", "Made by `python -m benchmarks.report` from the JSON under `benchmarks/results/`."]
-    for folder, documents, jobs in devices(results):
+def full(root: Path, plots_at: str) -> str:
+    """Markdown: all that there is, where ours is slower included.
+
+    Args:
+        plots_at: the folder of <device>/<plot>.png, as the page sees it.
+    """
+    parts = ["# Results", "Made by `python -m benchmarks report` from the JSON under `benchmarks/results/`."]
+    for folder, kernels, jobs in devices(root):
+        shown = {name: f"![{name}]({plots_at}/{folder}/{name}.png)" for name in plots(kernels, jobs)}
         parts.append(f"## {folder}")
-        if documents:
-            growing, slower = growth_table(documents), slower_table(documents)
-            parts += ["### Kernels", legend(documents), kernel_table(documents).markdown()]
+        if kernels:
+            growing, slower = growth_table(kernels), slower_table(kernels)
+            parts += ["### Kernels", legend(kernels), kernel_table(kernels).markdown()]
+            parts += [shown["speedup"], shown["roofline"]]
             parts += [f"### {growing.title}", growing.markdown() if growing.rows else "Not measured: one size of N."]
-            parts += ["### Where something else is faster", slower.title]
+            parts += [shown["time_against_n"]] if "time_against_n" in shown else []
+            parts += ["### Where ours is slower", slower.title]
             parts += [slower.markdown()] if slower.rows else []
         for scale, rows in jobs.items():
-            parts += [f"### BLT and token models, {scale} scale", f"{_where(rows)}."]
+            parts += [f"### BLT and token models, {scale} scale", f"{where(rows)}."]
             parts += [f"**{SMOKE}.**"] if any(row["smoke"] for row in rows) else []
             for table in tables(rows):
                 parts += [f"{table.title}:", table.markdown()]
             parts += [f"{line}." for line in backends(rows)]
+            parts += [image for name, image in shown.items() if name.startswith(f"quality_{scale}_")]
     return "\n\n".join(parts) + "\n"
 
 
-def _where(rows: list[dict[str, Any]]) -> str:
-    machine = rows[0]["machine"]
-    return f"{machine['device']}, torch {machine['torch']}, {machine['date']}; {text_of(rows)}"
+def between(text: str, block: str, content: str) -> str:
+    """`text` with `content` between the two markers of a generated block.
+
+    Raises:
+        ValueError: it has no such markers.
+    """
+    begin, end = f"<!-- {block}: begin (python -m benchmarks report) -->", f"<!-- {block}: end -->"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ValueError(f"{README}: expected the markers {begin} and {end}")
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
 def pages() -> dict[Path, str]:
@@ -102,17 +142,15 @@ def pages() -> dict[Path, str]:
     Raises:
         ValueError: README.md has no markers.
     """
-    before, begin, rest = README.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{README}: expected the markers {BEGIN} and {END}")
-    return {README: f"{before}{BEGIN}\n\n{short(RESULTS)}\n\n{END}{after}", ALL_TABLES: full(RESULTS)}
+    readme = between(README.read_text(), "headline", top(RESULTS))
+    readme = between(readme, "results", short(RESULTS))
+    return {README: readme, ALL_TABLES: full(RESULTS, PLOTS.name)}
 
 
-def stale_plots(results: Path, plots_folder: Path) -> Iterator[tuple[Path, str, Any]]:
+def stale_plots(root: Path, plots_folder: Path) -> Iterator[tuple[Path, str, Any]]:
     """`(path, name, data)` of every plot that does not show its data."""
-    for folder, documents, jobs in devices(results):
-        for name, data in plots(documents, jobs).items():
+    for folder, kernels, jobs in devices(root):
+        for name, data in plots(kernels, jobs).items():
             path = plots_folder / folder / f"{name}.png"
             if drawn_digest(path) != digest(data):
                 yield path, name, data
@@ -125,28 +163,24 @@ def stale() -> list[str]:
     return [str(path.relative_to(REPOSITORY)) for path in found]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="write nothing: fail where something is not current")
     parser.add_argument("--results", type=Path, help="folder of <device>/<op>.json to print instead")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.check:
         if found := stale():
-            sys.exit(f"not current, run `python -m benchmarks.report`: {', '.join(found)}")
+            sys.exit(f"not current, run `python -m benchmarks report`: {', '.join(found)}")
         return
     if options.results is None:
         for path, text in pages().items():
             path.write_text(text)
+        root, plots_folder = RESULTS, PLOTS
     else:
-        print(full(options.results))
-    results, plots_folder = options.results or RESULTS, options.results or PLOTS
-    for path, name, data in stale_plots(results, plots_folder):
+        root = plots_folder = options.results
+        print(full(root, str(root)))
+    for path, name, data in stale_plots(root, plots_folder):
         draw(name, data, path)
         print(path)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"report: {error}")

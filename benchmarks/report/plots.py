@@ -4,40 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blt_kernels._optional import new_figure, optional
 
-from .tables import NOT_A_BASELINE, centres, environments, growth
+from .tables import NOT_A_BASELINE, environments, growth, headlines, speedup
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLES: dict[str, dict[str, Any]] = {
+    "ours": {"linewidth": 2.5, "color": "black"},
+    "copy": {"linestyle": ":", "color": "gray"},
+}
 
 
-def plots(documents: dict[str, dict[str, Any]], jobs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def plots(kernels: dict[str, dict[str, Any]], jobs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """What each plot of a device shows, as plain data, by name.
 
     Args:
-        documents: kernel results by op.
+        kernels: kernel results by op.
         jobs: finished FLOP-matched jobs by scale.
     """
     made: dict[str, Any] = {}
-    if documents:
-        leading = environments(next(iter(documents.values())))[0]
+    if kernels:
+        leading = environments(next(iter(kernels.values())))[0]
         speedups, rates, curves = {}, {}, {}
-        for op, document in documents.items():
-            for name, rows in centres(document, leading):
+        for op, result in kernels.items():
+            for name, rows in headlines(result, leading).items():
                 ours = rows["ours"]
                 speedups[f"{op}, {name}"] = {
-                    variant: row["seconds"] / ours["seconds"]
-                    for variant, row in rows.items()
-                    if variant not in NOT_A_BASELINE
+                    variant: speedup(rows, row) for variant, row in rows.items() if variant not in NOT_A_BASELINE
                 }
                 rates[f"{op}, {name}"] = {"ours": ours["gb_per_second"], "copy": rows["copy"]["gb_per_second"]}
-            for name, variants in growth(document, leading).items():
-                if all(len(points) > 1 for points in variants.values()):
-                    curves[f"{op}, {name}"] = variants
+            for name, variants in growth(result, leading).items():
+                lines = {variant: points for variant, points in variants.items() if len(points) > 1}
+                if "ours" in lines:
+                    curves[f"{op}, {name}"] = lines
         made = {"speedup": speedups, "roofline": rates} | ({"time_against_n": curves} if curves else {})
-    for scale, rows in jobs.items():
-        made |= {f"quality_{scale}_{size}": data for size, data in _quality(rows).items()}
+    for scale, results in jobs.items():
+        made |= {f"quality_{scale}_{size}": data for size, data in _quality(results).items()}
     return made
 
 
@@ -59,7 +67,11 @@ def _quality(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def draw(name: str, data: dict[str, Any], path: Path) -> None:
     """Draws one of `plots` as a PNG that carries the digest of its data."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing = {"speedup": _draw_speedup, "roofline": _draw_rates, "time_against_n": _draw_growth}
+    drawing: dict[str, Callable[[Any], Figure]] = {
+        "speedup": _draw_speedup,
+        "roofline": _draw_rates,
+        "time_against_n": _draw_growth,
+    }
     figure = drawing.get(name, _draw_quality)(data)
     figure.savefig(path, dpi=100, metadata={"Source": digest(data)})
 
@@ -76,7 +88,7 @@ def drawn_digest(path: Path) -> str | None:
     return image.info.get("Source")
 
 
-def _draw_speedup(data: dict[str, dict[str, float]]) -> Any:
+def _draw_speedup(data: dict[str, dict[str, float]]) -> Figure:
     rows = [(case, variant, value) for case, variants in data.items() for variant, value in variants.items()]
     figure = new_figure(11, 0.24 * len(rows) + 1.2)
     figure.set_layout_engine("constrained")
@@ -90,12 +102,13 @@ def _draw_speedup(data: dict[str, dict[str, float]]) -> Any:
     axes.set_xscale("log")
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         which(lambda value, position: f"{value:g}x" if f"{value:g}"[0] in "125" else "")
+    axes.margins(y=0.01)
     axes.invert_yaxis()
-    axes.set_xlabel("time over that of blt_kernels (log scale; left of the line it is faster than ours)")
+    axes.set_xlabel("speed-up of blt_kernels over each baseline (log scale; left of the line ours is slower)")
     return figure
 
 
-def _draw_rates(data: dict[str, dict[str, float]]) -> Any:
+def _draw_rates(data: dict[str, dict[str, float]]) -> Figure:
     figure = new_figure(11, 0.4 * len(data) + 1.2)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
@@ -104,12 +117,12 @@ def _draw_rates(data: dict[str, dict[str, float]]) -> Any:
         axes.barh([i + offset for i in range(len(data))], heights, height=0.38, label=which)
     axes.set_yticks(range(len(data)), list(data), fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("GB/s of the bytes that must move, beside a copy of as many in the same run")
+    axes.set_xlabel("GB/s of the bytes that the op must move, beside a copy of as many bytes in the same run")
     axes.legend()
     return figure
 
 
-def _draw_growth(data: dict[str, dict[str, list[tuple[int, float]]]]) -> Any:
+def _draw_growth(data: dict[str, dict[str, list[tuple[int, float]]]]) -> Figure:
     columns = 3
     rows = -(-len(data) // columns)
     figure = new_figure(5 * columns, 3.2 * rows)
@@ -117,12 +130,11 @@ def _draw_growth(data: dict[str, dict[str, list[tuple[int, float]]]]) -> Any:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, (title, variants) in zip(grid.flat, data.items(), strict=False):
         for variant, points in variants.items():
-            style = {"ours": {"linewidth": 2.5, "color": "black"}, "copy": {"linestyle": ":", "color": "gray"}}
-            axes.plot(*zip(*points, strict=True), marker=".", label=variant, **style.get(variant, {}))
+            axes.plot(*zip(*points, strict=True), marker=".", label=variant, **STYLES.get(variant, {}))
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_title(title, fontsize=9)
-        axes.set_xlabel("bytes")
+        axes.set_xlabel("bytes of text")
         axes.set_ylabel("seconds")
         axes.legend(fontsize=6)
     for axes in list(grid.flat)[len(data) :]:
@@ -130,7 +142,7 @@ def _draw_growth(data: dict[str, dict[str, list[tuple[int, float]]]]) -> Any:
     return figure
 
 
-def _draw_quality(data: dict[str, Any]) -> Any:
+def _draw_quality(data: dict[str, Any]) -> Figure:
     figure = new_figure(15, 4.5)
     figure.set_layout_engine("constrained")
     if data["smoke"]:

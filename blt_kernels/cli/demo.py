@@ -36,7 +36,7 @@ from .baselines import compress_bits_per_byte
 from .console import say
 from .plots import save_loss_curve
 from .progress import training_progress
-from .show import print_bits, report_skipped, show_patches
+from .show import print_bits, report_left_out, report_skipped, show_patches
 
 PATCH_SIZE = 4.5
 SAMPLE = "def forward(self, hidden_states, mask=None):\n    return self.dropout(hidden_states)\n"
@@ -84,6 +84,8 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
         raise ValueError(f"{run}: the results of a demo are here already; remove them, or choose another --run")
     open_run(run, resume=True)
     corpus = Corpus(data, max_document_bytes=1 << 16) if data else standard_library()
+    if data:  # what is left out of the standard library is the demo's own choice
+        report_left_out(corpus)
     train, held_out = split(corpus, None, seed)
     held_out_bytes = sum(map(len, held_out))
     say(console, f"text: {corpus.origin}, {len(train.files)} files to train on, {held_out_bytes:,} bytes held out")

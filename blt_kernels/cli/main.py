@@ -33,7 +33,7 @@ from .console import console, describe, messages, say
 from .demo import run_demo
 from .progress import training_progress
 from .resume import TrainingCommand, run_options
-from .show import print_bits, print_flops, report_skipped, show_patches
+from .show import print_bits, print_flops, report_left_out, report_skipped, show_patches
 
 app = typer.Typer(
     add_completion=False,
@@ -74,8 +74,17 @@ Data = Annotated[
     typer.Argument(help="Text files, JSON lines (.jsonl, also .gz, .xz, .zst), Parquet files, or directories of them."),
 ]
 Run = Annotated[Path, typer.Option(help="Directory of the run: metrics.jsonl and checkpoints.")]
-Include = Annotated[list[str] | None, typer.Option(help="Patterns of the files that directories contribute: '*.py'.")]
-Exclude = Annotated[list[str] | None, typer.Option(help="Patterns of files to leave out.")]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Pattern of the files that directories contribute, such as '*.py'. May be given several times."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Pattern of files or directories to leave out, relative to the directory, as in .gitignore: 'test/', "
+        "'test/*', 'a/b.txt'. May be given several times."
+    ),
+]
 TextKey = Annotated[str, typer.Option(help="Key of JSON records, or Parquet column, that holds the text.")]
 OnError = Annotated[str, typer.Option(help="What to do with a corrupt record or file: raise, or skip and count it.")]
 MaxDocument = Annotated[
@@ -438,9 +447,9 @@ def open_corpus(
     on_error: str,
     max_document_bytes: int,
 ) -> Corpus:
-    """The corpus that the options describe."""
+    """The corpus that the options describe. What it leaves out, and patterns that match nothing, are said on stderr."""
     patterns: dict[str, Any] = {} if include is None else {"include": include}
-    return Corpus(
+    corpus = Corpus(
         data,
         text_key=text_key,
         on_error=on_error,
@@ -448,6 +457,8 @@ def open_corpus(
         max_document_bytes=max_document_bytes,
         **patterns,
     )
+    report_left_out(corpus)
+    return corpus
 
 
 def load_entropy_model(path: Path) -> EntropyModel:

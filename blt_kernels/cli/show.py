@@ -85,9 +85,14 @@ def show_patches(
             say(messages, f"patches as a {what}: {path}")
 
 
+def report_left_out(corpus: Corpus) -> None:
+    """Says, apart from the results, which files a corpus leaves out and which patterns match nothing."""
+    for remark in corpus.remarks():
+        say(messages, remark)
+
+
 def report_skipped(*parts: Corpus) -> None:
     """Says, apart from the results, what `--on-error skip` left out."""
     for part in parts:
         if part.skipped.total:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(part.skipped.counts.items()))
-            say(messages, f"skipped: {reasons}; first: {part.skipped.messages[0]}")
+            say(messages, f"skipped: {part.skipped}")

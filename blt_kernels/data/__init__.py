@@ -1,4 +1,6 @@
-"""From files to batches: read a corpus as a stream, shuffle and shard it, pack it into rows. Needs numpy alone.
+"""From files to batches: reads a corpus as a stream, shuffles and shards it, and packs it into rows.
+
+This package needs numpy alone; Parquet files and .zst files need pyarrow and zstandard.
 
 corpus = Corpus("texts/")
 train, held_out = split_corpus(corpus, seed=0)
@@ -7,8 +9,9 @@ for batch in batches: ...
 """
 
 from .batches import Batch, PackedBatches
-from .corpus import DEFAULT_INCLUDE, Corpus, CorpusFile, Skipped
-from .readers import CorpusError
+from .corpus import Corpus, Skipped
+from .errors import CorpusError
+from .files import DEFAULT_INCLUDE, CorpusFile, LeftOut
 from .split import split_corpus
 from .stream import DocumentStream
 from .tokens import ByteTokenizer, Tokenizer, decode, encode
@@ -21,6 +24,7 @@ __all__ = [
     "CorpusError",
     "CorpusFile",
     "DocumentStream",
+    "LeftOut",
     "PackedBatches",
     "Skipped",
     "Tokenizer",

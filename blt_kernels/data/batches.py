@@ -13,7 +13,7 @@ from ..tokens import IGNORE_INDEX, PAD_ID
 from .stream import DocumentStream
 from .tokens import ByteTokenizer, Tokenizer
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 Segmenter = Callable[[NDArray[np.int64]], Any]
 
@@ -21,7 +21,7 @@ Segmenter = Callable[[NDArray[np.int64]], Any]
 @dataclass(frozen=True)
 class Batch:
     """B rows of N tokens. A *sequence* is a document or a part of one that lies in one row without a break; nothing
-    may be attended to, hashed or patched across sequences. Each row holds at most S, from its left end on.
+    may be attended to, hashed or patched across sequences. A row holds at most S sequences, then padding.
 
     tokens         int64 [B, N]    PAD_ID after the last sequence
     targets        int64 [B, N]    the next token of the same document, also where that is in another sequence;
@@ -32,9 +32,9 @@ class Batch:
     cu_seqlens     int32 [B, S+1]  where the sequences of each row start and end; repeats its last value, seq_lens[b].
                                    With B = 1, cu_seqlens[0] is that of a packed batch.
     patch_lengths  int64 [B, C]    tokens of each patch; 0 after the last; sums to seq_lens. None without a segmenter.
-    next_is_start  bool [B, S]     the document goes on in another sequence, with a new patch: so the last patch of this
-                                   one is finished. None without a segmenter.
-    num_bytes      bytes of text that the targets stand for; BOS, EOS and padding stand for none.
+    next_is_start  bool [B, S]     whether the document goes on in another sequence. That one begins with a new patch,
+                                   so the last patch of this one is finished. None without a segmenter.
+    num_bytes      int             bytes of text that the targets stand for; BOS, EOS and padding stand for none.
     """
 
     tokens: NDArray[np.int64]
@@ -74,8 +74,6 @@ class PackedBatches:
     row_patches    C, with a segmenter. A row ends when it holds C patches, or where the next one would go beyond N:
                    cuts are at patch boundaries. With N about 1.3 * C * mean length nearly all slots are used, and
                    what varies is the padding. A patch of more than N tokens is cut into N, N, ..., rest.
-    max_sequence   longest sequence, in patches with a segmenter, else in tokens; longer ones are cut. It bounds the
-                   context of attention where N or C are large. None: no bound but the row.
     max_sequences  S. A row that holds S sequences ends there. None: N / 128, at least 16; at most C.
     tokenizer      makes the tokens of a document. None: a ByteTokenizer.
 
@@ -95,7 +93,6 @@ class PackedBatches:
         *,
         segmenter: Segmenter | None = None,
         row_patches: int | None = None,
-        max_sequence: int | None = None,
         max_sequences: int | None = None,
         interleave: int | None = None,
         tokenizer: Tokenizer | None = None,
@@ -105,8 +102,7 @@ class PackedBatches:
         if (segmenter is None) != (row_patches is None):
             raise ValueError("PackedBatches: row_patches: expected together with segmenter, got one of them")
         sizes = {"row_tokens": row_tokens, "batch_size": batch_size}
-        optional = {"row_patches": row_patches, "max_sequence": max_sequence, "max_sequences": max_sequences}
-        optional["interleave"] = interleave
+        optional = {"row_patches": row_patches, "max_sequences": max_sequences, "interleave": interleave}
         for name, value in {**sizes, **{name: value for name, value in optional.items() if value is not None}}.items():
             if not isinstance(value, int):
                 raise TypeError(f"PackedBatches: {name}: expected int, got {type(value).__name__}")
@@ -120,7 +116,6 @@ class PackedBatches:
         self.row_patches = row_patches
         # Without a segmenter every token is a patch, and the same cutting serves.
         self._capacity = row_patches or row_tokens
-        self.max_sequence = max_sequence or self._capacity
         self.max_sequences = max_sequences or min(max(16, row_tokens // 128), self._capacity)
         self._open: list[_OpenDocument | None] = [None] * (interleave or batch_size)
         self._settings = {
@@ -128,11 +123,10 @@ class PackedBatches:
             "row_tokens": row_tokens,
             "batch_size": batch_size,
             "row_patches": row_patches,
-            "max_sequence": self.max_sequence,
             "max_sequences": self.max_sequences,
             "interleave": len(self._open),
         }
-        self._turn = 0  # whose sequence comes next
+        self._turn = 0  # index of the open document that gives the next sequence
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -156,15 +150,15 @@ class PackedBatches:
         return replace(batch, num_bytes=int(self.tokenizer.token_bytes[wanted].sum()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings that `load_state_dict` compares, the state of `documents`, that before each open document with
-        how many of its tokens are done, and the turn."""
+        """The settings that `load_state_dict` compares, the state of `documents`, which document has the next turn,
+        and for each open document the state of the stream before it and the number of its tokens that are in rows."""
         opened = [{"documents": d.begin, "offset": d.offset} if d and d.left else None for d in self._open]
         documents = self.documents.state_dict()
         return {"settings": self._settings, "documents": documents, "open": opened, "turn": self._turn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was taken, `documents` too. Raises ValueError as DocumentStream.load_state_dict,
-        naming the first setting that differs, and where an open document has become shorter."""
+        """Goes to where `state` was taken, and takes `documents` there too. Raises ValueError that names the first
+        setting that differs, as DocumentStream.load_state_dict does, and where an open document has become shorter."""
         saved_settings = state.get("settings", {})
         for name, value in self._settings.items():
             if saved_settings.get(name) != value:
@@ -239,7 +233,7 @@ class PackedBatches:
             begin, tokens, ends = document.offset, document.tokens, document.ends
             first = int(np.searchsorted(ends, begin, "right"))
             room = np.searchsorted(ends, begin + self.row_tokens - used, "right")
-            last = min(int(room), first + self._capacity - patches, first + self.max_sequence)
+            last = min(int(room), first + self._capacity - patches)
             if last == first:  # the next patch needs more tokens than are left
                 break
             end = int(ends[last - 1])

@@ -5,48 +5,52 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .readers import COMPRESSION, CorpusError, read_records, split_document
+from .errors import CorpusError, printable
+from .files import DEFAULT_INCLUDE, CorpusFile, find_files
+from .readers import read_records, split_document
 
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-Patterns = str | Sequence[str]
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+Patterns = str | Iterable[str]
 
-# What a directory contributes when nothing else is asked for.
-_STEMS = ("*.txt", "*.text", "*.md", "*.rst", "*.jsonl", "*.ndjson")
-DEFAULT_INCLUDE = (*(stem + end for stem in _STEMS for end in ("", *COMPRESSION)), "*.parquet")
 KEPT_MESSAGES = 20
-
-
-@dataclass(frozen=True)
-class CorpusFile:
-    """A file, or the part of it from cursor `start` to before cursor `stop` (see `readers`)."""
-
-    path: Path
-    name: str  # relative to the directory it was found in, so the same on every machine
-    size: int  # bytes on disk
-    start: int = 0
-    stop: int | None = None
+_BLOCK = 256  # places that `Skipped` keeps in one integer
 
 
 @dataclass
 class Skipped:
-    """What `on_error="skip"` left out: records, or the unreadable rest of files. Reading again counts again."""
+    """What `on_error="skip"` has skipped: records, or all that follows in a file that cannot be read further. Each
+    counts once, however often the corpus is read."""
 
     counts: Counter[str] = field(default_factory=Counter)  # by CorpusError.reason
-    messages: list[str] = field(default_factory=list)  # the first few, each once
+    messages: list[str] = field(default_factory=list)  # the first few
+    # The lines or rows of each file that were counted, a bit for each, so that millions of them fit in memory.
+    _seen: dict[tuple[Path | None, int], int] = field(default_factory=dict, repr=False)
 
     @property
     def total(self) -> int:
         return sum(self.counts.values())
 
     def add(self, error: CorpusError) -> None:
+        place = error.line if error.line is not None else error.row if error.row is not None else 0
+        block, bit = (error.path, place // _BLOCK), 1 << place % _BLOCK
+        seen = self._seen.get(block, 0)
+        if seen & bit:
+            return
+        self._seen[block] = seen | bit
         self.counts[error.reason] += 1
-        if len(self.messages) < KEPT_MESSAGES and str(error) not in self.messages:
+        if len(self.messages) < KEPT_MESSAGES:
             self.messages.append(str(error))
+
+    def __str__(self) -> str:
+        """Such as "2 json, 1 utf8; first: a.jsonl, line 3: not JSON (...)"; empty if nothing was skipped."""
+        if not self.total:
+            return ""
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
+        return f"{counts}; first: {self.messages[0]}"
 
 
 class Corpus:
@@ -54,21 +58,41 @@ class Corpus:
 
     paths         one path or several: files of any name, and directories, walked recursively and in sorted order.
                   By name a file is JSON lines (.jsonl, .ndjson: one record a line), Parquet (.parquet) or text
-                  (anything else: one document); text and JSON lines also as .gz, .xz or .zst. A file reached twice
-                  counts once.
+                  (anything else: one document); text and JSON lines also as .gz, .xz or .zst. Links are followed. A
+                  file reached twice counts once.
     text_key      the key of JSON records, or the Parquet column, that holds the text.
     on_error      "raise": what cannot be read raises CorpusError with file, line (or row) and reason, when reached.
                   "skip": it is counted in `skipped` and reading goes on with the next record, or, where a file
                   cannot be read further, the next file. The documents before the fault are kept.
-    include       glob patterns (`*` also matches `/`) of the files that directories contribute. A pattern is matched
-    exclude       against "/" + the path relative to the directory. Hidden files and directories never take part.
+    include       glob patterns, one or several, of the files that directories contribute. By default these are
+                  DEFAULT_INCLUDE, in upper or lower case.
+    exclude       glob patterns of files and directories to leave out. They win over `include`, over `paths`, and over
+                  other names (links) of the same file.
     max_document_bytes
                   longer documents come in pieces of at most this size (at least 4), cut after a line end or, where a
                   line is longer, between characters; each piece is a document of its own. This bounds memory:
                   reading holds one piece of a text file, one record of JSON lines, 32 rows of Parquet.
 
-    Empty documents are left out. Text files with NUL bytes or invalid UTF-8 are errors. Raises TypeError/ValueError
-    for bad arguments, CorpusError for a missing path and where there are no files or no documents.
+    Patterns are matched against the path relative to the directory in `paths`, and of a file in `paths` against its
+    name. They are read as in a .gitignore file, but `*` also matches "/":
+        test      everything called test, at any depth; of a directory, all that is in it
+        test/     the same, but only directories
+        *.py      all such names, at any depth
+        test/*    a pattern with a slash is anchored: what is in the directory `test` at the top
+        a/b.txt   this file, also as /a/b.txt
+        */test/*  what is in directories called test, at any depth, also at the top (so does **/test/*)
+    A pattern of `include` with a wildcard selects files; to name directories with it, add "/" (`train*/`). In a
+    directory names that begin with a dot never take part.
+
+    Attributes that say what became of the arguments (`remarks` has them as sentences):
+        files      the files, in order.
+        left_out   a LeftOut: how many files and directories were left out, why, and a few names.
+        unmatched  the patterns that matched nothing, as pairs ("include" or "exclude", pattern).
+        skipped    a Skipped: what reading has skipped so far.
+
+    Empty documents are left out. A byte order mark at the start of a text file or of a line of JSON is no text and is
+    dropped. Text files with NUL bytes or invalid UTF-8 are errors. Raises TypeError/ValueError for bad arguments,
+    CorpusError for a missing path and where there are no files or no documents.
     """
 
     def __init__(
@@ -83,22 +107,31 @@ class Corpus:
     ):
         if on_error not in ("raise", "skip"):
             raise ValueError(f"Corpus: on_error: expected 'raise' or 'skip', got {on_error!r}")
+        if not isinstance(text_key, str):
+            raise TypeError(f"Corpus: text_key: expected str, got {type(text_key).__name__}")
         if not isinstance(max_document_bytes, int):
             raise TypeError(f"Corpus: max_document_bytes: expected int, got {type(max_document_bytes).__name__}")
         if max_document_bytes < 4:
             raise ValueError(f"Corpus: max_document_bytes: expected at least 4, got {max_document_bytes}")
-        roots = [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
-        include = (include,) if isinstance(include, str) else tuple(include)
-        exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        roots = _roots(paths)
+        include, exclude = _patterns("include", include), _patterns("exclude", exclude)
         self.text_key = text_key
         self.on_error = on_error
         self.max_document_bytes = max_document_bytes
         self.skipped = Skipped()
-        self.files = tuple(_find_files(roots, include, exclude))
-        self.origin = ", ".join(map(str, roots)) or "(no paths)"
+        self.origin = ", ".join(map(printable, roots)) or "(no paths)"
+        self.files, self.left_out, self.unmatched = find_files(
+            roots, include, exclude, skip_unreadable=on_error == "skip"
+        )
         if not self.files:
             patterns = f"include {', '.join(include)}" + (f"; exclude {', '.join(exclude)}" if exclude else "")
-            raise CorpusError(f"Corpus: no files in {self.origin} ({patterns})", reason="empty")
+            detail = "; ".join([patterns, *self.remarks()])
+            raise CorpusError(f"Corpus: no files in {self.origin} ({detail})", reason="empty")
+
+    def remarks(self) -> list[str]:
+        """One line about what was left out, if anything was, and one for each pattern that matched nothing."""
+        lines = [f"left out: {self.left_out}"] if self.left_out.counts else []
+        return lines + [f"{argument}: the pattern {pattern!r} matches nothing" for argument, pattern in self.unmatched]
 
     def read(self, index: int, start: int = 0) -> Iterator[tuple[int, list[bytes]]]:
         """File `files[index]` from cursor `start` (or where its part begins): `(cursor, documents)` for each record,
@@ -129,13 +162,14 @@ class Corpus:
             raise self.no_documents()
 
     def no_documents(self) -> CorpusError:
-        """The error for a corpus in which nothing was found."""
-        skipped = f", {self.skipped.total} skipped: {self.skipped.messages[0]}" if self.skipped.total else ""
-        return CorpusError(f"no documents in {self.origin} ({len(self.files)} files{skipped})", reason="empty")
+        """The error for a corpus in which reading has found no document."""
+        count = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
+        skipped = f"; skipped: {self.skipped}" if self.skipped.total else ""
+        return CorpusError(f"no documents in {self.origin} ({count}{skipped})", reason="empty")
 
     def fingerprint(self) -> str:
-        """16 hex digits of what decides the documents and their order: names, sizes and parts of files, and the
-        arguments. Not of the contents, which are never read for it."""
+        """16 hex digits that stand for what decides the documents and their order: names, sizes and parts of the
+        files, and the arguments. The contents are not read for it."""
         settings = (self.text_key, self.on_error, self.max_document_bytes)
         files = [(f.name, f.size, f.start, f.stop) for f in self.files]
         return hashlib.sha256(repr((settings, files)).encode()).hexdigest()[:16]
@@ -147,36 +181,19 @@ class Corpus:
         return other
 
 
-def _find_files(roots: Sequence[Path], include: Sequence[str], exclude: Sequence[str]) -> Iterator[CorpusFile]:
-    seen = set()
-    for root in roots:
-        if root.is_dir():
-            found = _walk(root, include, exclude)
-        elif root.exists():
-            found = [(root, root.name)]
-        else:
-            raise CorpusError(f"Corpus: no such file or directory: {root}", reason="unreadable", path=root)
-        for path, name in found:
-            real = path.resolve()
-            if real not in seen:
-                seen.add(real)
-                yield CorpusFile(path, name, path.stat().st_size)
+def _roots(paths: Paths) -> list[Path]:
+    try:
+        return [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    except TypeError as error:
+        raise TypeError(f"Corpus: paths: expected a path (str or PathLike) or several, got {paths!r}") from error
 
 
-def _walk(root: Path, include: Sequence[str], exclude: Sequence[str]) -> list[tuple[Path, str]]:
-    def fail(error: OSError) -> None:
-        path = Path(error.filename)
-        raise CorpusError(f"{path}: cannot be read ({error.strerror})", reason="unreadable", path=path)
-
-    found = []
-    for folder, folders, names in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(folder, name) for name in names if not name.startswith(".")):
-            name = path.relative_to(root).as_posix()
-            wanted = any(fnmatchcase("/" + name, pattern) for pattern in include)
-            if wanted and not any(fnmatchcase("/" + name, pattern) for pattern in exclude) and path.is_file():
-                found.append((path, name))
-    return sorted(found, key=lambda item: item[1])
+def _patterns(argument: str, patterns: Patterns) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        return (patterns,)
+    if not isinstance(patterns, Iterable):
+        raise TypeError(f"Corpus: {argument}: expected patterns (str), got {type(patterns).__name__}")
+    return tuple(patterns)
 
 
 def order_key(*parts: object) -> bytes:

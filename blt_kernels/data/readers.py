@@ -8,57 +8,35 @@ last record. So a caller can refuse or skip, and a bad line does not end the fil
 
 from __future__ import annotations
 
-import gzip
-import io
+import codecs
 import json
-import lzma
-import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO, cast
 
-COMPRESSION = (".gz", ".xz", ".zst")
+from .._optional import optional
+from .compression import CHUNK_BYTES, COMPRESSION, DamagedError, open_bytes, skip_bytes
+from .errors import CorpusError, os_reason, printable, problem
+
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
 MAX_LINE_BYTES = 1 << 28  # a longer line of JSON is an error, so that a file without newlines is not read whole
-CHUNK_BYTES = 1 << 16
+MAX_KEY_CHARACTERS = 60  # of a key that an error message shows
 PARQUET_BATCH_ROWS = 32
-
-
-class CorpusError(ValueError):
-    """Something in a corpus cannot be used.
-
-    `path` names the file, `line` (from 1) or `row` (from 0, Parquet) the place, where there is one.
-    `reason` is one of: unreadable, corrupt, binary, utf8, json, missing_text, not_text, too_long, empty.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        reason: str = "corrupt",
-        path: Path | None = None,
-        line: int | None = None,
-        row: int | None = None,
-    ):
-        super().__init__(message)
-        self.reason = reason
-        self.path = path
-        self.line = line
-        self.row = row
-
-
-def _problem(reason: str, detail: str, path: Path, *, line: int | None = None, row: int | None = None) -> CorpusError:
-    place = f", line {line}" if line is not None else f", row {row}" if row is not None else ""
-    return CorpusError(f"{path}{place}: {detail}", reason=reason, path=path, line=line, row=row)
-
+BOM = codecs.BOM_UTF8
+# The mark of UTF-32 begins with that of UTF-16, so it is looked for first.
+OTHER_BOMS = {
+    codecs.BOM_UTF32_LE: "UTF-32 (little-endian)",
+    codecs.BOM_UTF32_BE: "UTF-32 (big-endian)",
+    codecs.BOM_UTF16_LE: "UTF-16 (little-endian)",
+    codecs.BOM_UTF16_BE: "UTF-16 (big-endian)",
+}
 
 Records = Iterator[tuple[int, "bytes | CorpusError"]]
 
 
 def kind_of(path: Path) -> str:
-    """Either "json", "parquet" or "text", by the name alone; a compression suffix is looked through."""
+    """The kind of a file, "json", "parquet" or "text": its name without a compression suffix decides."""
     name = path.name.lower()
     if name.endswith(PARQUET):
         return "parquet"
@@ -84,8 +62,8 @@ def read_records(path: Path, *, text_key: str, max_bytes: int, start: int = 0, s
 def piece_length(data: bytes, max_bytes: int) -> int:
     """How many bytes of `data` go into one piece of at most `max_bytes` (at least 4).
 
-    All if they fit; else up to the end of the last whole line; else, if the line is longer, of the last whole
-    UTF-8 character.
+    If all of them do not fit, the piece ends after the last whole line, or, where one line does not fit, after the
+    last whole UTF-8 character.
     """
     if len(data) <= max_bytes:
         return len(data)
@@ -109,93 +87,42 @@ def split_document(data: bytes, max_bytes: int) -> list[bytes]:
     return pieces
 
 
-def _optional(package: str, module: str, path: Path) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"reading {path} needs the package {package}: pip install {package}") from error
-
-
-class _Chunks(io.RawIOBase):
-    """An iterator of bytes as a raw stream."""
-
-    def __init__(self, chunks: Iterator[bytes]):
-        self._chunks = chunks
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = chunk
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-
-def _zstd_chunks(path: Path, zstandard: Any) -> Iterator[bytes]:
-    # zstandard's own stream reader ends a truncated file without a word; frame by frame we can tell.
-    frame = None
-    with open(path, "rb") as file:
-        while data := file.read(CHUNK_BYTES):
-            while data:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(data)
-                data = b""
-                if frame.eof:
-                    data, frame = frame.unused_data, None
-    if frame is not None:
-        raise EOFError("the file ends within a compressed frame")
-
-
-def _open(path: Path) -> BinaryIO:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if suffix == ".xz":
-        return cast(BinaryIO, lzma.open(path, "rb"))
-    if suffix == ".zst":
-        return cast(BinaryIO, io.BufferedReader(_Chunks(_zstd_chunks(path, _optional("zstandard", "zstandard", path)))))
-    return open(path, "rb")
-
-
-def _skip_bytes(file: BinaryIO, path: Path, count: int) -> None:
-    if path.suffix.lower() not in COMPRESSION:
-        file.seek(count)
-        return
-    while count > 0:
-        data = file.read(min(CHUNK_BYTES, count))
-        if not data:
-            return
-        count -= len(data)
-
-
 def _file_error(error: Exception, path: Path, line: int | None = None) -> CorpusError:
-    """The CorpusError for an exception out of opening, reading or decompressing."""
-    known = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
-    if isinstance(error, known) or type(error).__name__ == "ZstdError":
-        return _problem("corrupt", f"the compressed data is damaged or cut short ({error})", path, line=line)
+    """The CorpusError for an exception out of opening, reading or decompressing; other exceptions are raised."""
+    if isinstance(error, DamagedError):
+        return problem("corrupt", f"cannot be decompressed ({error})", path, line=line)
     if isinstance(error, OSError):
-        return _problem("unreadable", f"cannot be read ({error.strerror or error})", path, line=line)
+        return problem("unreadable", f"cannot be read ({os_reason(error)})", path, line=line)
+    if isinstance(error, MemoryError):
+        return problem("too_long", "there is not enough memory to read it", path, line=line)
     raise error
+
+
+def _check_encoding(head: bytes, path: Path) -> CorpusError | None:
+    """Refuses a file whose first bytes are the byte order mark of an encoding other than UTF-8."""
+    for mark, encoding in OTHER_BOMS.items():
+        if head.startswith(mark):
+            detail = f"not UTF-8: the byte order mark at its start says {encoding}; convert it to UTF-8"
+            return problem("utf8", detail, path, line=1)
+    return None
 
 
 def _read_text(path: Path, max_bytes: int, start: int, stop: int | None) -> Records:
     offset, rest = start, b""
     try:
-        with closing(_open(path)) as file:
-            _skip_bytes(file, path, start)
+        with closing(open_bytes(path)) as file:
+            skip_bytes(file, path, start)
+            if start == 0:
+                head = file.read(4)
+                if error := _check_encoding(head, path):
+                    yield offset, error
+                    return
+                rest = head[:stop].removeprefix(BOM)
+                offset = len(BOM) if head.startswith(BOM) else 0
             while True:
                 # One byte more than a piece holds, to see whether anything, and what, follows.
                 wanted = max_bytes + 1 if stop is None else min(max_bytes + 1, stop - offset)
-                rest += file.read(wanted - len(rest))
+                rest += file.read(max(0, wanted - len(rest)))
                 if not rest:
                     return
                 piece = rest[: piece_length(rest, max_bytes)]
@@ -213,20 +140,20 @@ def _check_text(piece: bytes, path: Path, offset: int) -> CorpusError | None:
     nul = piece.find(b"\0")
     if nul >= 0:
         line = _line_at(path, offset + nul)
-        return _problem("binary", f"a NUL byte (offset {offset + nul}): not a text file", path, line=line)
+        return problem("binary", f"a NUL byte (offset {offset + nul}): not a text file", path, line=line)
     try:
         piece.decode("utf-8")
     except UnicodeDecodeError as error:
         place = offset + error.start
         detail = f"not UTF-8: byte 0x{piece[error.start]:02x} at offset {place} ({error.reason})"
-        return _problem("utf8", detail, path, line=_line_at(path, place))
+        return problem("utf8", detail, path, line=_line_at(path, place))
     return None
 
 
 def _line_at(path: Path, offset: int) -> int:
     """The line, from 1, of byte `offset`: counted anew, for an error only."""
     lines = 1
-    with closing(_open(path)) as file:
+    with closing(open_bytes(path)) as file:
         while offset > 0 and (data := file.read(min(CHUNK_BYTES, offset))):
             lines += data.count(b"\n")
             offset -= len(data)
@@ -236,69 +163,92 @@ def _line_at(path: Path, offset: int) -> int:
 def _read_json_lines(path: Path, text_key: str, start: int, stop: int | None) -> Records:
     number = 0  # lines read so far: while a line is handled, its number from 1
     try:
-        with closing(_open(path)) as file:
+        with closing(open_bytes(path)) as file:
             while (stop is None or number < stop) and (line := file.readline(MAX_LINE_BYTES + 1)):
-                too_long = len(line) > MAX_LINE_BYTES
                 number += 1
+                if number == 1 and (error := _check_encoding(line, path)):
+                    yield number, error
+                    return
+                too_long = len(line) > MAX_LINE_BYTES
                 while too_long and line and not line.endswith(b"\n"):
                     line = file.readline(CHUNK_BYTES)
                 if number <= start:
                     continue
+                # A mark also begins a later line where files were joined, and there it is no text either.
+                line = line.removeprefix(BOM)
                 if too_long:
                     detail = f"a line of more than {MAX_LINE_BYTES} bytes"
-                    yield number, _problem("too_long", detail, path, line=number)
-                elif not line.isspace():
+                    yield number, problem("too_long", detail, path, line=number)
+                elif line.strip():
                     yield number, _parse_json_line(line, path, number, text_key)
     except Exception as error:
         yield number, _file_error(error, path, number + 1)
 
 
+# Numbers are not looked at, so they are not converted either: json refuses integers of more than 4300 digits.
+_JSON = json.JSONDecoder(parse_int=lambda digits: 0)
+
+
 def _parse_json_line(line: bytes, path: Path, number: int, text_key: str) -> bytes | CorpusError:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = _JSON.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         detail = f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1} ({error.reason})"
-        return _problem("utf8", detail, path, line=number)
-    except (ValueError, RecursionError) as error:
-        return _problem("json", f"not JSON ({error})", path, line=number)
+        return problem("utf8", detail, path, line=number)
+    except json.JSONDecodeError as error:
+        return problem("json", f"not JSON ({error.msg} at column {error.pos + 1})", path, line=number)
+    except RecursionError:
+        return problem("json", "not JSON that can be read (too deeply nested)", path, line=number)
     if not isinstance(record, dict):
-        detail = f"expected a JSON object, got {type(record).__name__}"
-        return _problem("missing_text", detail, path, line=number)
+        detail = f"expected a JSON object, got {_json_type(record)}"
+        return problem("missing_text", detail, path, line=number)
     if text_key not in record:
-        found = ", ".join(repr(key) for key in list(record)[:8]) or "none"
-        return _problem("missing_text", f"no key {text_key!r} (keys: {found})", path, line=number)
+        detail = f"no key {text_key!r} (keys: {_some(list(record))})"
+        return problem("missing_text", detail, path, line=number)
     text = record[text_key]
     if not isinstance(text, str):
-        detail = f"key {text_key!r}: expected a string, got {type(text).__name__}"
-        return _problem("not_text", detail, path, line=number)
+        detail = f"key {text_key!r}: expected a string, got {_json_type(text)}"
+        return problem("not_text", detail, path, line=number)
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         detail = f"key {text_key!r}: not UTF-8: a lone surrogate at character {error.start}"
-        return _problem("utf8", detail, path, line=number)
+        return problem("utf8", detail, path, line=number)
+
+
+def _json_type(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _some(names: list[str]) -> str:
+    """The first few keys or columns, for an error message."""
+    shown = [repr(name[:MAX_KEY_CHARACTERS]) + "..." * (len(name) > MAX_KEY_CHARACTERS) for name in names[:8]]
+    return ", ".join(shown) + ", ..." * (len(names) > 8) or "none"
 
 
 def _read_parquet(path: Path, text_key: str, start: int, stop: int | None) -> Records:
-    pa = _optional("pyarrow", "pyarrow", path)
-    pq = _optional("pyarrow", "pyarrow.parquet", path)
+    pa = optional("pyarrow", f"reading {printable(path)}")
+    pq = optional("pyarrow.parquet", f"reading {printable(path)}")
     row = 0
     try:
         # Buffered pages, so that a row group larger than memory is still streamed.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             schema = file.schema_arrow
-            if text_key not in schema.names:
-                detail = f"no column {text_key!r} (columns: {', '.join(map(repr, schema.names[:8]))})"
-                yield 0, _problem("missing_text", detail, path)
+            columns = schema.names.count(text_key)
+            if columns != 1:
+                found = "several columns" if columns else "no column"
+                detail = f"{found} {text_key!r} (columns: {_some(schema.names)})"
+                yield 0, problem("missing_text", detail, path)
                 return
             kind = schema.field(text_key).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 detail = f"column {text_key!r}: expected strings, got {kind}"
-                yield 0, _problem("not_text", detail, path)
+                yield 0, problem("not_text", detail, path)
                 return
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
-                if row + rows <= start:  # not even read
+                if row + rows <= start:  # the group need not be read
                     row += rows
                     continue
                 for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=[text_key]):
@@ -310,17 +260,23 @@ def _read_parquet(path: Path, text_key: str, start: int, stop: int | None) -> Re
                         row += 1
                         if row > start:
                             yield row, _check_parquet(value, path, row - 1, text_key)
-    except (pa.ArrowException, OSError) as error:
+            if row != file.metadata.num_rows:  # pyarrow does not check it
+                detail = f"the Parquet data is damaged: it has {row} rows, and its index {file.metadata.num_rows}"
+                yield row, problem("corrupt", detail, path, row=row)
+    except Exception as error:  # pyarrow raises many kinds for damaged data, ValueError and KeyError among them
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            yield row, _file_error(error, path)
+            return
         detail = f"the Parquet data is damaged, or this is no Parquet file ({error})"
-        yield row, _problem("corrupt", detail, path, row=row)
+        yield row, problem("corrupt", detail, path, row=row)
 
 
 def _check_parquet(value: bytes | None, path: Path, row: int, text_key: str) -> bytes | CorpusError:
     if value is None:
-        return _problem("missing_text", f"column {text_key!r} is null", path, row=row)
+        return problem("missing_text", f"column {text_key!r} is null", path, row=row)
     try:
         value.decode("utf-8")
     except UnicodeDecodeError as error:
         detail = f"column {text_key!r}: not UTF-8 at byte {error.start} ({error.reason})"
-        return _problem("utf8", detail, path, row=row)
+        return problem("utf8", detail, path, row=row)
     return value

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .corpus import Corpus, CorpusFile, order_key
-from .readers import CorpusError, kind_of
+from .errors import CorpusError
+from .readers import kind_of
 
 
 def split_corpus(corpus: Corpus, holdout_bytes: int = 1 << 20, *, seed: int = 0) -> tuple[Corpus, Corpus]:
@@ -48,8 +49,18 @@ def split_corpus(corpus: Corpus, holdout_bytes: int = 1 << 20, *, seed: int = 0)
     rest = [training[index] for index in sorted(training)]
     probe = corpus.with_files(rest)
     if missing > 0 or not any(documents for index in range(len(rest)) for _, documents in probe.read(index)):
-        raise CorpusError(
-            f"split_corpus: holdout_bytes: {holdout_bytes} leaves nothing to train on in {corpus.origin}",
-            reason="empty",
-        )
+        raise _nothing_left(holdout_bytes, holdout_bytes - missing, reader, probe)
     return corpus.with_files(rest), corpus.with_files([held[index] for index in sorted(held)])
+
+
+def _nothing_left(holdout_bytes: int, read_bytes: int, reader: Corpus, probe: Corpus) -> CorpusError:
+    """The error for a corpus that cannot be divided; `reader` has read all of its documents, `probe` what was left."""
+    if read_bytes == 0:
+        return reader.no_documents()
+    skipped = [str(part.skipped) for part in (reader, probe) if part.skipped.total]
+    return CorpusError(
+        f"split_corpus: holdout_bytes: holding out {holdout_bytes} bytes leaves nothing to train on in "
+        f"{reader.origin}, which has {read_bytes} bytes of text; a record of JSON lines or Parquet and a line of text "
+        f"are not divided" + "".join(f"; skipped: {text}" for text in skipped),
+        reason="empty",
+    )

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from .corpus import Corpus, order_key
+from .errors import CorpusError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class _Position(NamedTuple):
@@ -23,13 +24,13 @@ class DocumentStream:
     """An iterator over the documents (bytes, never empty) of `corpus`.
 
     seed              gives the order; the same seed and corpus give the same documents in every process.
-    shuffle           files are shuffled anew in each epoch, and documents within consecutive blocks of
-    buffer_documents  this many documents, or of
-    buffer_bytes      this many bytes, whichever is reached first, to the end of a record. A block is in memory whole.
-                      With shuffle=False documents come in the corpus' own order, one record in memory.
-    epochs            how often to go through the corpus; None: endlessly. Blocks do not span epochs.
+    shuffle           True: each epoch has a new order of files, and the documents that are read are shuffled in
+                      blocks. False: documents come in the corpus' own order, and only one record is in memory.
+    buffer_documents  a block ends with the record that brings it to this many documents, or to
+    buffer_bytes      this many bytes. A block is held in memory, and does not reach into the next epoch.
+    epochs            how often to go through the corpus; None: endlessly.
     rank, world_size  this stream yields every world_size-th document, from the rank-th, in the order of reading.
-                      Every rank reads all files; what is divided is the training.
+                      Every rank reads all files, so what is divided is the training and not the reading.
 
     `state_dict()` is small and JSON-able. A stream made with equal arguments that loads it yields exactly the
     documents that this one would have yielded next; it reads the current block again.
@@ -159,8 +160,14 @@ class DocumentStream:
             size += sum(map(len, mine))
         end = _Position(epoch, place, cursor, document)
         if place == len(order):
-            if document <= self.rank:
+            if document == 0:
                 raise self.corpus.no_documents()
+            if document <= self.rank:
+                raise CorpusError(
+                    f"DocumentStream: world_size: expected at most {document}, the documents of {self.corpus.origin}, "
+                    f"got {self.world_size}: rank {self.rank} would have none",
+                    reason="empty",
+                )
             self._order = []
             end = _Position(epoch + 1, 0, 0, 0)
         if self.shuffle:

@@ -56,7 +56,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """A token a byte."""
+    """One token for each byte."""
 
     token_bytes = (np.arange(VOCAB_SIZE) >= BYTE_OFFSET).astype(np.int64)
 

@@ -143,6 +143,21 @@ def test_json_on_stdout_is_json_whatever_is_skipped(runs: Path, tmp_path: Path) 
     assert "bits per byte of 9 bytes" in run("eval", runs / "entropy", data, "--on-error", "skip").stdout
 
 
+def test_eval_says_on_stderr_what_was_left_out(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "some text"}) + '\n{"[/INST]": 1}\n')
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "held out.txt").write_text("held out")
+    (tmp_path / "b.c").write_text("int main;")
+    arguments = ("--json", "--on-error", "skip", "--exclude", "test/*", "--exclude", "tset/*")
+    result = run("eval", runs / "entropy", tmp_path, *arguments)
+    assert json.loads(result.stdout)["bytes"] == len("some text")
+    lines = result.stderr.splitlines()
+    assert "left out: 1 excluded (test/); 1 not included (b.c)" in lines  # a directory counts as one
+    assert "exclude: the pattern 'tset/*' matches nothing" in lines
+    # The corpus was read twice, by the model and by the compressors; the bad line counts once.
+    assert [line for line in lines if "1 missing_text; first: " in line and "'[/INST]'" in line]
+
+
 def test_patch_shows_and_draws(runs: Path, tmp_path: Path) -> None:
     text = "def f(x): return x"
     out = run("patch", text, "--model", runs / "blt", "--png", tmp_path / "p.png", "--html", tmp_path / "p.html")

@@ -145,12 +145,12 @@ def test_directory_order_patterns_and_duplicates(tmp_path):
     assert len(names([tmp_path, tmp_path / "b.txt", str(tmp_path)])) == 4
     with pytest.raises(CorpusError, match=r"no files in .*include \*\.rs; exclude \*/x"):
         Corpus(tmp_path, include="*.rs", exclude="*/x")
-    with pytest.raises(CorpusError, match=r"no such file or directory: .*nowhere"):
+    with pytest.raises(CorpusError, match=r"nowhere: no such file or directory"):
         Corpus(tmp_path / "nowhere")
 
 
 def test_standard_library(tmp_path):
-    patterns = {"include": "*.py", "exclude": ("*/site-packages/*", "*/test/*", "*/tests/*", "*/idlelib/*")}
+    patterns = {"include": "*.py", "exclude": ("*/site-packages/*", "test/", "tests/", "idlelib/")}
     corpus = Corpus(sysconfig.get_path("stdlib"), on_error="skip", **patterns)
     assert len(corpus.files) > 200 and not any("site-packages" in file.name for file in corpus.files)
     documents = DocumentStream(corpus, seed=1, buffer_documents=50)
@@ -183,10 +183,10 @@ BAD_LINES = {
     b'{"text": "broken': ("json", "not JSON"),
     b'{"body": "x"}': ("missing_text", r"no key 'text' \(keys: 'body'\)"),
     b"[1]": ("missing_text", "expected a JSON object, got list"),
-    b'{"text": null}': ("not_text", "expected a string, got NoneType"),
+    b'{"text": null}': ("not_text", "expected a string, got null"),
     b'{"text": "\xff"}': ("utf8", "byte 0xff at column 11"),
     b'{"text": "\\ud800"}': ("utf8", "lone surrogate at character 0"),
-    b"[" * 100_000: ("json", "not JSON"),
+    b"[" * 100_000: ("json", "too deeply nested"),
 }
 
 
@@ -205,7 +205,7 @@ def test_bad_line(tmp_path, bad, suffix):
     assert corpus.skipped.counts == {reason: 1} and corpus.skipped.total == 1
     assert corpus.skipped.messages == [str(error)]
     list(corpus)
-    assert corpus.skipped.total == 2 and len(corpus.skipped.messages) == 1
+    assert corpus.skipped.total == 1 and len(corpus.skipped.messages) == 1  # the same record counts once
 
 
 def test_line_too_long(tmp_path, monkeypatch):
@@ -301,13 +301,13 @@ def test_bad_parquet(tmp_path):
 def test_unreadable_and_empty(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("")
-    with pytest.raises(CorpusError, match=r"no documents in .*a\.txt \(1 files\)"):
+    with pytest.raises(CorpusError, match=r"no documents in .*a\.txt \(1 file\)"):
         list(Corpus(path))
     with pytest.raises(CorpusError, match="no documents"):
         next(DocumentStream(Corpus(path)))
     corpus = Corpus(path, on_error="skip")
     path.unlink()
-    with pytest.raises(CorpusError, match=r"1 skipped: .*a\.txt: cannot be read \(No such file"):
+    with pytest.raises(CorpusError, match=r"skipped: 1 unreadable; first: .*a\.txt: cannot be read \(No such file"):
         next(DocumentStream(corpus))
     assert corpus.skipped.counts == {"unreadable": 1}
 
@@ -317,7 +317,9 @@ def test_optional_packages_are_named(tmp_path, monkeypatch):
         path = tmp_path / name
         path.write_bytes(b"x")
         monkeypatch.setitem(__import__("sys").modules, package, None)
-        with pytest.raises(ImportError, match=f"{name} needs the package {package}: pip install {package}"):
+        with pytest.raises(
+            ImportError, match=rf"reading .*{name}: {package} is missing: pip install 'blt_kernels\[train\]'"
+        ):
             list(Corpus(path, on_error="skip"))
 
 
@@ -333,9 +335,18 @@ def test_corpus_arguments(tmp_path):
         ({"on_error": "ignore"}, ValueError),
         ({"max_document_bytes": 3}, ValueError),
         ({"max_document_bytes": 1e6}, TypeError),
+        ({"text_key": b"text"}, TypeError),
+        ({"include": [1]}, TypeError),
+        ({"exclude": 1}, TypeError),
+        ({"exclude": ""}, ValueError),
+        ({"exclude": "/"}, ValueError),
+        ({"exclude": "[z-a]"}, ValueError),
     ]:
         with pytest.raises(error, match=f"Corpus: {next(iter(options))}: expected"):
             Corpus(tmp_path, **options)
+    for paths in (5, [5], [b"bytes"]):
+        with pytest.raises(TypeError, match="Corpus: paths: expected a path"):
+            Corpus(paths)
 
 
 # Order, sharding, resumption
@@ -393,7 +404,7 @@ def test_shards_divide_the_documents(mixed, documents_of_mixed, shuffle):
 def test_a_rank_without_documents_is_told(tmp_path):
     (tmp_path / "a.txt").write_text("only one")
     assert next(DocumentStream(Corpus(tmp_path), rank=0, world_size=2)) == b"only one"
-    with pytest.raises(CorpusError, match="no documents"):
+    with pytest.raises(CorpusError, match=r"world_size: expected at most 1, the documents of .*, got 2: rank 1 would"):
         next(DocumentStream(Corpus(tmp_path), rank=1, world_size=2))
 
 
@@ -540,12 +551,12 @@ def uneven(tokens):
 SETTINGS = [
     {"row_tokens": 50},
     {"row_tokens": 1},
-    {"row_tokens": 64, "batch_size": 3, "max_sequence": 7},
+    {"row_tokens": 7, "batch_size": 3},
     {"row_tokens": 200, "max_sequences": 2},
     {"row_tokens": 64, "batch_size": 4, "max_sequences": 1, "interleave": 1},
-    {"row_tokens": 200, "max_sequence": 20, "interleave": 5},
+    {"row_tokens": 20, "interleave": 5},
     {"row_tokens": 60, "row_patches": 10, "segmenter": fixed(4)},
-    {"row_tokens": 30, "batch_size": 2, "row_patches": 10, "segmenter": fixed(4), "max_sequence": 3},
+    {"row_tokens": 30, "batch_size": 2, "row_patches": 3, "segmenter": fixed(4)},
     {"row_tokens": 60, "row_patches": 8, "segmenter": uneven},
     {"row_tokens": 5, "row_patches": 8, "segmenter": uneven},  # patches longer than a row
     {"row_tokens": 100, "row_patches": 1, "segmenter": lambda tokens: [len(tokens)]},
@@ -605,11 +616,8 @@ def test_packing(mixed, documents_of_mixed, options):
                     last = int(np.searchsorted(ends, b))
                     assert ends[last] == b  # sequences end with patches
                     piece["lengths"] = batch.patch_lengths[row, patch : last + 1].tolist()
-                    assert len(piece["lengths"]) <= options.get("max_sequence", C)
                     patch = last + 1
                     assert batch.next_is_start[row, i] == (piece["tokens"][-1] != 2)
-                else:
-                    assert b - a <= options.get("max_sequence", N)
                 pieces.append(piece)
             assert (batch.sequence_ids[row] == ids).all()
             if C is not None:
@@ -693,7 +701,7 @@ def test_wrong_patch_lengths(tmp_path, lengths, error, message):
         ({"row_tokens": 0}, ValueError, "row_tokens: expected at least 1, got 0"),
         ({"row_tokens": 1.5}, TypeError, "row_tokens: expected int, got float"),
         ({"row_tokens": 8, "row_patches": 4}, ValueError, "row_patches: expected together with segmenter"),
-        ({"row_tokens": 8, "max_sequence": 0}, ValueError, "max_sequence: expected at least 1"),
+        ({"row_tokens": 8, "max_sequences": 0}, ValueError, "max_sequences: expected at least 1"),
     ],
 )
 def test_packing_arguments(mixed, options, error, message):

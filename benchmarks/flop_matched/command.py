@@ -1,4 +1,4 @@
-"""`python -m benchmarks.flop_matched --scale cpu`: BLT against token models of equal FLOPs.
+"""`python -m benchmarks matched`: BLT against token models of equal FLOPs.
 
 cpu    a smoke test of everything: about 25 minutes on two cores
 gpu    one GPU, about an hour in all; --max-minutes 9 makes pieces
@@ -10,29 +10,26 @@ Run it again to go on after an interruption: finished jobs are skipped, training
 from __future__ import annotations
 
 import argparse
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
-from benchmarks.ops.harness import describe_machine, device_slug
-
+from ..machine import device_name, device_slug
+from ..report.table import console as new_console
 from . import results
 from .jobs import SCALES, jobs_of
 from .run import RESERVED_SECONDS, Bench, OutOfTime
 from .summary import SMOKE, summary
 from .texts import open_texts
 
-LOG_WIDTH = 160  # of tables that go to a file
 
-
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.flop_matched", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m benchmarks matched", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--scale", choices=tuple(SCALES), default="cpu", help="default: cpu")
     parser.add_argument("--data", type=Path, help="text to train on; default: Python's standard library")
     parser.add_argument(
         "--languages", type=Path, help="folder of <language>/test.*; default: --data, or a few sentences"
@@ -54,12 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--only {options.only}: no job of this scale has that in its name")
     device = "cuda" if scale.name == "gpu" else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--scale gpu: not run: there is no GPU here")
-    slug = device_slug(describe_machine(torch.device(device))["device"])
-    folder = options.out / slug / "flop_matched" / scale.name
-    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+        raise RuntimeError("--scale gpu: not run: torch sees no GPU here")
+    slug = device_slug(device_name(torch.device(device)))
+    folder = options.out / slug / results.FOLDER / scale.name
+    console = new_console()
     if scale.smoke:
-        console.print(f"[bold]{SMOKE}[/]")
+        console.print(SMOKE, style="bold")
     texts = open_texts(
         options.data,
         options.languages,
@@ -83,10 +80,3 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [result for job in jobs if (result := results.read(bench.path(job))) and result["finished"]]
     summary(console, rows)
     console.print(f"{(time.monotonic() - begin) / 60:.1f} minutes; results: {folder}/")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"flop_matched: {error}")

@@ -1,0 +1,163 @@
+"""The compared models of a scale, with all that their runs need: tokenizer, patcher, rows and FLOPs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from blt_kernels.data import DocumentStream, PackedBatches, Tokenizer
+from blt_kernels.model import BLTConfig, EntropyModel, EntropyModelConfig
+from blt_kernels.model.flops import Ledger, token_flops
+from blt_kernels.training.patcher import Patcher, PatcherConfig
+from blt_kernels.training.rows import RowShape
+from blt_kernels.training.runs import entropy_patcher, row_tokens_for
+
+from .jobs import Scale, Size
+from .models import TOKEN, VARIANTS, Variant, grow_latent, variant_flops
+from .texts import Texts, take
+from .tokens import BPETokenizer
+
+SAMPLED_BATCHES = 16  # to know the bytes of a batch before the number of steps is fixed
+REPORTED_COUNTS = ("paper", "inclusive")
+MEASURED_ROW = 1 << 16  # tokens of the rows in which the mean patch is measured; a row has room for as many patches
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One of the compared models.
+
+    Attributes:
+        unit_bytes: mean bytes of a token, or of a patch.
+        shape: rows that hold the scale's bytes, whatever the unit.
+        batch_bytes: mean bytes of text in a training batch.
+        flops: by count ("paper" and "inclusive"), per byte of text.
+    """
+
+    name: str
+    config: BLTConfig | EntropyModelConfig
+    unit_bytes: float
+    shape: RowShape
+    batch_bytes: float
+    flops: dict[str, Ledger]
+    cross_attention: bool = True
+    patcher: Patcher | None = None
+    tokenizer: Tokenizer | None = None
+
+    def batches(self, documents: DocumentStream) -> PackedBatches:
+        return self.shape.batches(documents, self.patcher, tokenizer=self.tokenizer)
+
+
+class Contenders:
+    """Makes the models of a scale as they are asked for, each once.
+
+    Args:
+        work: folder of the tokenizer.
+        entropy_model: gives the trained entropy model, the same for every BLT of the scale.
+    """
+
+    def __init__(
+        self, scale: Scale, texts: Texts, work: Path, console: Console, entropy_model: Callable[[], EntropyModel]
+    ):
+        self.scale, self.texts, self.work, self.console = scale, texts, work, console
+        self._entropy_model = entropy_model
+        self._models: dict[tuple[str, str], Model] = {}
+        self._patchers: dict[tuple[str, float | None], tuple[Patcher, float]] = {}
+
+    def model(self, size: Size, name: str) -> Model:
+        """A model of the comparison; a BLT is grown to the inclusive FLOPs per byte of the token model."""
+        key = size.name, name
+        if key not in self._models:
+            self._models[key] = self._token_model(size) if name == TOKEN else self._blt(size, VARIANTS[name])
+        return self._models[key]
+
+    @functools.cached_property
+    def tokenizer(self) -> BPETokenizer:
+        path = self.work / "tokenizer.json"
+        if not path.exists():
+            self.console.print(f"training a BPE tokenizer of {self.scale.vocab_size} tokens")
+            documents = take(self.texts.train, self.scale.tokenizer_bytes)
+            BPETokenizer.train(documents, self.scale.vocab_size).save(path)
+        return BPETokenizer.load(path)
+
+    def patcher(self, method: str, patch_size: float | None) -> tuple[Patcher, float]:
+        """A patcher, and the mean bytes of its patches on the beginning of the training text."""
+        key = method, patch_size
+        if key not in self._patchers:
+            if method == "entropy":
+                assert patch_size is not None
+                patcher = entropy_patcher(
+                    self._entropy_model(),
+                    self.texts.train,
+                    threshold=None,
+                    patch_size=patch_size,
+                    seed=0,
+                    calibration_bytes=self.scale.calibration_bytes,
+                )
+            else:
+                patcher = Patcher(PatcherConfig(method, patch_size=None if patch_size is None else int(patch_size)))
+            self._patchers[key] = patcher, self._unit_bytes(patcher, None)
+        return self._patchers[key]
+
+    def _unit_bytes(self, patcher: Patcher | None, tokenizer: Tokenizer | None) -> float:
+        """Mean bytes of text of a patch or token."""
+        rows = RowShape(1, MEASURED_ROW, MEASURED_ROW if patcher else None)
+        num_bytes = units = 0
+        for batch in rows.batches(DocumentStream(self.texts.train, epochs=1), patcher, tokenizer=tokenizer):
+            num_bytes += batch.num_bytes
+            units += int(batch.seq_lens.sum() if batch.patch_lengths is None else (batch.patch_lengths > 0).sum())
+            if num_bytes >= self.scale.calibration_bytes:
+                break
+        return num_bytes / units
+
+    def _units_of_row(self, unit_bytes: float) -> int:
+        """Tokens or patches of a row that holds the scale's bytes, to the nearest multiple of 8."""
+        return 8 * round(self.scale.row_bytes / unit_bytes / 8)
+
+    def _token_model(self, size: Size) -> Model:
+        unit = self._unit_bytes(None, self.tokenizer)
+        config = EntropyModelConfig(size.token, self.tokenizer.vocab_size)
+        shape = RowShape(self.scale.batch_size, self._units_of_row(unit))
+        context = self.scale.row_bytes
+        flops = {
+            count: token_flops(size.token, config.vocab_size, unit, context_bytes=context, count=count)
+            for count in REPORTED_COUNTS
+        }
+        batch_bytes = self._batch_bytes(shape, None, self.tokenizer)
+        return Model(TOKEN, config, unit, shape, batch_bytes, flops, tokenizer=self.tokenizer)
+
+    def _blt(self, size: Size, variant: Variant) -> Model:
+        patcher, unit = self.patcher(variant.method, variant.patch_size)
+        owner = None if patcher.entropy_model is None else patcher.entropy_model.config
+        context = self.scale.row_bytes
+
+        def ledger(config: BLTConfig, count: str) -> Ledger:
+            return variant_flops(variant, config, unit, context_bytes=context, entropy_model=owner, count=count)
+
+        config = grow_latent(
+            size.blt if variant.ngrams else dataclasses.replace(size.blt, ngram_sizes=()),
+            self.model(size, TOKEN).flops["inclusive"].forward,
+            lambda grown: ledger(grown, "inclusive").forward,
+            aspect=size.token.dim / size.token.num_layers,
+        )
+        patches = self._units_of_row(unit)
+        shape = RowShape(self.scale.batch_size, row_tokens_for(patches, unit), patches)
+        flops = {count: ledger(config, count) for count in REPORTED_COUNTS}
+        batch_bytes = self._batch_bytes(shape, patcher, None)
+        return Model(
+            variant.name,
+            config,
+            unit,
+            shape,
+            batch_bytes,
+            flops,
+            cross_attention=variant.cross_attention,
+            patcher=patcher,
+        )
+
+    def _batch_bytes(self, shape: RowShape, patcher: Patcher | None, tokenizer: Tokenizer | None) -> float:
+        loader = shape.batches(DocumentStream(self.texts.train, seed=0), patcher, tokenizer=tokenizer)
+        return sum(next(loader).num_bytes for _ in range(SAMPLED_BATCHES)) / SAMPLED_BATCHES

@@ -1,0 +1,115 @@
+"""Tables, plots and pages from results."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+
+import pytest
+from kernel_results import kernel_result
+
+from benchmarks.ops import OPS
+from benchmarks.report import pages, plots, tables
+from benchmarks.store import read, write
+
+
+def test_section_of_a_device():
+    pool = kernel_result({"ours": 0.001, "scatter_reduce": 0.02, "segment_reduce": 0.004, "copy": 0.0008})
+    text = tables.kernel_table({"patch_pool": pool}).markdown()
+    assert "| `patch_pool` | forward | 1 ms | 80% | segment_reduce | 4.0x |" in text
+    assert "| `patch_gather` |  | not measured |" in text
+    slower = tables.slower_table({"patch_pool": pool})
+    assert "slower than the best baseline in 0, and in 0" in slower.title and not slower.rows
+    for row in (slow := copy.deepcopy(pool))["rows"]:
+        if row["variant"] == "ours":
+            row["seconds"] = 0.008
+    line = "| `patch_pool` | forward | B 1, N 16384, D 1024, patches text 4.5 | segment_reduce | 0.50x | no |"
+    assert line in tables.slower_table({"patch_pool": slow}).markdown()
+    for row in slow["rows"]:
+        if row["variant"] == "ours":
+            row["quartiles"] = [0.0079, 0.0081]
+    assert tables.slower_table({"patch_pool": slow}).rows[0][-1] == "yes"
+
+
+def test_growth_is_that_of_the_largest_sizes():
+    rows = [
+        row for n in (1024, 4096, 16384) for row in kernel_result({"ours": n**2, "copy": n, "other": n}, n=n)["rows"]
+    ]
+    curves = tables.growth({**kernel_result({"copy": 1.0}), "rows": rows}, "measuring")["forward"]
+    assert [n for n, _ in curves["ours"]] == [1024, 4096, 16384]
+    assert tables.exponent(curves["ours"]) == pytest.approx(2) and tables.exponent(curves["other"]) == pytest.approx(1)
+
+
+def test_a_plot_carries_its_data(tmp_path):
+    point = {"training_flops": 1e9, "seconds": 2.0, "valid_bits_per_byte": 3.0}
+    job = {"kind": "main", "size": "small", "smoke": True, "model": {"name": "token"}, "flops": {"inclusive": 1e6}}
+    kernels = {"patch_pool": kernel_result({"ours": 1.0, "other": 2.0, "copy": 1.0})}
+    shown = plots.plots(kernels, {"cpu": [job | {"curve": [point]}]})
+    assert set(shown) == {"speedup", "roofline", "quality_cpu_small"}
+    for name, data in shown.items():
+        path = tmp_path / f"{name}.png"
+        assert plots.drawn_digest(path) is None
+        plots.draw(name, data, path)
+        assert plots.drawn_digest(path) == plots.digest(data)
+
+
+def test_readme_and_plots_show_the_committed_results():
+    assert pages.stale() == []
+
+
+def without(key: str) -> dict:
+    """A result whose case the report would not know how to show."""
+    made = kernel_result({"ours": 1.0, "other": 2.0, "copy": 0.5})
+    return made | {"rows": [row | {key: None} for row in made["rows"]]}
+
+
+def test_an_op_without_a_headline_case_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="patch_pool: its result has no headline case in the measuring environment"):
+        tables.kernel_table({"patch_pool": without("headline")})
+    with pytest.raises(ValueError, match="patch_pool: its result has no case of the sweep over bytes of text"):
+        tables.growth_table({"patch_pool": without("sweep")})
+    with pytest.raises(ValueError, match="expected one of 'results', 'readme', 'top', got 'nowhere'"):
+        tables.kernel_table({"patch_pool": kernel_result({"ours": 1.0, "copy": 0.5}, headline="nowhere")})
+    write(without("headline"), tmp_path)
+    with pytest.raises(ValueError, match="no headline case"):
+        pages.main(["--results", str(tmp_path)])
+
+
+def test_a_case_is_shown_where_it_says_and_in_all_places_before():
+    def shown(headline: str) -> list[str]:
+        results = {"patch_pool": kernel_result({"ours": 1.0, "other": 2.0, "copy": 0.5}, headline=headline)}
+        return [place for place in tables.PLACES if list(tables.shown_in(results, place))]
+
+    assert [shown(place) for place in tables.PLACES] == [["results"], ["results", "readme"], list(tables.PLACES)]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_committed_results_have_the_headline_cases_of_the_op(op):
+    declared = importlib.import_module(f"benchmarks.ops.{op}").HEADLINES
+    for path in pages.RESULTS.glob(f"*/{op}.json"):
+        result = read(path)
+        for environment in tables.environments(result):
+            found = tables.headlines(result, environment)
+            assert {name: rows["ours"]["headline"] for name, rows in found.items()} == declared
+
+
+def test_readme_has_six_rows_a_loss_among_them_and_three_ratios_on_top():
+    for _, kernels, _ in pages.devices(pages.RESULTS):
+        rows = tables.short_table(kernels).rows
+        assert len(rows) == 6 and any(float(speedup.removesuffix("x")) < 1 for _, _, speedup in rows)
+        assert len(list(tables.shown_in(kernels, "top"))) == 3
+
+
+def test_readme_needs_its_markers():
+    with pytest.raises(ValueError, match="expected the markers <!-- headline: begin"):
+        pages.between("no markers", "headline", "text")
+    page = "a\n<!-- x: begin (python -m benchmarks report) -->old<!-- x: end -->\nb"
+    assert "old" not in pages.between(page, "x", "new") and "new" in pages.between(page, "x", "new")
+
+
+def test_tables_of_other_results_are_printed_and_plots_lie_beside_them(tmp_path, capsys):
+    write(kernel_result({"ours": 1.0, "other": 2.0, "copy": 0.5}), tmp_path)
+    pages.main(["--results", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "| `patch_pool` | forward | 1e+03 ms | 50% | other | 2.0x |" in out and "one size of N" in out
+    assert (tmp_path / "some-cpu-2-cores" / "speedup.png").exists()
