@@ -23,6 +23,8 @@ Text = bytes | Iterable[bytes]  # one document, or several
 COMPRESSORS = ("gzip", "xz", "zstd", "ppmd")
 # Packages of those that Python does not come with.
 _PACKAGES = {"zstd": "zstandard", "ppmd": "pyppmd"}
+# xz's preset for the pass over a dictionary. 30 MB of Python source take 30 s of a core, and no more at higher presets.
+_XZ_PRESET = 6
 # PPMd forgets everything when its memory is full: this holds what the largest dictionary of text needs. On 30 MB of
 # Python source order 8 takes 6 s of a core and 0.4 GB, and reaches 1.37 bits per byte where order 6 reaches 1.48.
 _PPMD_ORDER, _PPMD_MEMORY = 8, 1 << 30
@@ -31,7 +33,7 @@ DICTIONARY_BYTES = 1 << 26
 
 
 def compress_bits_per_byte(
-    text: Text, *, dictionary: Text = b"", compressors: Sequence[str] = COMPRESSORS, preset: int = 6
+    text: Text, *, dictionary: Text = b"", compressors: Sequence[str] = COMPRESSORS
 ) -> dict[str, float]:
     """Bits per byte that compressors reach on `text`, alone and, if there is a `dictionary`, given that text.
 
@@ -40,8 +42,6 @@ def compress_bits_per_byte(
         dictionary: text the compressor has seen before, as a rule the training text; the last 64 MiB of it count.
         compressors: which of "gzip", "xz", "zstd" and "ppmd". zstd needs the package zstandard and ppmd the package
             pyppmd; without it, a compressor is left out with a warning.
-        preset: xz's preset (0 to 9) for the pass over the dictionary, which is where the time goes. 30 MB of Python
-            source take about 5, 9, 18, 30 s of a core at 1, 2, 4, 6 and no more beyond 6; zstd -19 takes 27 s.
 
     Returns:
         Bits per byte by name. A name says what was run:
@@ -53,8 +53,6 @@ def compress_bits_per_byte(
     for name in compressors:
         if name not in COMPRESSORS:
             raise fail_value(op, "compressors", f"names out of {COMPRESSORS}", repr(name))
-    if not 0 <= preset <= 9:
-        raise fail_value(op, "preset", "0 to 9", preset)
     data = b"".join(_documents(op, "text", text))
     if not data:
         raise fail_value(op, "text", "at least one byte", "none")
@@ -69,7 +67,7 @@ def compress_bits_per_byte(
     if "xz" in compressors:
         sizes["xz -9e"] = _xz(data, b"", 9 | lzma.PRESET_EXTREME)
         if seen:
-            sizes[f"xz -{preset} {given}"] = _xz(data, seen, preset)
+            sizes[f"xz -{_XZ_PRESET} {given}"] = _xz(data, seen, _XZ_PRESET)
     for name, title, compress in (("zstd", "zstd -19 --long", _zstd), ("ppmd", f"ppmd -o{_PPMD_ORDER}", _ppmd)):
         if name not in compressors:
             continue

@@ -27,6 +27,7 @@ from .._files import naming
 
 STATE_FILE = "state.json"
 FORMAT = 2
+KEPT = 2  # checkpoints of a run; the one before the newest is there in case that was damaged
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -35,9 +36,9 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(
-    run: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], *, keep: int = 2
+    run: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Writes `run/step-<step>` atomically and removes all but the newest `keep` checkpoints.
+    """Writes `run/step-<step>` atomically and removes all but the newest two checkpoints.
 
     Args:
         run: directory of the run; made if it is missing.
@@ -74,7 +75,7 @@ def save_checkpoint(
         if isinstance(error, OSError):
             raise CheckpointError(f"{target}: cannot be written ({error.strerror or error})") from error
         raise
-    for old in list_checkpoints(run)[:-keep]:
+    for old in list_checkpoints(run)[:-KEPT]:
         shutil.rmtree(old)
     return target
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import blt_kernels
-from blt_kernels.model import BLTConfig, EntropyModelConfig
+from blt_kernels.model import BLTConfig, EntropyModelConfig, TransformerConfig
 from blt_kernels.model.config import BLT_PRESETS
 from blt_kernels.model.flops import blt_flops
 
@@ -30,6 +30,7 @@ from blt_kernels.cli import main as cli
 from blt_kernels.cli.console import describe, printable
 from blt_kernels.cli.progress import training_progress
 from blt_kernels.cli.show import print_bits, print_flops, show_patches
+from blt_kernels.training import runs as runs_
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.rows import RowShape
 
@@ -70,10 +71,11 @@ def fails(*arguments: object) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_tables() -> Iterator[None]:
-    """Hash tables of 1009 rows in the preset that is trained here: its checkpoints would hold 300 MB."""
+def small_blt() -> Iterator[None]:
+    """A smaller BLT in the preset that is trained here: its checkpoints would hold 300 MB."""
+    local, latent = TransformerConfig(32, 1, 2, 64, window=16), TransformerConfig(64, 1, 2, 128)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BLT_PRESETS, "tiny", dataclasses.replace(BLT_PRESETS["tiny"], hash_rows=1009))
+        patch.setitem(BLT_PRESETS, "tiny", BLTConfig(local, latent, local, ngram_sizes=(3, 4), hash_rows=1009))
         yield
 
 
@@ -336,6 +338,7 @@ def test_a_run_of_another_command_or_on_other_text_is_not_resumed(texts: Path, r
 def test_an_interrupted_demo_goes_on(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, shape in (("ENTROPY", RowShape(4, 256)), ("MAIN", RowShape(4, 256, 64))):
         monkeypatch.setattr(demo, name, dataclasses.replace(getattr(demo, name), shape=shape))
+    monkeypatch.setattr(runs_, "WATCHED_BYTES", 1)  # one batch: there are ten evaluations of each model
     run_ = tmp_path / "demo"
     command = ("demo", "--run", run_, "--data", texts / "0.txt", "--data", texts / "1.txt", "--minutes", 0.001)
     with monkeypatch.context() as patch:

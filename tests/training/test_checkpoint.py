@@ -35,7 +35,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_keeps_the_newest(tmp_path: Path) -> None:
     for step in (1, 10, 9):
-        save_checkpoint(tmp_path, step, TENSORS, {}, keep=2)
+        save_checkpoint(tmp_path, step, TENSORS, {})
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000009", "step-00000010"]
     assert latest_checkpoint(tmp_path).name == "step-00000010"
     assert latest_checkpoint(tmp_path / "step-00000009").name == "step-00000009"
