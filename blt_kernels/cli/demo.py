@@ -170,7 +170,8 @@ def _train(
 def _config_of(run: Path, settings: dict[str, Any]) -> TrainConfig:
     """How an earlier demo with the same settings has trained the model in `run`."""
     state = load_state(latest_checkpoint(run))
-    saved = state.get("notes", {}).get("demo")
+    notes = state.get("notes")
+    saved = notes.get("demo") if isinstance(notes, dict) else None
     if saved != settings:
         of = "something else" if saved is None else "a demo with " + _words(saved)
         raise ValueError(f"{run}: the model of {of} is here already, got {_words(settings)}; choose another --run")

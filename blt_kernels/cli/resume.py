@@ -38,7 +38,8 @@ def run_options(ctx: typer.Context) -> dict[str, Any]:
 
 def _settled(ctx: typer.Context, checkpoint: Path) -> dict[str, Any]:
     """The saved options, after a check of those on the command line."""
-    notes = load_state(checkpoint).get("notes", {})
+    notes = load_state(checkpoint).get("notes")
+    notes = notes if isinstance(notes, dict) else {}
     now = run_options(ctx)
     if notes.get("command") != now["command"] or not isinstance(notes.get("options"), dict):
         by = f"`blt-kernels {notes['command']}`" if notes.get("command") else "another program"

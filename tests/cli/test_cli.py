@@ -506,6 +506,7 @@ def test_damaged_checkpoints_are_one_line_that_names_the_file(
     ("damage", "named"),
     [
         (damaged_state(notes=...), "got one of another program"),
+        (damaged_state(notes=[]), "got one of another program"),
         (
             damaged_state(notes={"command": "train-entropy", "options": 7}),
             "expected a run of `blt-kernels train-entropy`",
