@@ -3,6 +3,7 @@
 // runs down the keys with heads and queries side by side in the lanes, full ones even for a patch of one byte.
 #include "cpu/cross_attention.h"
 
+#include "common/search.h"
 #include "cpu/vec.h"
 
 namespace blt::cpu::BLT_CPU_CAPABILITY {
@@ -350,16 +351,9 @@ struct Meeting {
 template <class Body>
 void for_each_group(const CrossAttentionArgs& args, int64_t begin, int64_t end, const Body& body) {
   // The first group that starts at `begin` or later, and before it one of which only later heads may.
-  int64_t low = 0, high = args.num_groups;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (args.groups[middle].cost * args.kv_heads < begin) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  for (int64_t i = max_of(low - 1, 0); i < args.num_groups; ++i) {
+  const int64_t first = partition_point(
+      int64_t(0), args.num_groups, [&](int64_t i) { return args.groups[i].cost * args.kv_heads < begin; });
+  for (int64_t i = max_of(first - 1, 0); i < args.num_groups; ++i) {
     const int64_t start = args.groups[i].cost * args.kv_heads, cost = args.groups[i + 1].cost - args.groups[i].cost;
     if (start >= end) {
       return;

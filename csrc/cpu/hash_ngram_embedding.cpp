@@ -2,6 +2,7 @@
 // and prefetches them, and the table gradient is written once, row by row, from a sort of (id, position).
 #include "cpu/hash_ngram_embedding.h"
 
+#include "common/search.h"
 #include "cpu/vec.h"
 
 namespace blt::cpu::BLT_CPU_CAPABILITY {
@@ -13,59 +14,20 @@ BLT_INLINE void prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
 
 // ---- ids -----------------------------------------------------------------------------------------------------------
 
-// h, read as int64, floor-mod V. The quotient by the rounded-down reciprocal is right or one too small.
-BLT_INLINE int64_t floor_mod(const HashArgs& args, uint64_t h) {
-  const uint64_t v = uint64_t(args.num_rows);
-  uint64_t rest = h - uint64_t((static_cast<unsigned __int128>(h) * args.reciprocal) >> 64) * v;
-  rest = rest >= v ? rest - v : rest;
-  if (int64_t(h) < 0) {  // h stands for h - 2^64
-    rest = rest >= args.wrap ? rest - args.wrap : rest + v - args.wrap;
-  }
-  return int64_t(rest);
-}
-
-BLT_INLINE uint64_t token(const HashArgs& args, int64_t j) {
-  return args.tokens64 != nullptr ? uint64_t(args.tokens64[j]) : uint64_t(int64_t(args.tokens32[j]));
-}
-
-BLT_INLINE uint64_t power(uint64_t base, int64_t exponent) {
-  uint64_t result = 1;
-  for (; exponent > 0; exponent /= 2, base *= base) {
-    result *= exponent % 2 == 1 ? base : 1;
-  }
-  return result;
-}
-
 // emit(column, id) for every column of position j, in a sequence that starts at `start`.
 template <class Emit>
 BLT_INLINE void hash_position(const HashArgs& args, int64_t start, int64_t j, const Emit& emit) {
-  for (int64_t q = 0; q < args.num_primes; ++q) {
-    const uint64_t prime = uint64_t(args.primes[q]);
-    uint64_t h = token(args, j);
-    int64_t size = 1;
-    for (int64_t k = 0; k < args.num_sizes; ++k) {
-      for (; size < args.sizes[k] && j - size >= start; ++size) {
-        h = token(args, j - size) + prime * h;
-      }
-      h *= power(prime, args.sizes[k] - size);  // the tokens before the start are zeros
-      size = args.sizes[k];
-      emit(q * args.num_sizes + args.size_numbers[k], floor_mod(args, h));
-    }
+  for (int q = 0; q < args.num_primes; ++q) {
+    const int64_t first = int64_t(q) * args.num_sizes;
+    hash_ngrams(
+        args, uint64_t(args.primes[q]), start, j, [&](int k) { return args.sizes[k]; },
+        [&](int k, int64_t id) { emit(first + args.size_numbers[k], id); });
   }
 }
 
-// Smallest i with values[i] >= x, or n; values ascend.
+// The first i with values[i] >= x, or n; the values ascend.
 BLT_INLINE int64_t first_not_below(const int64_t* values, int64_t n, int64_t x) {
-  int64_t low = 0, high = n;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (values[middle] < x) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return partition_point(int64_t(0), n, [&](int64_t i) { return values[i] < x; });
 }
 
 // emit(position, column, id) for positions begin..end.
@@ -285,22 +247,6 @@ void hash_ngram_ids(const HashArgs& args, int64_t* ids, int64_t begin, int64_t e
   const int64_t count = args.num_primes * args.num_sizes;
   hash_positions(args, begin, end, [&](int64_t j, int64_t g, int64_t id) { ids[j * count + g] = id; });
 }
-
-// Runs the statements with T bound to the table's element type and U to that of bytes (out, base, grad).
-#define BLT_DISPATCH_TABLE(table_dtype, byte_dtype, T, U, ...) \
-  if (table_dtype == DType::f64) {                             \
-    using T = double;                                          \
-    using U = double;                                          \
-    __VA_ARGS__;                                               \
-  } else {                                                     \
-    BLT_DISPATCH_FLOAT(table_dtype, T, {                       \
-      BLT_DISPATCH_FLOAT(byte_dtype, U, {                      \
-        if constexpr (sizeof(T) < 8 && sizeof(U) < 8) {        \
-          __VA_ARGS__;                                         \
-        }                                                      \
-      })                                                       \
-    })                                                         \
-  }
 
 void hash_ngram_embedding(const HashEmbeddingArgs& args, int64_t begin, int64_t end) {
   BLT_DISPATCH_TABLE(args.table_dtype, args.out_dtype, T, U, return embed<T, U>(args, begin, end))

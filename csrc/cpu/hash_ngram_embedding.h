@@ -1,30 +1,22 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/ngram_hash.h"
 #include "cpu/dispatch.h"
 
 namespace blt::cpu {
 
 // Positions are those of the flattened [B * N] tokens; columns g = prime * num_sizes + size number, G of them.
-struct HashArgs {
-  const int32_t* tokens32;  // one of the two is set
-  const int64_t* tokens64;
-  const int64_t* bounds;    // [num_bounds]: where sequences start, ascending from 0, then B * N
+struct HashArgs : NgramHash {
+  const int64_t* bounds;  // [num_bounds]: where sequences start, ascending from 0, then B * N
   int64_t num_bounds;
-  const int64_t* sizes;     // [num_sizes], ascending, and the size number of each in the caller's order
+  const int64_t* sizes;  // [num_sizes], ascending, and the size number of each in the caller's order
   const int64_t* size_numbers;
-  int64_t num_sizes;
-  const int64_t* primes;    // [num_primes]
-  int64_t num_primes;
-  int64_t num_rows;         // V
-  uint64_t reciprocal;      // (2^64 - 1) / V
-  uint64_t wrap;            // 2^64 mod V
+  const int64_t* primes;  // [num_primes]
 };
 
 // ids [B * N, G] of positions begin..end.
 BLT_CPU_KERNEL(hash_ngram_ids, const HashArgs& args, int64_t* ids, int64_t begin, int64_t end)
-
-constexpr int64_t kMaxTables = 1024;  // largest G
 
 struct HashEmbeddingArgs {
   HashArgs hash;

@@ -1,17 +1,12 @@
 // Where patches start, on the CPU: position t of a sequence decides whether position t + 1 starts a patch.
 #include "cpu/segment.h"
 
+#include "common/segment_rules.h"
 #include "cpu/vec.h"
 
 namespace blt::cpu::BLT_CPU_CAPABILITY {
 
 namespace {
-
-bool spacelike(int64_t u) {
-  const bool letter = (u >= 'A' && u <= 'Z') || (u >= 'a' && u <= 'z');
-  const bool digit = u >= '0' && u <= '9', continuation = u >= 0x80 && u < 0xc0;
-  return !(letter | digit | continuation);
-}
 
 // Decisions by value: `starts` is made of bytes, which may alias anything the compiler sees through a reference.
 template <Rule R>
@@ -22,25 +17,16 @@ struct Decision {
   int64_t byte_offset;
   bool bos_patch;
 
-  // With the BOS patch e[0] is not used, so that the first difference of two used entropies is that of position 2.
-  static constexpr int64_t kForced = R == Rule::monotonic || R == Rule::combined ? 1 : 0;
-
-  BLT_INLINE int64_t byte(int64_t t) const {  // unsigned: a token at the end of int64 wraps
-    return int64_t(uint64_t(tokens[t]) - uint64_t(byte_offset));
-  }
+  BLT_INLINE int64_t byte(int64_t t) const { return byte_of(tokens[t], byte_offset); }
   BLT_INLINE uint8_t inner(int64_t t) const {  // t >= 1
-    if constexpr (R == Rule::threshold) {
-      return e[t] > threshold;
-    } else if constexpr (R == Rule::monotonic) {
-      return e[t] - e[t - 1] > threshold;
-    } else if constexpr (R == Rule::combined) {
-      return (e[t] > threshold) & (e[t] - e[t - 1] > delta);
+    if constexpr (R == Rule::spaces) {
+      return (byte(t) < 0) | (is_spacelike(byte(t)) & !is_spacelike(byte(t - 1)));
     } else {
-      return (byte(t) < 0) | (spacelike(byte(t)) & !spacelike(byte(t - 1)));
+      return entropy_starts<R>(e[t - 1], e[t], threshold, delta);
     }
   }
   uint8_t operator()(int64_t t) const {
-    if (bos_patch && t <= kForced) {
+    if (bos_patch && t <= kLastForced<R>) {
       return 1;
     }
     if (t > 0) {

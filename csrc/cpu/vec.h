@@ -13,8 +13,8 @@
 #endif
 
 #include "common/dtype.h"
+#include "common/kernel.h"
 
-#define BLT_INLINE inline __attribute__((always_inline))
 #define BLT_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace blt::cpu::BLT_CPU_CAPABILITY {
@@ -46,18 +46,6 @@ template <>
 struct IntOf<8> {
   using type = int64_t;
 };
-
-// Arithmetic type of a storage type: fp64 in fp64, everything else in fp32.
-template <class T>
-struct AccOf {
-  using type = float;
-};
-template <>
-struct AccOf<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename AccOf<T>::type;
 
 template <class A, class B>
 constexpr bool kSame = false;

@@ -1,25 +1,23 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/segments.h"
 #include "cuda/stream.h"
 
 namespace blt::cuda {
 
 // Attention between bytes and the K slots of patches. In the encoder slots are the queries and bytes the keys, in the
 // decoder it is the other way round.
-struct CrossAttentionArgs {
+// The segments are patches, of the decoder the bytes that see a patch; the decoder's forward has ids only.
+struct CrossAttentionArgs : Segments {
   DType dtype;
   bool encoder;
-  int64_t batch, num_bytes, capacity, slots;  // B, N, C, K
-  int64_t heads, kv_heads, width;             // H, Hkv, E
+  int64_t slots;                   // K
+  int64_t heads, kv_heads, width;  // H, Hkv, E
   double scale;
   int64_t window;
   const int32_t* cu_patches;  // [sequences + 1] where B = 1; otherwise every row is a sequence and sequences = 0
   int64_t sequences;
-  // Patch c of row b is bytes begin[b * stride + c] .. end[b * stride + c] - 1 (decoder: the bytes that see it), and
-  // begin never decreases. The decoder's forward has ids only.
-  const int32_t *begin, *end;
-  int64_t stride;
   const int32_t* ids;  // decoder: [B, N] the patch that a byte sees, or -1
   const void *q, *k, *v;
   void* lse;         // accumulators [query rows, H]; -inf for a row that sees nothing

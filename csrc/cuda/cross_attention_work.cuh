@@ -4,6 +4,7 @@
 // parts of such patches, found by a kernel of its own, and a last kernel joins a patch's parts in order.
 #pragma once
 
+#include "common/search.h"
 #include "cuda/cross_attention.h"
 #include "cuda/device.h"
 
@@ -51,16 +52,7 @@ __device__ __forceinline__ int64_t clamp_to(int64_t x, int64_t limit) { return m
 
 // Positions of the sorted `values` that are at most x.
 __device__ __forceinline__ int64_t count_up_to(const int32_t* values, int64_t count, int64_t x) {
-  int64_t low = 0, high = count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (values[middle] <= x) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return partition_point(int64_t(0), count, [&](int64_t i) { return values[i] <= x; });
 }
 
 // Rows begin .. end - 1 of the other side; `part` of the parts to write, -1 where there is only one.

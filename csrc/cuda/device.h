@@ -21,18 +21,6 @@ namespace blt::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// Arithmetic type of an element type.
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename Accumulator<T>::type;
-
 // ---- conversions ----------------------------------------------------------------------------------------------------
 
 template <class To, class From>

@@ -41,22 +41,6 @@ constexpr int kWide = 16 / int(sizeof(T) > sizeof(U) ? sizeof(T) : sizeof(U));
 
 }  // namespace
 
-// Runs the statements with T bound to the table's element type and U to that of bytes (out, base, grad).
-#define BLT_DISPATCH_TABLE(table_dtype, byte_dtype, T, U, ...) \
-  if (table_dtype == DType::f64) {                             \
-    using T = double;                                          \
-    using U = double;                                          \
-    __VA_ARGS__;                                               \
-  } else {                                                     \
-    BLT_DISPATCH_FLOAT(table_dtype, T, {                       \
-      BLT_DISPATCH_FLOAT(byte_dtype, U, {                      \
-        if constexpr (sizeof(T) < 8 && sizeof(U) < 8) {        \
-          __VA_ARGS__;                                         \
-        }                                                      \
-      })                                                       \
-    })                                                         \
-  }
-
 void store_numbers(const int64_t* numbers, int64_t count, int64_t* out, Stream stream) {
   for (int64_t done = 0; done < count; done += kHashThreads) {
     const int some = int(min_of(count - done, int64_t(kHashThreads)));

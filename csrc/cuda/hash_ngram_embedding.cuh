@@ -17,6 +17,7 @@
 // the tile of its number.
 #pragma once
 
+#include "common/search.h"
 #include "cuda/device.h"
 #include "cuda/hash_ngram_embedding.h"
 
@@ -26,46 +27,15 @@ constexpr int kHashThreads = 256;
 
 // ---- hashes ---------------------------------------------------------------------------------------------------------
 
-// h, read as int64, floor-mod V. The quotient by the rounded-down reciprocal is right or one too small.
-__device__ __forceinline__ int64_t floor_mod(const HashArgs& args, uint64_t h) {
-  const uint64_t v = uint64_t(args.num_rows);
-  uint64_t rest = h - __umul64hi(h, args.reciprocal) * v;
-  rest = rest >= v ? rest - v : rest;
-  if (int64_t(h) < 0) {  // h stands for h - 2^64
-    rest = rest >= args.wrap ? rest - args.wrap : rest + v - args.wrap;
-  }
-  return int64_t(rest);
-}
-
-__device__ __forceinline__ uint64_t token(const HashArgs& args, int64_t j) {
-  return args.tokens64 != nullptr ? uint64_t(args.tokens64[j]) : uint64_t(int64_t(args.tokens32[j]));
-}
-
 __device__ __forceinline__ int64_t number(const HashArgs& args, int i) {
   return args.numbers != nullptr ? args.numbers[i] : args.few[i];
-}
-
-__device__ __forceinline__ uint64_t power(uint64_t base, int64_t exponent) {
-  uint64_t result = 1;
-  for (; exponent > 0; exponent /= 2, base *= base) {
-    result *= exponent % 2 == 1 ? base : 1;
-  }
-  return result;
 }
 
 // Where the sequence of position j starts. Whatever the offsets are, it lies in 0 .. j.
 template <class Int>
 __device__ __forceinline__ int64_t last_not_above(const Int* offsets, int64_t n, int64_t j) {
-  int64_t low = 0, high = n;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (int64_t(offsets[middle]) <= j) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low == 0 ? 0 : max_of(int64_t(0), int64_t(offsets[low - 1]));
+  const int64_t above = partition_point(int64_t(0), n, [&](int64_t i) { return int64_t(offsets[i]) <= j; });
+  return above == 0 ? 0 : max_of(int64_t(0), int64_t(offsets[above - 1]));
 }
 
 __device__ __forceinline__ int64_t sequence_start(const HashArgs& args, int64_t j) {
@@ -82,19 +52,9 @@ __device__ __forceinline__ int64_t sequence_start(const HashArgs& args, int64_t 
 template <class Emit>
 __device__ __forceinline__ void hash_position(const HashArgs& args, int64_t j, int q, const Emit& emit) {
   const int sizes = args.num_sizes;
-  const int64_t start = sequence_start(args, j);
-  const uint64_t prime = uint64_t(number(args, 2 * sizes + q));
-  uint64_t h = token(args, j);
-  int64_t size = 1;
-  for (int k = 0; k < sizes; ++k) {
-    const int64_t wanted = number(args, k);
-    for (; size < wanted && j - size >= start; ++size) {
-      h = token(args, j - size) + prime * h;
-    }
-    h *= power(prime, wanted - size);  // the tokens before the start are zeros
-    size = wanted;
-    emit(q * sizes + int(number(args, sizes + k)), floor_mod(args, h));
-  }
+  hash_ngrams(
+      args, uint64_t(number(args, 2 * sizes + q)), sequence_start(args, j), j, [&](int k) { return number(args, k); },
+      [&](int k, int64_t id) { emit(q * sizes + int(number(args, sizes + k)), id); });
 }
 
 // emit(position - first, column, id) for all columns of `count` positions: the work of a block.
@@ -386,16 +346,7 @@ __device__ __forceinline__ void add_parts(const HashGradArgs& args, int64_t begi
 // The first entry whose key is larger than that of entry i.
 __device__ __forceinline__ int64_t end_of_run(const SortedKeys& sorted, int64_t i) {
   const int64_t key = key_at(sorted, i);
-  int64_t low = i, high = sorted.entries;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (key_at(sorted, middle) <= key) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return partition_point(i, sorted.entries, [&](int64_t other) { return key_at(sorted, other) <= key; });
 }
 
 // A block for kWarp tiles and kWarp packs of columns. Runs of few parts go to its warps in turn; those of many are

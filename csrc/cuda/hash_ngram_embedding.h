@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "common/dtype.h"
+#include "common/ngram_hash.h"
 #include "cuda/stream.h"
 
 namespace blt::cuda {
@@ -11,25 +12,17 @@ constexpr int kFewNumbers = 64;
 
 // Positions are those of the flattened [B * N] tokens; columns g = prime * num_sizes + size number, G of them. With
 // offsets B = 1, and the last offset at or before a position is where its sequence starts; values are clamped.
-struct HashArgs {
-  const int32_t* tokens32;  // one of the two is set
-  const int64_t* tokens64;
+struct HashArgs : NgramHash {
   int64_t positions, row_length;  // B * N, N
   const int32_t* offsets32;       // [num_offsets]: one of the two, or neither: each row is a sequence
   const int64_t* offsets64;
   int64_t num_offsets;
-  int num_sizes, num_primes;
-  int64_t num_rows;        // V
-  uint64_t reciprocal;     // (2^64 - 1) / V
-  uint64_t wrap;           // 2^64 mod V
   const int64_t* numbers;  // null: they are few
   int64_t few[kFewNumbers];
 };
 
 // `numbers`, or `few`, holds the sizes, ascending; the size number of each in the caller's order; the primes.
 inline int64_t hash_numbers(int64_t num_sizes, int64_t num_primes) { return 2 * num_sizes + num_primes; }
-
-constexpr int kMaxTables = 1024;  // largest G
 
 struct HashEmbeddingArgs {
   HashArgs hash;

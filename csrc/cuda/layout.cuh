@@ -12,6 +12,8 @@
 // the lengths up to offsets, then each byte finds its slot there by bisection.
 #pragma once
 
+#include "common/search.h"
+#include "common/segment_rules.h"
 #include "cuda/device.h"
 #include "cuda/layout.h"
 
@@ -90,7 +92,7 @@ __device__ __forceinline__ Span span_at(const SequenceArgs& args, int64_t row, i
   Span span{0, 0, args.num_bytes};
   const int64_t base = args.packed ? 0 : row;
   int32_t stop = args.in_row;
-  while (span.s < stop) {
+  while (span.s < stop) {  // not partition_point: it would take more registers to keep the bounds as well
     const int32_t middle = span.s + (stop - span.s) / 2;
     int64_t end = args.num_bytes;
     if (args.ends != nullptr) {
@@ -156,12 +158,6 @@ struct JoinStarts {
   }
 };
 
-__device__ __forceinline__ bool spacelike(int64_t u) {
-  const bool letter = (u >= 'A' && u <= 'Z') || (u >= 'a' && u <= 'z');
-  const bool digit = u >= '0' && u <= '9', continuation = u >= 0x80 && u < 0xc0;
-  return !(letter | digit | continuation);
-}
-
 // values[first - before .. first - before + Count - 1] of a row; 0 outside of it. The access is as wide as it can be
 // for the bytes of the thread itself.
 template <int Count, int Before, class T>
@@ -210,8 +206,8 @@ struct Decisions {
       bool space_before = false;
 #pragma unroll
       for (int k = 0; k < kLayoutItems + 2; ++k) {
-        const int64_t byte = int64_t(uint64_t(tokens[k]) - uint64_t(args.byte_offset));
-        const bool space = spacelike(byte);
+        const int64_t byte = byte_of(tokens[k], args.byte_offset);
+        const bool space = is_spacelike(byte);
         if (k > 0) {
           alone |= uint32_t(byte < 0) << (k - 1);
           inner |= uint32_t((byte < 0) | (space & !space_before)) << (k - 1);
@@ -224,23 +220,16 @@ struct Decisions {
                                        aligned, e);
 #pragma unroll
       for (int k = 0; k <= kLayoutItems; ++k) {
-        const float rise = e[k + 1] - e[k];
-        const bool above = e[k + 1] > args.threshold;
-        const bool starts = R == Rule::threshold   ? above
-                            : R == Rule::monotonic ? rise > args.threshold
-                                                   : above & (rise > args.delta);
-        inner |= uint32_t(starts) << k;
+        inner |= uint32_t(entropy_starts<R>(e[k], e[k + 1], args.threshold, args.delta)) << k;
       }
       alone = R == Rule::threshold ? inner : 0;
     }
-    // With the BOS patch e[0] is not used, so that the first difference of two used entropies is that of position 2.
-    constexpr int32_t kForced = R == Rule::monotonic || R == Rule::combined ? 1 : 0;
     const auto decides = [&](int k, int32_t t) {  // byte first - 1 + k, at position t of its sequence
       if constexpr (R == Rule::fixed) {
         const int32_t past = t - (args.bos_patch ? 0 : args.patch_size - 1);
         return past >= 0 && past % args.patch_size == 0;
       }
-      return (args.bos_patch && t <= kForced) || (((t > 0 ? inner : alone) >> k) & 1) != 0;
+      return (args.bos_patch && t <= kLastForced<R>) || (((t > 0 ? inner : alone) >> k) & 1) != 0;
     };
 #pragma unroll
     for (int k = 0; k < kLayoutItems; ++k) {
@@ -467,12 +456,7 @@ __global__ void __launch_bounds__(kLayoutThreads) layout_offsets_kernel(LengthsA
 
 // The slot of byte i < offsets[C].
 __device__ __forceinline__ int32_t slot_at(const int32_t* offsets, int32_t capacity, int32_t i) {
-  int32_t slot = 0, stop = capacity;
-  while (stop - slot > 1) {
-    const int32_t middle = slot + (stop - slot) / 2;
-    (offsets[middle] <= i ? slot : stop) = middle;
-  }
-  return slot;
+  return partition_point(1, capacity, [&](int32_t slot) { return offsets[slot] <= i; }) - 1;
 }
 
 // A thread for kLayoutItems bytes; the last block finishes cu_patches.

@@ -9,6 +9,7 @@
 // Blocks do not communicate within a launch: each `parts` row, slot and byte is written by one tile.
 #pragma once
 
+#include "common/search.h"
 #include "cuda/device.h"
 #include "cuda/patch_pool.h"
 
@@ -31,16 +32,7 @@ inline PoolShape pool_shape(const PatchPoolArgs& args, int columns_of_a_pack) {
 
 // The slots of a row that come before item `position` of the merged order, in which slot c is item begin[c] + c.
 __device__ __forceinline__ int64_t slots_before(const int32_t* begin, int64_t capacity, int64_t position) {
-  int64_t low = 0, high = capacity;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (begin[middle] + middle < position) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return partition_point(int64_t(0), capacity, [&](int64_t c) { return begin[c] + c < position; });
 }
 
 // What one thread works on: a tile and a pack of columns. Inactive threads have none.

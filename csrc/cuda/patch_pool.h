@@ -2,17 +2,15 @@
 
 #include "common/dtype.h"
 #include "common/reduce.h"
+#include "common/segments.h"
 #include "cuda/stream.h"
 
 namespace blt::cuda {
 
-// Patch c of row b is bytes begin[b * stride + c] .. end[b * stride + c] - 1 of that row; begin never decreases.
-struct PatchPoolArgs {
+struct PatchPoolArgs : Segments {
   DType dtype;
   Reduce reduce;
-  int64_t batch, num_bytes, capacity, width;  // B, N, C, D
-  const int32_t *begin, *end;
-  int64_t stride;
+  int64_t width;  // D
   const void* x;  // [B, N, D]
   void* out;      // [B, C, D]
   void* parts;    // accumulators [B * pool_tiles, 2, D]

@@ -17,10 +17,6 @@ constexpr int64_t kLine = 64;                // bytes: threads share no cache li
 
 int64_t lines(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
-ScalarType arithmetic_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // Keys that the queries of group i see, and queries that see its keys (at most: those of empty patches do not).
 int64_t visible_keys(const std::vector<AttentionGroup>& groups, int64_t i) {
   const AttentionGroup& group = groups[i];
@@ -107,13 +103,8 @@ class Attention {
 
 AttentionPlan::AttentionPlan(const char* op, int64_t batch, int64_t capacity, const Tensor& cu_patches, int64_t window)
     : op(op), windowed(window > 1), groups(size_t(batch * capacity)) {
-  check_dim(op, "cu_patches", cu_patches, 1);
-  check_dtype(op, "cu_patches", cu_patches, ScalarType::Int, "int32");
+  const int64_t sequences = check_window(op, cu_patches, batch, window);
   check_cpu(op, "cu_patches", cu_patches);
-  BLT_CHECK(window >= 1, op, ": window: expected at least 1, got ", window);
-  const int64_t sequences = cu_patches.size(0) - 1;
-  BLT_CHECK(batch == 1 ? sequences >= 0 : sequences == batch, op, ": cu_patches: expected size ", batch + 1, ", got ",
-            sequences + 1);
   // First slots of the sequences of a row, and its end: those of cu_patches in the only row of a packed batch; the
   // whole row where every row is a sequence of its own. Slots after the last sequence are one more.
   std::vector<int64_t> starts{0};
@@ -154,26 +145,6 @@ void AttentionPlan::add_keys_without_queries(int64_t begin, int64_t end) {
   }
 }
 
-void check_attention_inputs(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, int64_t batch) {
-  check_dim(op, "q", q, 4);
-  check_dim(op, "k", k, 4);
-  check_dim(op, "v", v, 4);
-  dtype_of(op, "q", q);
-  for (const auto& [name, t] : {std::pair{"k", &k}, std::pair{"v", &v}}) {
-    check_size(op, name, *t, 0, batch);
-    check_size(op, name, *t, 1, k.size(1));
-    check_size(op, name, *t, 2, k.size(2));
-    check_size(op, name, *t, 3, q.size(3));
-    BLT_CHECK(t->scalar_type() == q.scalar_type(), op, ": ", name, ": expected the dtype of q");
-    check_cpu(op, name, *t);
-  }
-  check_size(op, "q", q, 0, batch);
-  check_cpu(op, "q", q);
-  BLT_CHECK(q.size(3) >= 1, op, ": q: expected a head dimension of at least 1, got ", q.size(3));
-  BLT_CHECK(q.size(2) >= 1 && k.size(2) >= 1 && q.size(2) % k.size(2) == 0, op, ": q: expected a positive multiple of the ",
-            k.size(2), " heads of k, got ", q.size(2));
-}
-
 std::tuple<Tensor, Tensor> attention_forward(AttentionPlan plan, const Tensor& q, const Tensor& k, const Tensor& v,
                                              std::optional<double> scale) {
   Attention attention(std::move(plan), q, k, v, scale);
@@ -191,16 +162,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(AttentionPlan plan, const 
                                                       bool need_v) {
   const char* op = plan.op;
   const bool windowed = plan.windowed;
-  check_dim(op, "grad", grad, 4);
-  check_dim(op, "lse", lse, 3);
-  for (int64_t d = 0; d < 4; ++d) {
-    check_size(op, "grad", grad, d, q.size(d));
-    if (d < 3) check_size(op, "lse", lse, d, q.size(d));
-  }
-  BLT_CHECK(grad.scalar_type() == q.scalar_type(), op, ": grad: expected the dtype of q");
-  BLT_CHECK(lse.scalar_type() == arithmetic_type(q), op, ": lse: expected float32, or float64 where q is");
-  check_cpu(op, "grad", grad);
-  check_cpu(op, "lse", lse);
+  check_attention_grad(op, grad, lse, q);
   const Tensor grad_dense = blt::contiguous(grad);
   Attention attention(std::move(plan), q, k, v, scale);
   CrossAttentionArgs& args = attention.args;

@@ -1,8 +1,8 @@
 // What encoder_cross_attention and decoder_cross_attention share. They differ only in how the layout groups the rows.
 #pragma once
 
-#include "ops/tensor.h"
 #include "cpu/cross_attention.h"
+#include "ops/attention_inputs.h"
 
 namespace blt {
 
@@ -18,8 +18,6 @@ struct AttentionPlan {
   bool windowed;
   std::vector<cpu::AttentionGroup> groups;
 };
-
-void check_attention_inputs(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, int64_t batch);
 
 // (out, lse)
 std::tuple<Tensor, Tensor> attention_forward(AttentionPlan plan, const Tensor& q, const Tensor& k, const Tensor& v,

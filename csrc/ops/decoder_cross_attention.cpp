@@ -19,9 +19,8 @@ blt::AttentionPlan plan(const Tensor& q, const Tensor& k, const Tensor& v, const
   blt::check_size(kOp, "offsets", offsets, 0, batch);
   blt::check_attention_inputs(kOp, q, k, v, batch);
   blt::check_size(kOp, "q", q, 1, num_bytes);
-  const int64_t slots = capacity == 0 ? 0 : k.size(1) / capacity;
-  BLT_CHECK(slots * capacity == k.size(1) && (slots >= 1 || capacity == 0), kOp, ": k: expected C*K rows with C = ",
-            capacity, " and K >= 1, got ", k.size(1));
+  blt::check_cpu(kOp, "q", q);
+  const int64_t slots = blt::slots_of(kOp, "k", k, capacity);
   blt::AttentionPlan plan(kOp, batch, capacity, cu_patches, window);
   for (int64_t i = 0; i < batch * capacity; ++i) {
     plan.groups[i].kv_begin = i * slots;

@@ -15,9 +15,8 @@ blt::AttentionPlan plan(const Tensor& q, const Tensor& k, const Tensor& v, const
   BLT_CHECK(offsets.size(1) >= 1, kOp, ": offsets: expected shape [B, C + 1], got ", offsets.size(1), " columns");
   const int64_t batch = offsets.size(0), capacity = offsets.size(1) - 1;
   blt::check_attention_inputs(kOp, q, k, v, batch);
-  const int64_t num_bytes = k.size(1), slots = capacity == 0 ? 0 : q.size(1) / capacity;
-  BLT_CHECK(slots * capacity == q.size(1) && (slots >= 1 || capacity == 0), kOp, ": q: expected C*K rows with C = ",
-            capacity, " and K >= 1, got ", q.size(1));
+  blt::check_cpu(kOp, "q", q);
+  const int64_t num_bytes = k.size(1), slots = blt::slots_of(kOp, "q", q, capacity);
   blt::AttentionPlan plan(kOp, batch, capacity, cu_patches, window);
   const Tensor dense = blt::contiguous(offsets);
   for (int64_t b = 0; b < batch; ++b) {

@@ -287,9 +287,6 @@ template <class T>
 T atomicAdd(T* p, T x) {
   return std::atomic_ref<T>(*p).fetch_add(x);
 }
-inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
-  return uint64_t((static_cast<unsigned __int128>(a) * b) >> 64);
-}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
