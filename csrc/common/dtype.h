@@ -1,4 +1,4 @@
-// Element types, free of torch headers: kernels switch on them, ops translate torch's scalar types into them.
+// Element types, without torch headers. The ops translate torch's scalar types into them, and the kernels switch on them.
 #pragma once
 
 #include <stdint.h>

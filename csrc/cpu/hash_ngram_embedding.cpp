@@ -1,5 +1,5 @@
-// hash_ngram_embedding on the CPU. Tables exceed every cache, so the forward pass knows the rows of coming positions
-// and prefetches them, and the table gradient is written once, row by row, from a sort of (id, position).
+// hash_ngram_embedding on the CPU. Tables exceed every cache, so the forward pass computes the rows of coming positions
+// early and prefetches them. The table gradient is written once, row by row, from a sort of (id, position).
 #include "cpu/hash_ngram_embedding.h"
 
 #include "common/search.h"
@@ -9,12 +9,12 @@ namespace blt::cpu::BLT_CPU_CAPABILITY {
 
 namespace {
 
-// Into the second-level cache: the first is too small for rows that are wanted only after the present ones.
+// Fetches into the second-level cache. The first is too small for rows that are wanted only after the present ones.
 BLT_INLINE void prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
 
 // ---- ids -----------------------------------------------------------------------------------------------------------
 
-// emit(column, id) for every column of position j, in a sequence that starts at `start`.
+// Calls emit(column, id) for every column of position j, in a sequence that starts at `start`.
 template <class Emit>
 BLT_INLINE void hash_position(const HashArgs& args, int64_t start, int64_t j, const Emit& emit) {
   for (int q = 0; q < args.num_primes; ++q) {
@@ -30,7 +30,7 @@ BLT_INLINE int64_t first_not_below(const int64_t* values, int64_t n, int64_t x) 
   return partition_point(int64_t(0), n, [&](int64_t i) { return values[i] < x; });
 }
 
-// emit(position, column, id) for positions begin..end.
+// Calls emit(position, column, id) for positions begin .. end - 1.
 template <class Emit>
 BLT_INLINE void hash_positions(const HashArgs& args, int64_t begin, int64_t end, const Emit& emit) {
   int64_t s = first_not_below(args.bounds, args.num_bounds, begin + 1) - 1;
@@ -44,7 +44,7 @@ BLT_INLINE void hash_positions(const HashArgs& args, int64_t begin, int64_t end,
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// n elements of a row of out.
+// Stores n elements of a row of out.
 template <class T>
 BLT_INLINE void put(T* to, Vec<Acc<T>> v, int64_t n, bool streaming) {
   if (n < kLanes<Acc<T>>) {
@@ -56,11 +56,11 @@ BLT_INLINE void put(T* to, Vec<Acc<T>> v, int64_t n, bool streaming) {
   }
 }
 
-// Columns handled together: a register block of sums, and a whole number of cache lines of every dtype.
+// How many columns are summed together: their sums fit in registers, and they are whole cache lines in every dtype.
 template <class A>
 constexpr int64_t kBlock = 256 / int64_t(sizeof(A));
 
-// Sum of `count` table rows for one position. `next` are rows wanted soon.
+// Sums `count` table rows for one position, and prefetches the rows `next`, which are wanted soon.
 template <class T, class U>
 BLT_INLINE void sum_rows(const HashEmbeddingArgs& args, const T* const* rows, const T* const* next, int64_t count,
                          int64_t position) {
@@ -105,7 +105,7 @@ void embed(const HashEmbeddingArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kBuffer = 2 * kMaxTables;
   const T* rows[kBuffer];
   const int64_t count = args.hash.num_primes * args.hash.num_sizes;
-  // Positions between a prefetch and its use: about 16 KB of rows, at least one.
+  // How many positions lie between a prefetch and its use: about 16 KB of rows, but at least one position.
   const int64_t position_bytes = max_of(1, count * args.width * int64_t(sizeof(T)));
   const int64_t held = kBuffer / count;
   const int64_t ahead = min_of(max_of(1, 16384 / position_bytes), held / 2);
@@ -125,7 +125,8 @@ void embed(const HashEmbeddingArgs& args, int64_t begin, int64_t end) {
 
 // ---- table gradient ------------------------------------------------------------------------------------------------
 
-// Stable: entries with equal ids keep the order of their positions.
+// Sorts keys by the bits low_bit .. high_bit - 1. Entries with equal ids keep the order of their positions. The sort is our
+// own because the C++ standard library must not be included here, and std::stable_sort compares where this one counts.
 void radix_sort(uint64_t* keys, uint64_t* scratch, int64_t n, int64_t low_bit, int64_t high_bit) {
   constexpr int64_t kMaxDigitBits = 11;
   const int64_t passes = (high_bit - low_bit + kMaxDigitBits - 1) / kMaxDigitBits;
@@ -157,7 +158,7 @@ void radix_sort(uint64_t* keys, uint64_t* scratch, int64_t n, int64_t low_bit, i
   }
 }
 
-// run(id, first, last) for each id of one column: the sorted keys first..last-1 hold it.
+// Calls run(id, first, last) for each id of one column, which the sorted keys first .. last - 1 hold.
 template <class Run>
 BLT_INLINE void for_each_run(const HashSortArgs& args, const uint64_t* keys, const Run& run) {
   for (int64_t first = 0, last; first < args.num_positions; first = last) {

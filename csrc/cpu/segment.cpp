@@ -1,4 +1,4 @@
-// Where patches start, on the CPU: position t of a sequence decides whether position t + 1 starts a patch.
+// Where patches start, on the CPU. Position t of a sequence decides whether position t + 1 starts a patch.
 #include "cpu/segment.h"
 
 #include "common/segment_rules.h"
@@ -8,7 +8,8 @@ namespace blt::cpu::BLT_CPU_CAPABILITY {
 
 namespace {
 
-// Decisions by value: `starts` is made of bytes, which may alias anything the compiler sees through a reference.
+// The decisions of a rule. It holds values, because for the compiler a store to `starts`, which are bytes, might change
+// anything that is reached through a reference.
 template <Rule R>
 struct Decision {
   const float* e;

@@ -17,12 +17,12 @@ struct PatchPoolArgs : Segments {
 };
 
 struct PatchPoolBackwardArgs {
-  PatchPoolArgs forward;  // x and out: for max and min only
+  PatchPoolArgs forward;  // x and out are read by max and min only
   const void* grad;       // [B, C, D]
   void* grad_x;           // [B, N, D]
 };
 
-// A row's bytes and slots, each slot before its bytes, are dealt out in tiles of this many.
+// The bytes and slots of a row, each slot just before its bytes, are dealt out in tiles of so many.
 constexpr int64_t kPoolTile = 64;
 inline int64_t pool_tiles(int64_t num_bytes, int64_t capacity) { return (num_bytes + capacity + kPoolTile - 1) / kPoolTile; }
 

@@ -1,4 +1,4 @@
-// encoder_cross_attention: the K slots of a patch attend to the bytes of the patch.
+// encoder_cross_attention, where the K slots of a patch attend to the bytes of the patch.
 #include "ops/cross_attention.h"
 
 namespace {
@@ -29,13 +29,13 @@ blt::AttentionPlan plan(const Tensor& q, const Tensor& k, const Tensor& v, const
     }
     for (int64_t p = 0; p < capacity; ++p) {
       const int64_t i = b * capacity + p;
-      blt::cpu::AttentionGroup& group = plan.groups[i];
-      group.q_begin = i * slots;
-      group.q_end = group.q_begin + slots;
-      group.kv_begin = first_byte + row[p];
-      group.kv_end = first_byte + row[p + 1];
+      blt::cpu::AttentionItem& item = plan.items[i];
+      item.q_begin = i * slots;
+      item.q_end = item.q_begin + slots;
+      item.kv_begin = first_byte + row[p];
+      item.kv_end = first_byte + row[p + 1];
       if (row[p] == row[p + 1]) {
-        group.first = i + 1;  // an empty slot sees nothing, whatever the window
+        item.first = i + 1;  // an empty slot sees nothing, whatever the window
       }
     }
     plan.add_keys_without_queries(first_byte, first_byte + row[0]);

@@ -1,4 +1,4 @@
-// hash_ngram_ids and hash_ngram_embedding: rolling hashes of the tokens, and the table rows they name, summed.
+// hash_ngram_ids hashes the n-grams of tokens, and hash_ngram_embedding sums the table rows that the hashes name.
 #include "ops/hash_ngram_embedding.h"
 
 #include "cpu/hash_ngram_embedding.h"
@@ -29,7 +29,7 @@ struct Hash {
     const blt::Sequences sequences =
         blt::parse_sequences(op, tokens.size(0), tokens.size(1), std::nullopt, cu_seqlens);
     bounds = sequences.begin;
-    if (sequences.packed) {  // bytes after the last offset are one more sequence
+    if (sequences.packed) {  // bytes after the last offset count as one more sequence
       bounds.push_back(sequences.end.empty() ? 0 : sequences.end.back());
     }
     bounds.push_back(positions);
@@ -52,7 +52,7 @@ Tensor hash_ngram_ids_cpu(const Tensor& tokens, const Ints& ngram_sizes, int64_t
   return ids;
 }
 
-// sparse_grad is for autograd, which learns of it through this op.
+// The op does not use sparse_grad, which tells autograd what kind of gradient to make.
 Tensor hash_ngram_embedding_cpu(const Tensor& tokens, const Tensor& table, const std::optional<Tensor>& base,
                                 const Ints& ngram_sizes, int64_t num_rows, const Ints& primes,
                                 const std::optional<Tensor>& cu_seqlens, bool normalize, bool sparse_grad) {
@@ -87,10 +87,10 @@ Tensor hash_ngram_embedding_cpu(const Tensor& tokens, const Tensor& table, const
   return out;
 }
 
-// Which rows the table gradient has: those of the table; those that are read; these, and padding up to B * N * G.
+// Which rows the table gradient has: all of the table, those that are read, or those and padding up to B * N * G rows.
 enum class Rows { of_table, read, padded };
 
-// Sum of grad over the positions that read each table row: the rows that are read, the sums, and how many are read.
+// Sums grad over the positions that read each table row. Returns the rows, the sums, and how many rows are read.
 std::tuple<Tensor, Tensor, int64_t> table_gradient(const char* op, const Tensor& grad, const Hash& hash, bool normalize,
                                                    blt::ScalarType table_dtype, Rows which) {
   const int64_t positions = hash.positions, tables = hash.tables, num_rows = hash.args.num_rows;
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor, int64_t> table_gradient(const char* op, const Tensor&
                                     grad_dense.const_data_ptr(),
                                     out.mutable_data_ptr(),
                                     rows.mutable_data_ptr<int64_t>(),
-                                    scratch.mutable_data_ptr<int64_t>(),  // the sort is done with it
+                                    scratch.mutable_data_ptr<int64_t>(),  // the sort does not need it any more
                                     shared_rows.mutable_data_ptr<int64_t>(),
                                     shared_begin.mutable_data_ptr<int64_t>(),
                                     shared_positions.mutable_data_ptr<int64_t>()};
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, int64_t> table_gradient(const char* op, const Tensor&
   blt::parallel_for(tables, 1,
                     [&](int64_t begin, int64_t end) { list_kernel(sort, args, before.data(), begin, end); });
   blt::parallel_for(positions, 16, [&](int64_t begin, int64_t end) { sole_kernel(args, begin, end); });
-  // Tiles of columns: threads share a row that every position reads, too.
+  // The work is cut into tiles of columns as well, so that several threads work on a row that every position reads.
   const int64_t entries = total.shared_entries, tile = blt::cpu::kSharedTile, tiles = (width + tile - 1) / tile;
   blt::parallel_for(tiles * entries, 64, [&](int64_t begin, int64_t end) {
     while (begin < end) {
@@ -158,7 +158,7 @@ std::tuple<Tensor, Tensor, int64_t> table_gradient(const char* op, const Tensor&
       begin = stop;
     }
   });
-  // Rows of out that are no sums: in the table those that nobody reads, else those beyond the ones that are read.
+  // Rows of out that are no sums: in a dense gradient the rows that nobody reads, otherwise the padding.
   const int64_t listed = dense ? total.rows : 0, first = dense ? 0 : total.rows;
   blt::parallel_for(out.size(0) - first, 64,
                     [&](int64_t begin, int64_t end) { unread_kernel(args, listed, first + begin, first + end); });

@@ -1,4 +1,4 @@
-// linear_entropy: hidden states and a linear head -> entropy of each prediction; logits exist for some rows at a time.
+// linear_entropy computes the entropy of each prediction of a linear head. Only the logits of some rows exist at a time.
 #include "cpu/linear_entropy.h"
 
 #include <algorithm>
@@ -13,8 +13,8 @@ using blt::cpu::LinearEntropyArgs;
 using blt::cpu::LinearEntropyBlock;
 
 constexpr const char* kOp = "linear_entropy";
-constexpr int64_t kGrain = 12;            // rows a thread takes at least
-constexpr int64_t kBackwardLogits = 1 << 20;  // elements of the logits' gradient in memory at a time
+constexpr int64_t kGrain = 12;                // a thread takes at least so many rows
+constexpr int64_t kBackwardLogits = 1 << 20;  // so many elements of the logits' gradient are in memory at a time
 constexpr int64_t kGrainColumns = 64;
 
 ScalarType result_dtype(const Tensor& hidden, const Tensor& weight) {
@@ -22,7 +22,7 @@ ScalarType result_dtype(const Tensor& hidden, const Tensor& weight) {
   return f64 ? ScalarType::Double : ScalarType::Float;
 }
 
-// Checked and dense arguments; `grad` and `out` are left to the caller.
+// Checks the arguments, which must be contiguous. The caller fills in `grad` and `out`.
 LinearEntropyArgs arguments(const Tensor& hidden, const Tensor& weight) {
   blt::check_cpu(kOp, "weight", weight);
   blt::check_cpu(kOp, "hidden", hidden);
@@ -50,13 +50,13 @@ std::vector<int64_t> row_sizes(const Tensor& hidden) {
 template <class Kernel>
 void for_rows(Kernel kernel, const LinearEntropyArgs& args, ScalarType dtype, int64_t rows) {
   const int64_t threads = std::clamp<int64_t>((rows + kGrain - 1) / kGrain, 1, torch::stable::get_num_threads());
-  const int64_t share = (rows + threads - 1) / threads, size = blt::cpu::linear_entropy_scratch(args.vocab);
+  const int64_t rows_per_thread = (rows + threads - 1) / threads, size = blt::cpu::linear_entropy_scratch(args.vocab);
   Tensor scratch = blt::empty({threads, size}, dtype);
   auto* const base = static_cast<char*>(scratch.mutable_data_ptr());
   const int64_t bytes = size * (dtype == ScalarType::Double ? 8 : 4);
   blt::parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      kernel(args, t * share, std::min(rows, (t + 1) * share), base + t * bytes);
+      kernel(args, t * rows_per_thread, std::min(rows, (t + 1) * rows_per_thread), base + t * bytes);
     }
   });
 }
@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor> linear_entropy_backward(const Tensor& grad, const Ten
     torch::stable::zero_(grad_weight);
   }
 
-  // Chunks of rows whose size depends on V alone, so that sums over rows are the same for any number of threads.
+  // The size of a chunk of rows depends on V alone, so that sums over rows are the same for any number of threads.
   const int64_t chunk = std::max<int64_t>(kBackwardLogits / V, LinearEntropyBlock::rows);
   Tensor logit_grad = blt::empty({std::min(chunk, rows), V}, dtype);
   Tensor hidden_flat = torch::stable::reshape(hidden_dense, {rows, D});

@@ -20,10 +20,10 @@ void check_layout_tensor(const char* op, const char* name, const Tensor& t, int6
   blt::check_same_device(op, name, t, like);
 }
 
-// Checked inputs, contiguous, and the arguments that are the same forward and backward.
+// The checked inputs, contiguous, and the arguments that forward and backward have in common.
 class Attention {
  public:
-  // `ids`: of the decoder, else null.
+  // `ids` are visible_ids for the decoder, and null for the encoder.
   Attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor* ids, const Tensor& offsets,
             const Tensor& cu_patches, std::optional<double> scale, int64_t window)
       : op(op), device(blt::device_index(q)) {
@@ -66,7 +66,7 @@ class Attention {
   std::tuple<Tensor, Tensor> forward() {
     Tensor out = like(q_), lse = numbers({q_.size(0), q_.size(1), q_.size(2)});
     args.out = out.mutable_data_ptr(), args.lse = lse.mutable_data_ptr();
-    const Scratch scratch = divide(args.encoder && args.window == 1, args.heads, args.width + 2);
+    const Scratch scratch = allocate_parts(args.encoder && args.window == 1, args.heads, args.width + 2);
     if (out.numel() > 0) {
       blt::cuda::cross_attention(args, device.stream());
     }
@@ -92,9 +92,9 @@ class Attention {
     }
     const bool fused = attention_is_fused(args);
     const Tensor row_terms = numbers({fused ? 0 : q_.size(0) * q_.size(1) * args.heads, 2});
-    // A patch's slots are queries, of which a gradient and two numbers are summed, or keys, of which two gradients are.
-    const Scratch scratch = args.encoder ? divide(fused, args.heads, args.width + 2)
-                                         : divide(fused, args.kv_heads, 2 * args.width);
+    // The slots of a patch are queries, whose parts hold a gradient and two numbers, or keys, whose parts hold two gradients.
+    const Scratch scratch = args.encoder ? allocate_parts(fused, args.heads, args.width + 2)
+                                         : allocate_parts(fused, args.kv_heads, 2 * args.width);
     args.row_terms = row_terms.mutable_data_ptr();
     const Tensor segments = blt::empty_on(q_, {args.encoder ? 0 : 2, args.batch * args.capacity}, ScalarType::Int);
     if (!args.encoder) {
@@ -116,12 +116,12 @@ class Attention {
   }
   Tensor numbers(std::vector<int64_t> sizes) const { return blt::empty_on(q_, std::move(sizes), blt::arithmetic_type(q_)); }
 
-  // Memory for the parts of long patches, where they are divided: rows of so many numbers for each slot and head.
+  // Memory for the parts of long patches, if there are any: for each slot and head a row of so many numbers.
   struct Scratch {
     Tensor parts, long_patches;
   };
-  Scratch divide(bool divided, int64_t heads, int64_t row) {
-    const int64_t count = divided ? attention_parts(args) : 0;
+  Scratch allocate_parts(bool any, int64_t heads, int64_t row) {
+    const int64_t count = any ? attention_parts(args) : 0;
     Scratch scratch{numbers({count * args.slots, heads, row}), blt::empty_on(q_, {count}, ScalarType::Int)};
     args.parts = scratch.parts.mutable_data_ptr();
     args.long_patches = scratch.long_patches.mutable_data_ptr<int32_t>();

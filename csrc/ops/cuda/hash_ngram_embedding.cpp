@@ -90,7 +90,7 @@ double factor_of(const Ints& ngram_sizes, bool normalize) {
   return normalize ? 1.0 / double(ngram_sizes.size() + 1) : 1.0;
 }
 
-// sparse_grad is for autograd, which learns of it through this op.
+// The op does not use sparse_grad, which tells autograd what kind of gradient to make.
 Tensor hash_ngram_embedding_cuda(const Tensor& tokens, const Tensor& table, const std::optional<Tensor>& base,
                                  const Ints& ngram_sizes, int64_t num_rows, const Ints& primes,
                                  const std::optional<Tensor>& cu_seqlens, bool normalize, bool sparse_grad) {
@@ -121,7 +121,7 @@ Tensor hash_ngram_embedding_cuda(const Tensor& tokens, const Tensor& table, cons
 // The keys of all positions and tables, sorted.
 struct Sorted {
   Tensor keys, places, heads, positions;
-  std::optional<Tensor> runs;  // the running sum of runs that start in each tile
+  std::optional<Tensor> runs;  // for each tile, how many runs start in it or before it
   blt::cuda::SortedKeys args{};
 
   Sorted(const Hash& hash, bool with_runs) {
@@ -158,7 +158,7 @@ blt::DType check_grad(const char* op, const Tensor& grad, const Hash& hash) {
   return dtype;
 }
 
-// The sums of grad, to `out`.
+// Writes the sums of grad to `out`.
 void sum_runs(const Sorted& sorted, const Tensor& grad, blt::DType grad_dtype, const Tensor& out, blt::DType out_dtype,
               double factor, blt::cuda::Stream stream) {
   const int64_t width = grad.size(2), entries = sorted.args.entries;
@@ -191,8 +191,8 @@ Tensor hash_ngram_embedding_backward_cuda(const Tensor& grad, const Tensor& toke
   return out;
 }
 
-// The rows that are read, the sums of grad for them, and how many there are. Padded, there are as many as entries;
-// otherwise none but these, for which it waits for the device, once.
+// The table rows that are read, the sums of grad for them, and how many there are. With `padded` the result has as many
+// rows as entries. Otherwise it has no other rows, and the function waits for the device once, to learn their number.
 std::tuple<Tensor, Tensor, Tensor> row_gradient(const char* op, const Tensor& grad, const Hash& hash, double factor,
                                                 ScalarType table_dtype, bool padded) {
   const blt::cuda::Stream stream = hash.device.stream();
@@ -248,7 +248,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_ngram_embedding_row_grad_cuda(const Tens
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
   const auto [rows, values, count] =
       row_gradient(op, grad, hash, factor_of(ngram_sizes, normalize), table_dtype, /*padded=*/true);
-  return {rows, values, torch::stable::clone(count)};  // not a view of the running sums
+  return {rows, values, torch::stable::clone(count)};  // a copy, so that the running sums can be freed
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// linear_entropy on CUDA: the library's matrix product, some rows at a time, and the kernels of entropy.
-// The logits of a chunk stay in L2, so that they cross the memory bus never, and memory is O(chunk).
+// linear_entropy on CUDA. It takes a chunk of rows at a time: the matrix product is cuBLAS', and the kernels of entropy
+// follow. The logits of a chunk stay in L2, so they never cross the memory bus, and memory does not grow with the rows.
 #include <algorithm>
 #include <array>
 
@@ -41,9 +41,9 @@ Problem parse(const Tensor& hidden, const Tensor& weight) {
   return p;
 }
 
-// a @ b with a result in `dtype`. Halves are multiplied as they are and summed in fp32, without being rounded again.
+// a @ b with a result in `dtype`. 16-bit inputs are multiplied as they are and summed in fp32, without another rounding.
 Tensor product(const Tensor& a, const Tensor& b, ScalarType dtype) {
-#if !defined(BLT_EMULATE_CUDA)  // the CPU has no such product
+#if !defined(BLT_EMULATE_CUDA)  // torch has no such product on the CPU
   const bool halves = a.scalar_type() == ScalarType::BFloat16 || a.scalar_type() == ScalarType::Half;
   if (halves && a.scalar_type() == b.scalar_type()) {
     std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
@@ -97,7 +97,7 @@ std::tuple<Tensor, Tensor> linear_entropy_backward_cuda(const Tensor& grad, cons
     const Tensor h = torch::stable::narrow(all, 0, r, n);
     Tensor logits = product(h, head, p.dtype);
     blt::cuda::entropy_backward({kernel_dtype(p), n, p.vocab, at(grad_dense, r), logits.const_data_ptr(),
-                                 logits.mutable_data_ptr()},  // in place: a lane reads what it writes
+                                 logits.mutable_data_ptr()},  // in place, because a lane reads only what it writes
                                 device.stream());
     if (needs_hidden) {
       Tensor part = torch::stable::narrow(grad_hidden, 0, r, n);

@@ -19,7 +19,7 @@ void check_offsets(const char* op, const Tensor& offsets, const Tensor& like) {
   BLT_CHECK(offsets.size(1) > 0, op, ": offsets: expected shape [B, C+1], got no columns");
 }
 
-// Room for the results of the parts of patches that are longer than a tile; none where there can be no such patch.
+// Memory for the parts of long patches. There is none where no patch can be long.
 Tensor parts_of(const Segments& s, int64_t width, const Tensor& like) {
   const int64_t rows = s.num_bytes > blt::cuda::kPoolTile ? s.batch * blt::cuda::pool_tiles(s.num_bytes, s.capacity) : 0;
   const ScalarType dtype = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
