@@ -418,8 +418,14 @@ BLT_INLINE F32 exp_nonpositive(F32 x) {
   p = p * f + 5.55035993e-2f;
   p = p * f + 2.40226477e-1f;
   p = p * f + 6.93147182e-1f;
+#if defined(__FP_FAST_FMAF)
+  // With fused multiply-adds f is not exactly 0 at kExpFloor, and the bits below would be those of NaN. 2^n is exactly 0.
+  const F32 scale = bit_cast<F32>((bit_cast<U32>(shifted) << 23) + 0x3f800000u);
+  return scale + scale * (p * f);
+#else
   p = p * f + 1.0f;
   return bit_cast<F32>(bit_cast<U32>(p) + (bit_cast<U32>(shifted) << 23));
+#endif
 }
 #endif
 
