@@ -54,6 +54,7 @@ using Acc = typename Accumulator<T>::type;
   }
 
 // Runs the statements with T bound to the table's element type and U to that of bytes (out, base, grad).
+// clang-format off
 #define BLT_DISPATCH_TABLE(table_dtype, byte_dtype, T, U, ...) \
   if (table_dtype == ::blt::DType::f64) {                      \
     using T = double;                                          \
@@ -68,3 +69,4 @@ using Acc = typename Accumulator<T>::type;
       })                                                       \
     })                                                         \
   }
+// clang-format on

@@ -322,7 +322,9 @@ struct AttentionTask {
     A* const row_terms = static_cast<A*>(args.row_terms);
     if (pass == Pass::keys) {
       for_each_query([&](int64_t row, int64_t i) {
-        terms.top[i] = row_terms[3 * row], terms.sum[i] = row_terms[3 * row + 1], terms.delta[i] = row_terms[3 * row + 2];
+        terms.top[i] = row_terms[3 * row];
+        terms.sum[i] = row_terms[3 * row + 1];
+        terms.delta[i] = row_terms[3 * row + 2];
       });
     }
     for (int64_t head = head_begin; head < head_end; ++head) {
@@ -333,7 +335,9 @@ struct AttentionTask {
     softmax_backward(p, ds, terms, pass == Pass::keys);
     if (pass == Pass::queries) {
       for_each_query([&](int64_t row, int64_t i) {
-        row_terms[3 * row] = terms.top[i], row_terms[3 * row + 1] = terms.sum[i], row_terms[3 * row + 2] = terms.delta[i];
+        row_terms[3 * row] = terms.top[i];
+        row_terms[3 * row + 1] = terms.sum[i];
+        row_terms[3 * row + 2] = terms.delta[i];
       });
     }
     for (int64_t head = head_begin; head < head_end; ++head) {

@@ -32,7 +32,7 @@ struct CrossAttentionArgs {
   void* lse;  // [query rows, H] natural log of the sum of the exponentials; -inf for a row that sees nothing
   // Backward.
   const void* grad;  // the gradient of out
-  void* row_terms;   // [query rows, H, 3] with a window: the terms of each query's softmax, which one pass tells the next
+  void* row_terms;   // [query rows, H, 3] with a window: the terms of each softmax, which one pass tells the next
   void* grad_q;      // null where it is not wanted
   void* grad_k;
   void* grad_v;

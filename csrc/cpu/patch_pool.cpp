@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  // columns whose accumulators stay in the first-level cache
 constexpr int64_t kChunk = 128;   // rows that are added in one run; longer sums are sums of chunks, for accuracy
-constexpr int64_t kStripRows = 64;  // a strip of more rows may fall out of the cache, because its lines share cache sets
+constexpr int64_t kStripRows = 64;  // a strip of more rows may fall out of the cache: its lines share cache sets
 
 template <Reduce R, class V>
 BLT_INLINE V combine(V acc, V v) {

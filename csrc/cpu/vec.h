@@ -348,7 +348,8 @@ BLT_INLINE F32 exp(F32 x) {
   const F32 n = shifted - 12582912.0f;
   F32 r = clamped - n * 0.693359375f;  // ln 2 has two parts, so that this first product is exact
   r = r + n * 2.12194440e-4f;
-  F32 p = splat<float>(1.9875691500e-4f);  // minimax polynomial of (e^r - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2] (Cephes)
+  // A minimax polynomial of (e^r - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2] (Cephes).
+  F32 p = splat<float>(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   const A scale = A(args.scale);
   const int64_t slot_stride = args.kv_heads * args.width;
   Row<T> k[K] = {}, v[K] = {};
-  int64_t held = -1;  // the patch whose keys k and v hold, counted over all rows
+  int64_t held = -1;  // the patch whose rows k and v hold, counted over all batch rows
   for (int i = 0; i < kByteTile * heads_per_key; i += U) {  // byte after byte, and all heads of each
     int64_t query[U], patch[U];
     Row<T> q[U];

@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(kHashThreads) hash_ngram_join_kernel(HashGradA
   const int64_t first = int64_t(blockIdx.x) / chunks * kWarp;
   const int64_t column = (int64_t(blockIdx.x) % chunks * kWarp + lane) * N;
   const bool active = column < args.width;
-  int64_t parts = 0;  // how many parts the long run has that starts in tile first + lane; they lie in the tiles after it
+  int64_t parts = 0;  // of the long run that starts in tile first + lane; they lie in the tiles after it
   int start = 0;
   {
     const RunTile t = run_tile(args.sorted, first + lane);

@@ -22,7 +22,7 @@ namespace blt::cuda {
 
 constexpr int kLayoutThreads = 256;
 constexpr int kLayoutWarps = kLayoutThreads / kWarp;
-constexpr int kLayoutItems = 4;  // consecutive bytes of a thread, so that it writes 16 bytes of each [B, N] output at once
+constexpr int kLayoutItems = 4;  // consecutive bytes of a thread: it writes 16 bytes of each [B, N] output at once
 constexpr int kLayoutTile = kLayoutThreads * kLayoutItems;
 
 // ---- scans ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "ops/tensor.h"
+#include "ops/linear_entropy.h"
 
 namespace {
 
@@ -17,33 +17,19 @@ constexpr int64_t kGrain = 12;                // a thread takes at least so many
 constexpr int64_t kBackwardLogits = 1 << 20;  // so many elements of the logits' gradient are in memory at a time
 constexpr int64_t kGrainColumns = 64;
 
-ScalarType result_dtype(const Tensor& hidden, const Tensor& weight) {
-  const bool f64 = hidden.scalar_type() == ScalarType::Double || weight.scalar_type() == ScalarType::Double;
-  return f64 ? ScalarType::Double : ScalarType::Float;
-}
-
 // Checks the arguments, which must be contiguous. The caller fills in `grad` and `out`.
 LinearEntropyArgs arguments(const Tensor& hidden, const Tensor& weight) {
-  blt::check_cpu(kOp, "weight", weight);
+  blt::check_linear_entropy(kOp, hidden, weight);
   blt::check_cpu(kOp, "hidden", hidden);
-  blt::check_dim(kOp, "weight", weight, 2);
-  BLT_CHECK(weight.size(0) >= 1, kOp, ": weight: expected shape [V, D] with V >= 1");
-  BLT_CHECK(hidden.dim() >= 1 && hidden.size(-1) == weight.size(1), kOp, ": hidden: expected shape [..., ",
-            weight.size(1), "]");
   return {blt::dtype_of(kOp, "hidden", hidden),
           blt::dtype_of(kOp, "weight", weight),
-          result_dtype(hidden, weight) == ScalarType::Double ? blt::DType::f64 : blt::DType::f32,
+          blt::linear_entropy_dtype(hidden, weight) == ScalarType::Double ? blt::DType::f64 : blt::DType::f32,
           weight.size(0),
           weight.size(1),
           hidden.const_data_ptr(),
           weight.const_data_ptr(),
           nullptr,
           nullptr};
-}
-
-std::vector<int64_t> row_sizes(const Tensor& hidden) {
-  const auto sizes = hidden.sizes();
-  return {sizes.begin(), sizes.end() - 1};
 }
 
 // Runs kernel(args, begin, end, scratch) on all rows, each thread with scratch of its own.
@@ -64,8 +50,8 @@ void for_rows(Kernel kernel, const LinearEntropyArgs& args, ScalarType dtype, in
 Tensor linear_entropy(const Tensor& hidden, const Tensor& weight) {
   const Tensor hidden_dense = blt::contiguous(hidden), weight_dense = blt::contiguous(weight);
   LinearEntropyArgs args = arguments(hidden_dense, weight_dense);
-  const ScalarType dtype = result_dtype(hidden, weight);
-  Tensor out = blt::empty(row_sizes(hidden), dtype);
+  const ScalarType dtype = blt::linear_entropy_dtype(hidden, weight);
+  Tensor out = blt::empty(blt::check_linear_entropy(kOp, hidden, weight), dtype);
   args.out = out.mutable_data_ptr();
   if (out.numel() > 0) {
     for_rows(blt::cpu::linear_entropy_cpu(), args, dtype, out.numel());
@@ -78,11 +64,11 @@ std::tuple<Tensor, Tensor> linear_entropy_backward(const Tensor& grad, const Ten
                                                    bool needs_hidden, bool needs_weight) {
   const Tensor weight_dense = blt::contiguous(weight), hidden_dense = blt::contiguous(hidden);
   LinearEntropyArgs args = arguments(hidden_dense, weight_dense);
-  const ScalarType dtype = result_dtype(hidden, weight);
+  const ScalarType dtype = blt::linear_entropy_dtype(hidden, weight);
   const int64_t V = args.vocab, D = args.width;
   blt::check_cpu(kOp, "grad", grad);
   BLT_CHECK(grad.scalar_type() == dtype, kOp, ": grad: expected the dtype of the entropies");
-  blt::check_sizes(kOp, "grad", grad, row_sizes(hidden));
+  blt::check_sizes(kOp, "grad", grad, blt::check_linear_entropy(kOp, hidden, weight));
   const int64_t rows = grad.numel();
   Tensor grad_1d = blt::contiguous(torch::stable::reshape(grad, {rows}));
   const auto hidden_sizes = hidden.sizes();

@@ -209,7 +209,8 @@ inline void launch(dim3 blocks, dim3 threads, size_t shared, const std::function
     for (int w = 0; w < num_warps; ++w) {
       block.warps[size_t(w)].barrier.reset(count - w * kWarp < kWarp ? count - w * kWarp : kWarp);
     }
-    block.shared = std::make_unique<unsigned char[]>(shared + 16);  // hardly more than the kernel asked for, so that overruns show
+    // Hardly more than the kernel asked for, so that overruns show.
+    block.shared = std::make_unique<unsigned char[]>(shared + 16);
     std::vector<Thread> team(size_t(count), Thread{dim3(), dim3(b), threads, blocks, &block});
     for (int t = 0; t < count; ++t) {
       team[size_t(t)].thread = dim3(unsigned(t));

@@ -5,6 +5,7 @@
 
 #include "cuda/entropy.h"
 #include "ops/cuda/device.h"
+#include "ops/linear_entropy.h"
 
 namespace {
 
@@ -24,17 +25,9 @@ struct Problem {
 Problem parse(const Tensor& hidden, const Tensor& weight) {
   blt::dtype_of(kOp, "hidden", hidden);
   blt::dtype_of(kOp, "weight", weight);
-  blt::check_dim(kOp, "weight", weight, 2);
-  BLT_CHECK(weight.size(0) >= 1, kOp, ": weight: expected shape [V, D] with V >= 1");
-  BLT_CHECK(hidden.dim() >= 1 && hidden.size(-1) == weight.size(1), kOp, ": hidden: expected shape [..., ",
-            weight.size(1), "]");
-  blt::check_same_device(kOp, "weight", weight, hidden);
-  const auto sizes = hidden.sizes();
-  Problem p{hidden, blt::contiguous(weight), {sizes.begin(), sizes.end() - 1}, ScalarType::Float, 1, weight.size(0),
+  const std::vector<int64_t> sizes = blt::check_linear_entropy(kOp, hidden, weight);
+  Problem p{hidden, blt::contiguous(weight), sizes, blt::linear_entropy_dtype(hidden, weight), 1, weight.size(0),
             weight.size(1), 0};
-  if (hidden.scalar_type() == ScalarType::Double || weight.scalar_type() == ScalarType::Double) {
-    p.dtype = ScalarType::Double;
-  }
   for (const int64_t size : p.sizes) p.rows *= size;
   p.hidden = torch::stable::reshape(blt::contiguous(hidden), {p.rows, p.width});
   p.chunk = std::max<int64_t>(1, kChunkLogits / p.vocab);
