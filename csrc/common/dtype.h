@@ -1,4 +1,5 @@
-// Element types, without torch headers. The ops translate torch's scalar types into them, and the kernels switch on them.
+// Element types, without torch headers. The ops translate torch's scalar types into them, and the kernels switch on
+// them.
 #pragma once
 
 #include <stdint.h>
@@ -29,28 +30,28 @@ using Acc = typename Accumulator<T>::type;
 }  // namespace blt
 
 // Runs the statements with T bound to the element type of `dtype`.
-#define BLT_DISPATCH_FLOAT(dtype, T, ...)             \
-  switch (dtype) {                                    \
-    case ::blt::DType::f32: {                         \
-      using T = float;                                \
-      __VA_ARGS__;                                    \
-      break;                                          \
-    }                                                 \
-    case ::blt::DType::f64: {                         \
-      using T = double;                               \
-      __VA_ARGS__;                                    \
-      break;                                          \
-    }                                                 \
-    case ::blt::DType::bf16: {                        \
-      using T = ::blt::bfloat16;                      \
-      __VA_ARGS__;                                    \
-      break;                                          \
-    }                                                 \
-    case ::blt::DType::f16: {                         \
-      using T = ::blt::float16;                       \
-      __VA_ARGS__;                                    \
-      break;                                          \
-    }                                                 \
+#define BLT_DISPATCH_FLOAT(dtype, T, ...) \
+  switch (dtype) {                        \
+    case ::blt::DType::f32: {             \
+      using T = float;                    \
+      __VA_ARGS__;                        \
+      break;                              \
+    }                                     \
+    case ::blt::DType::f64: {             \
+      using T = double;                   \
+      __VA_ARGS__;                        \
+      break;                              \
+    }                                     \
+    case ::blt::DType::bf16: {            \
+      using T = ::blt::bfloat16;          \
+      __VA_ARGS__;                        \
+      break;                              \
+    }                                     \
+    case ::blt::DType::f16: {             \
+      using T = ::blt::float16;           \
+      __VA_ARGS__;                        \
+      break;                              \
+    }                                     \
   }
 
 // Runs the statements with T bound to the table's element type and U to that of bytes (out, base, grad).

@@ -1,7 +1,7 @@
 // Cross-attention on the CPU. Two small matrix products do the work, `dots` (scores) and `combine` (weighted sums), on
 // tiles of a few rows whose accumulators stay in registers. Between them the scores of an item are stored as
-// [key][head][query]: softmax runs down the keys, with heads and queries side by side in the lanes, so that registers are
-// full even for a patch of one byte.
+// [key][head][query]: softmax runs down the keys, with heads and queries side by side in the lanes, so that registers
+// are full even for a patch of one byte.
 #include "cpu/cross_attention.h"
 
 #include "common/search.h"
@@ -66,8 +66,8 @@ constexpr int64_t padded(int64_t n) {
 
 // out[j * stride + r] = scale * (a[a_begin + r] . b[b_begin + j]) for r < R, j < J.
 template <int64_t R, int64_t J, class T>
-BLT_INLINE void dot_tile(const Rows<const T>& a, int64_t a_begin, const Rows<const T>& b, int64_t b_begin,
-                         Acc<T> scale, Acc<T>* out, int64_t stride) {
+BLT_INLINE void dot_tile(const Rows<const T>& a, int64_t a_begin, const Rows<const T>& b, int64_t b_begin, Acc<T> scale,
+                         Acc<T>* out, int64_t stride) {
   using A = Acc<T>;
   const T *x[R], *y[J];
   for (int64_t r = 0; r < R; ++r) x[r] = a[a_begin + r];
@@ -162,12 +162,14 @@ void combine(const Acc<T>* weights, int64_t row_stride, int64_t column_stride, c
       }
     };
     int64_t e = 0;
-    for (; e + kRegisters * kLanes<A> <= to.width; e += kRegisters * kLanes<A>) registers(Count<kRegisters>{}, e, get, put);
+    for (; e + kRegisters * kLanes<A> <= to.width; e += kRegisters * kLanes<A>)
+      registers(Count<kRegisters>{}, e, get, put);
     for (; e + kLanes<A> <= to.width; e += kLanes<A>) registers(Count<1>{}, e, get, put);
     if (e < to.width) {
       const int64_t n = to.width - e;
-      registers(Count<1>{}, e, [&](const T* p) BLT_INLINE_LAMBDA { return load_n(p, n); },
-                [&](T* p, Vec<A> x) BLT_INLINE_LAMBDA { store_n(p, x, n); });
+      registers(
+          Count<1>{}, e, [&](const T* p) BLT_INLINE_LAMBDA { return load_n(p, n); },
+          [&](T* p, Vec<A> x) BLT_INLINE_LAMBDA { store_n(p, x, n); });
     }
   });
 }
@@ -179,9 +181,9 @@ struct RowTerms {
   A *top, *sum, *delta;
 };
 
-// What a thread does at a time: queries of an item and the keys that they see (or keys and the queries that see them), for
-// the key heads head_begin .. head_end - 1. Its numbers are arrays over [key][head][query] or [head][query], where head
-// and query together are padded to whole registers.
+// What a thread does at a time: queries of an item and the keys that they see (or keys and the queries that see them),
+// for the key heads head_begin .. head_end - 1. Its numbers are arrays over [key][head][query] or [head][query], where
+// head and query together are padded to whole registers.
 template <class T>
 struct AttentionTask {
   using A = Acc<T>;
@@ -233,7 +235,8 @@ struct AttentionTask {
     }
     A *const lse = numbers, *const p = numbers + stride();
     for (int64_t head = head_begin; head < head_end; ++head) {
-      dots<T>(queries(args.q, head), q_count, keys(args.k, head), kv_count, A(args.scale), p + position(head), stride());
+      dots<T>(queries(args.q, head), q_count, keys(args.k, head), kv_count, A(args.scale), p + position(head),
+              stride());
     }
     softmax(p, lse);
     for_each_query([&](int64_t row, int64_t i) { out_lse[row] = lse[i]; });
@@ -272,9 +275,9 @@ struct AttentionTask {
     return top;
   }
 
-  // Replaces the scores by p, and dp by dscore = scale p (dp - delta), where delta is the sum of p dp over the keys. Stores
-  // what is summed over the keys of a query in `terms`; with `known` these keys are only some of the query's, and the sums
-  // are taken from `terms`.
+  // Replaces the scores by p, and dp by dscore = scale p (dp - delta), where delta is the sum of p dp over the keys.
+  // Stores what is summed over the keys of a query in `terms`; with `known` these keys are only some of the query's,
+  // and the sums are taken from `terms`.
   void softmax_backward(A* p, A* ds, const RowTerms<A>& terms, bool known) const {
     for (int64_t x = 0; x < stride(); x += kLanes<A>) {
       const Vec<A> top = known ? load(terms.top + x) : largest(p, x);
@@ -359,8 +362,8 @@ struct AttentionTask {
 template <class Body>
 void for_each_item(const CrossAttentionArgs& args, int64_t begin, int64_t end, const Body& body) {
   // The first item that starts at `begin` or later. Of the item before it, later heads may start there as well.
-  const int64_t first = partition_point(
-      int64_t(0), args.num_items, [&](int64_t i) { return args.items[i].cost * args.kv_heads < begin; });
+  const int64_t first = partition_point(int64_t(0), args.num_items,
+                                        [&](int64_t i) { return args.items[i].cost * args.kv_heads < begin; });
   for (int64_t i = max_of(first - 1, 0); i < args.num_items; ++i) {
     const int64_t start = args.items[i].cost * args.kv_heads, cost = args.items[i + 1].cost - args.items[i].cost;
     if (start >= end) {
@@ -458,8 +461,8 @@ void cross_attention_backward_keys(const CrossAttentionArgs& args, int64_t begin
       const int64_t kv_count = list_keys(args, item.kv_begin, item.kv_end, scratch.kv_index);
       const int64_t rows = cross_attention_block(args.kv_heads, q_count);
       for (int64_t j = 0; j < kv_count; j += rows) {
-        const AttentionTask<T> block{args, head_begin, head_end, scratch.q_index, q_count, scratch.kv_index + j,
-                                     min_of(rows, kv_count - j)};
+        const AttentionTask<T> block{
+            args, head_begin, head_end, scratch.q_index, q_count, scratch.kv_index + j, min_of(rows, kv_count - j)};
         block.template backward<AttentionTask<T>::Pass::keys>(static_cast<Acc<T>*>(scratch.numbers));
       }
     });

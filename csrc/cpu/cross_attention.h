@@ -24,8 +24,8 @@ struct CrossAttentionArgs {
   double scale;
   int64_t num_items;
   const AttentionItem* items;  // [num_items + 1]: the last one holds the total cost
-  const void* q;                 // [query rows, H, E]
-  const void* k;                 // [key rows, Hkv, E]
+  const void* q;               // [query rows, H, E]
+  const void* k;               // [key rows, Hkv, E]
   const void* v;
   // Forward.
   void* out;  // like q
@@ -59,9 +59,9 @@ struct CrossAttentionScratch {
   void* numbers;
 };
 
-// Lay the pairs (item, key head) side by side, each as wide as its item's cost. A kernel call does the pairs that start in
-// begin .. end of the total width, which is the total cost times kv_heads. So equal ranges are equal work, however long a
-// single item is.
+// Lay the pairs (item, key head) side by side, each as wide as its item's cost. A kernel call does the pairs that start
+// in begin .. end of the total width, which is the total cost times kv_heads. So equal ranges are equal work, however
+// long a single item is.
 BLT_CPU_KERNEL(cross_attention, const CrossAttentionArgs& args, int64_t begin, int64_t end,
                const CrossAttentionScratch& scratch)
 // All gradients, where no item sees the keys of another one. A task holds the scores of a whole item.

@@ -6,8 +6,8 @@
 namespace blt::cpu {
 
 struct EntropyArgs {
-  DType dtype;       // of the logits; arithmetic and results are fp32, or fp64 where the logits are
-  int64_t vocab;     // V
+  DType dtype;         // of the logits; arithmetic and results are fp32, or fp64 where the logits are
+  int64_t vocab;       // V
   const void* logits;  // [rows, V]
   void* out;           // [rows]
 };

@@ -36,10 +36,10 @@ BLT_INLINE Acc<T> row_max(const T* x, int64_t vocab) {
   return horizontal_max<A>(maximum<A>(a, b));
 }
 
-// S and W, as one partial sum for each lane. The order of additions depends on V alone. Rounding errors stay small because
-// a block has at least 16 chains of additions, and a long vocabulary has several blocks.
-// `power` computes e^d. The entropy is a mean of many exponentials, so exp_nonpositive is exact enough; each element of
-// the gradient has one exponential, so it takes exp.
+// S and W, as one partial sum for each lane. The order of additions depends on V alone. Rounding errors stay small
+// because a block has at least 16 chains of additions, and a long vocabulary has several blocks. `power` computes e^d.
+// The entropy is a mean of many exponentials, so exp_nonpositive is exact enough; each element of the gradient has one
+// exponential, so it takes exp.
 template <class T, class Power>
 BLT_INLINE void row_sums(const T* x, int64_t vocab, Acc<T> max, Vec<Acc<T>>& sum, Vec<Acc<T>>& dot,
                          const Power& power) {

@@ -125,8 +125,9 @@ void embed(const HashEmbeddingArgs& args, int64_t begin, int64_t end) {
 
 // ---- table gradient ------------------------------------------------------------------------------------------------
 
-// Sorts keys by the bits low_bit .. high_bit - 1. Entries with equal ids keep the order of their positions. The sort is our
-// own because the C++ standard library must not be included here, and std::stable_sort compares where this one counts.
+// Sorts keys by the bits low_bit .. high_bit - 1. Entries with equal ids keep the order of their positions. The sort is
+// our own because the C++ standard library must not be included here, and std::stable_sort compares where this one
+// counts.
 void radix_sort(uint64_t* keys, uint64_t* scratch, int64_t n, int64_t low_bit, int64_t high_bit) {
   constexpr int64_t kMaxDigitBits = 11;
   const int64_t passes = (high_bit - low_bit + kMaxDigitBits - 1) / kMaxDigitBits;
@@ -201,8 +202,8 @@ void shared_rows(const HashGradArgs& args, int64_t num_shared, int64_t begin, in
   };
   const A divisor = A(args.divisor);
   A sum[kSharedTile];
-  for (int64_t i = first_not_below(args.shared_begin, num_shared, begin);
-       i < num_shared && args.shared_begin[i] < end; ++i) {
+  for (int64_t i = first_not_below(args.shared_begin, num_shared, begin); i < num_shared && args.shared_begin[i] < end;
+       ++i) {
     T* out = static_cast<T*>(args.out) + args.shared_rows[i] * args.width + d_begin;
     const int64_t first = args.shared_begin[i], last = args.shared_begin[i + 1] - 1;  // at least two entries
     for (int64_t entry = first; entry <= last; ++entry) {

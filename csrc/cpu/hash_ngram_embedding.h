@@ -24,18 +24,18 @@ struct HashEmbeddingArgs {
   int64_t width;                 // D
   const void* table;             // [G * V, D], rows table_stride elements apart
   int64_t table_stride;
-  const void* base;              // [B * N, D] or null
-  void* out;                     // [B * N, D]
-  bool streaming;                // out is written past the caches
-  double divisor;                // of the sums
+  const void* base;  // [B * N, D] or null
+  void* out;         // [B * N, D]
+  bool streaming;    // out is written past the caches
+  double divisor;    // of the sums
 };
 
 // Writes out of positions begin .. end - 1.
 BLT_CPU_KERNEL(hash_ngram_embedding, const HashEmbeddingArgs& args, int64_t begin, int64_t end)
 
-// The table gradient. Each position and column has one key, id << position_bits | position. When the keys are sorted, the
-// keys of one table row are neighbours, in order of position. The gradient of a row that one position reads (a sole row)
-// is a copy of a row of grad; only a row that several positions read (a shared row) needs a sum.
+// The table gradient. Each position and column has one key, id << position_bits | position. When the keys are sorted,
+// the keys of one table row are neighbours, in order of position. The gradient of a row that one position reads (a sole
+// row) is a copy of a row of grad; only a row that several positions read (a shared row) needs a sum.
 struct HashRowCounts {
   int64_t rows, shared_rows, shared_entries;
 };
@@ -59,13 +59,13 @@ struct HashGradArgs {
   bool dense;                     // out is [G * V, D], else [at least rows, D]
   bool streaming;                 // out is written past the caches
   double divisor;
-  const void* grad;               // [B * N, D]
+  const void* grad;  // [B * N, D]
   void* out;
-  int64_t* rows;                  // [rows]: the table rows that are read, ascending
-  int64_t* sole_rows;             // [B * N, G]: the row of out that this position is alone to read, or -1
-  int64_t* shared_rows;           // [shared_rows]: the rows of out that several positions read, ascending
-  int64_t* shared_begin;          // [shared_rows + 1]: where the positions of each begin in shared_positions
-  int64_t* shared_positions;      // [shared_entries]
+  int64_t* rows;              // [rows]: the table rows that are read, ascending
+  int64_t* sole_rows;         // [B * N, G]: the row of out that this position is alone to read, or -1
+  int64_t* shared_rows;       // [shared_rows]: the rows of out that several positions read, ascending
+  int64_t* shared_begin;      // [shared_rows + 1]: where the positions of each begin in shared_positions
+  int64_t* shared_positions;  // [shared_entries]
 };
 
 // Lists the rows of columns begin .. end - 1. before[g] holds the counts of all columns before column g.

@@ -1,9 +1,9 @@
-// linear_entropy on the CPU. The matrix products are our own, because the result of a library's may depend on the number
-// of rows and threads.
+// linear_entropy on the CPU. The matrix products are our own, because the result of a library's may depend on the
+// number of rows and threads.
 //
-// A logit is a dot product of two contiguous rows. A tile of logits shares the loads of its rows, and each logit has one
-// register: lane l adds up the elements l, l + L, ... in order, and the lanes are then added in a fixed tree. So every
-// logit is computed the same way wherever its row lies.
+// A logit is a dot product of two contiguous rows. A tile of logits shares the loads of its rows, and each logit has
+// one register: lane l adds up the elements l, l + L, ... in order, and the lanes are then added in a fixed tree. So
+// every logit is computed the same way wherever its row lies.
 #include "cpu/linear_entropy.h"
 
 #include "cpu/entropy_row.h"
@@ -23,7 +23,8 @@ constexpr int64_t kProductRows = 6;
 using Block = LinearEntropyBlock;
 static_assert(Block::rows % kDotRows == 0);
 
-// n elements from p[offset] on as elements of A: those in memory if they are A, otherwise a converted copy in `scratch`.
+// n elements from p[offset] on as elements of A: those in memory if they are A, otherwise a converted copy in
+// `scratch`.
 template <class A>
 const A* converted(DType dtype, const void* p, int64_t offset, int64_t n, A* scratch) {
   BLT_DISPATCH_FLOAT(dtype, T, {
@@ -187,8 +188,8 @@ void products(const ProductArgs& args, int64_t begin, int64_t end, int64_t first
       }
       const bool accumulate = args.accumulate || k > 0;
       const auto tile = [&]<int64_t M>(int64_t i) {
-        product_tile<A, M>(a + i * args.row_stride + k * args.depth_stride, args.row_stride, args.depth_stride, panel, n,
-                           out + i * args.columns + c, args.columns, columns, accumulate);
+        product_tile<A, M>(a + i * args.row_stride + k * args.depth_stride, args.row_stride, args.depth_stride, panel,
+                           n, out + i * args.columns + c, args.columns, columns, accumulate);
       };
       int64_t i = begin;
       for (; i + kProductRows <= end; i += kProductRows) {

@@ -1,6 +1,6 @@
-// patch_pool on the CPU. Forward reads x once, row after row: memory is fastest when each page is read from its start to
-// its end by one thread. Backward of max and min reads x twice, first to count ties and then to write the gradient. It
-// takes a short patch in strips of columns, so that the second reading finds the strip in the cache.
+// patch_pool on the CPU. Forward reads x once, row after row: memory is fastest when each page is read from its start
+// to its end by one thread. Backward of max and min reads x twice, first to count ties and then to write the gradient.
+// It takes a short patch in strips of columns, so that the second reading finds the strip in the cache.
 #include "cpu/patch_pool.h"
 
 #include "cpu/vec.h"
@@ -9,8 +9,8 @@ namespace blt::cpu::BLT_CPU_CAPABILITY {
 
 namespace {
 
-constexpr int64_t kBlock = 1024;  // columns whose accumulators stay in the first-level cache
-constexpr int64_t kChunk = 128;   // rows that are added in one run; longer sums are sums of chunks, for accuracy
+constexpr int64_t kBlock = 1024;    // columns whose accumulators stay in the first-level cache
+constexpr int64_t kChunk = 128;     // rows that are added in one run; longer sums are sums of chunks, for accuracy
 constexpr int64_t kStripRows = 64;  // a strip of more rows may fall out of the cache: its lines share cache sets
 
 template <Reduce R, class V>
@@ -24,8 +24,8 @@ BLT_INLINE V combine(V acc, V v) {
   }
 }
 
-// Calls body(d, n) for each register of columns d .. d + n - 1. For whole registers n is a constant, so that the compiler
-// makes plain loads and stores of them.
+// Calls body(d, n) for each register of columns d .. d + n - 1. For whole registers n is a constant, so that the
+// compiler makes plain loads and stores of them.
 template <class A, class Body>
 BLT_INLINE void for_columns(int64_t width, const Body& body) {
   int64_t d = 0;
@@ -68,9 +68,8 @@ void reduce_rows(const T* x, int64_t rows, int64_t stride, int64_t width, Acc<T>
   for (int64_t r = 1; r < rows; ++r) {
     const T* row = x + r * stride;
     prefetch_start(row + stride);
-    for_columns<A>(width, [&](int64_t d, int64_t n) {
-      store(acc + d, combine<R>(load(acc + d), load_up_to(row + d, n)));
-    });
+    for_columns<A>(width,
+                   [&](int64_t d, int64_t n) { store(acc + d, combine<R>(load(acc + d), load_up_to(row + d, n))); });
   }
 }
 
@@ -197,7 +196,7 @@ BLT_INLINE void spread_columns(const T* x, const T* out, const T* grad, T* grad_
 
 template <class T, bool Ties, bool Stream>
 void spread_by_strips(const T* x, const T* out, const T* grad, T* grad_x, int64_t rows, int64_t stride, Acc<T> divisor,
-                  int64_t width) {
+                      int64_t width) {
   constexpr int U = 4;  // whole cache lines of each row at a time
   constexpr int64_t lanes = kLanes<Acc<T>>;
   int64_t d = 0;
@@ -226,7 +225,8 @@ void count_ties(const T* x, const T* out, int64_t rows, int64_t stride, int64_t 
 // Replaces the counts of ties by what each tied row receives.
 template <class T>
 void share_among(const T* grad, int64_t columns, Acc<T>* ties) {
-  for_columns<Acc<T>>(columns, [&](int64_t d, int64_t n) { store(ties + d, load_up_to(grad + d, n) / load(ties + d)); });
+  for_columns<Acc<T>>(columns,
+                      [&](int64_t d, int64_t n) { store(ties + d, load_up_to(grad + d, n) / load(ties + d)); });
 }
 
 template <class T, bool Stream>
@@ -314,7 +314,7 @@ void spread(const PatchPoolBackwardArgs& args, int64_t begin, int64_t end) {
     } else {
       const int64_t count = long_patch == nullptr ? rows : long_patch->end - long_patch->begin;
       spread_by_strips<T, Ties, Stream>(x, out, grad, grad_x, rows, f.width,
-                                    f.reduce == Reduce::mean ? Acc<T>(count) : Acc<T>(1), f.width);
+                                        f.reduce == Reduce::mean ? Acc<T>(count) : Acc<T>(1), f.width);
     }
   }
   if constexpr (Stream) {

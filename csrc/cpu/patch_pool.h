@@ -46,9 +46,9 @@ struct PatchPoolBackwardArgs {
 BLT_CPU_KERNEL(patch_pool, const PatchPoolArgs& args, int64_t begin, int64_t end)
 BLT_CPU_KERNEL(patch_pool_join, const PatchPoolArgs& args, int64_t begin, int64_t end)
 
-// Backward. For max and min with long patches, patch_pool_ties first counts how many rows of each part equal the result,
-// in the part's row of `parts`; then patch_pool_shares replaces the first of these rows by what each equal row of the
-// long patch receives. At last patch_pool_backward writes grad_x of the items, for every reduction.
+// Backward. For max and min with long patches, patch_pool_ties first counts how many rows of each part equal the
+// result, in the part's row of `parts`; then patch_pool_shares replaces the first of these rows by what each equal row
+// of the long patch receives. At last patch_pool_backward writes grad_x of the items, for every reduction.
 BLT_CPU_KERNEL(patch_pool_ties, const PatchPoolBackwardArgs& args, int64_t begin, int64_t end)
 BLT_CPU_KERNEL(patch_pool_shares, const PatchPoolBackwardArgs& args, int64_t begin, int64_t end)
 BLT_CPU_KERNEL(patch_pool_backward, const PatchPoolBackwardArgs& args, int64_t begin, int64_t end)

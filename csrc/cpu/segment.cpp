@@ -40,8 +40,8 @@ struct Decision {
 // Writes starts[0 .. n-1] of a sequence and returns the decision about the byte after it. n > 0.
 template <Rule R>
 uint8_t decide(const SegmentArgs& args, int64_t base, int64_t n, uint8_t* __restrict starts) {
-  const Decision<R> starts_after{args.entropies + base, args.tokens + base, args.threshold,
-                                 args.delta,            args.byte_offset,   args.bos_patch};
+  const Decision<R> starts_after{args.entropies + base, args.tokens + base, args.threshold, args.delta,
+                                 args.byte_offset,      args.bos_patch};
   starts[0] = 1;
   for (int64_t t = 0; t < min_of(2, n - 1); ++t) {
     starts[t + 1] = starts_after(t);

@@ -4,9 +4,9 @@
 // several instruction sets would share, and Highway would be one more dependency for the few operations below.
 //
 // Only csrc/cpu/<op>.cpp includes this header. CMake compiles these files once for each instruction set, and
-// BLT_CPU_CAPABILITY names the namespace. Two rules keep an AVX-512 instruction from reaching an older processor through
-// an inline function that two copies share: everything here and in the kernels lives in that namespace, and none of them
-// includes a header of torch or of the C++ standard library.
+// BLT_CPU_CAPABILITY names the namespace. Two rules keep an AVX-512 instruction from reaching an older processor
+// through an inline function that two copies share: everything here and in the kernels lives in that namespace, and
+// none of them includes a header of torch or of the C++ standard library.
 #pragma once
 
 #include <math.h>
@@ -101,7 +101,8 @@ BLT_INLINE U16 narrow(F32 x, float16) {
 }
 #endif
 #else
-// Integer shifts put the exponent in place; a multiplication by 2^112 then corrects its bias and renormalises subnormals.
+// Integer shifts put the exponent in place; a multiplication by 2^112 then corrects its bias and renormalises
+// subnormals.
 BLT_INLINE F32 widen(U16 bits, float16) {
   const U32 h = __builtin_convertvector(bits, U32);
   const U32 magnitude = (h & 0x7fffu) << 13;
@@ -205,9 +206,9 @@ BLT_INLINE void store_n(T* p, Vec<Acc<T>> v, int64_t n) {
   }
 }
 
-// Stores a whole register past the caches, so that the cache line need not be read first. This is for outputs that would
-// not stay in any cache (see wants_streaming in ops/tensor.h). p must be aligned to the number of bytes stored, and the
-// caller must call stream_fence() after the last store.
+// Stores a whole register past the caches, so that the cache line need not be read first. This is for outputs that
+// would not stay in any cache (see wants_streaming in ops/tensor.h). p must be aligned to the number of bytes stored,
+// and the caller must call stream_fence() after the last store.
 template <class T>
 BLT_INLINE void stream(T* p, Vec<Acc<T>> v) {
 #if defined(__SSE2__)
@@ -274,7 +275,8 @@ BLT_INLINE A fold(const void* lanes, Combine combine) {
   }
 }
 
-// Adds lane i to lane i + half, again and again, so that the order of additions never depends on the shape of the tensor.
+// Adds lane i to lane i + half, again and again, so that the order of additions never depends on the shape of the
+// tensor.
 template <class A>
 BLT_INLINE A horizontal_sum(Vec<A> v) {
   return fold<A, kVecBytes>(&v, [](auto a, auto b) { return a + b; });
@@ -300,8 +302,8 @@ BLT_INLINE Vec<A> add_pairs(Vec<A> a, Vec<A> b, Indices<I...>) {
 #endif
 }
 
-// Writes the sums of N registers to sums[0 .. N - 1], and up to the end of the last whole register. Each sum is the same
-// tree of neighbouring lanes, whatever N and the place of the register.
+// Writes the sums of N registers to sums[0 .. N - 1], and up to the end of the last whole register. Each sum is the
+// same tree of neighbouring lanes, whatever N and the place of the register.
 template <class A, int64_t N, int64_t Width = kLanes<A>>
 BLT_INLINE void horizontal_sums(Vec<A>* v, A* sums) {
   if constexpr (Width > 1) {
@@ -323,7 +325,8 @@ BLT_INLINE A horizontal_max(Vec<A> v) {
 
 template <class A>
 BLT_INLINE Vec<A> maximum(Vec<A> a, Vec<A> b) {  // b where either is NaN
-  // An intrinsic is one instruction. GCC makes two of a > b ? a : b, a comparison and a blend, where one side is constant.
+  // An intrinsic is one instruction. GCC makes two of a > b ? a : b, a comparison and a blend, where one side is
+  // constant.
 #if defined(__AVX512F__)
   if constexpr (sizeof(A) == 4) {
     return bit_cast<F32>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
@@ -369,8 +372,8 @@ BLT_INLINE Vec<double> exp(Vec<double> x) {
   return x;
 }
 
-// e^x for x <= 0, to within 1 + |x| / 8 ulp (on the baseline |x| / 2). The caller clamps x to kExpFloor, where the result
-// is exactly 0. This takes the fewest instructions; it is for sums of many exponentials.
+// e^x for x <= 0, to within 1 + |x| / 8 ulp (on the baseline |x| / 2). The caller clamps x to kExpFloor, where the
+// result is exactly 0. This takes the fewest instructions; it is for sums of many exponentials.
 template <class A>
 constexpr A kExpFloor = A(-88.0296919);  // 2^-127 has the bits of 0
 template <>
@@ -420,7 +423,8 @@ BLT_INLINE F32 exp_nonpositive(F32 x) {
   p = p * f + 2.40226477e-1f;
   p = p * f + 6.93147182e-1f;
 #if defined(__FP_FAST_FMAF)
-  // With fused multiply-adds f is not exactly 0 at kExpFloor, and the bits below would be those of NaN. 2^n is exactly 0.
+  // With fused multiply-adds f is not exactly 0 at kExpFloor, and the bits below would be those of NaN. 2^n is exactly
+  // 0.
   const F32 scale = bit_cast<F32>((bit_cast<U32>(shifted) << 23) + 0x3f800000u);
   return scale + scale * (p * f);
 #else

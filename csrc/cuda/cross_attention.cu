@@ -28,8 +28,8 @@ Grid attention_grid(const CrossAttentionArgs& args, int64_t items, int64_t rows,
   const int64_t tasks_of_block = std::clamp<int64_t>(tasks, 1, groups);
   const int64_t items_of_block = groups / tasks_of_block;
   const int64_t blocks_of_item = ceil_div(tasks, tasks_of_block);
-  BLT_CHECK(tasks <= INT32_MAX && args.width <= INT32_MAX / 2,
-            "cross_attention: too large: ", tasks, " rows of heads in a patch");
+  BLT_CHECK(tasks <= INT32_MAX && args.width <= INT32_MAX / 2, "cross_attention: too large: ", tasks,
+            " rows of heads in a patch");
   const int64_t threads = ceil_div(items_of_block * tasks_of_block * lanes * sets, kWarp) * kWarp;
   return {{lanes, sets, items, int(chunks), int(heads), unsigned(tasks), unsigned(tasks_of_block),
            unsigned(items_of_block), unsigned(blocks_of_item)},

@@ -6,17 +6,17 @@
 // memory is read once, except for rows that several groups of a thread block read: they find them in L1. The K slots of
 // a patch are such rows, because neighbouring bytes of the patch read them.
 // - Forward: an item is what has the queries. All its queries see the same consecutive keys; their softmax is online.
-// - Backward with window 1: an item is a patch, and one walk over its bytes gives all gradients. The held rows are dealt
-//   out among sets of lanes, two rows to a set, within one warp; each set adds up its own sums.
+// - Backward with window 1: an item is a patch, and one walk over its bytes gives all gradients. The held rows are
+//   dealt out among sets of lanes, two rows to a set, within one warp; each set adds up its own sums.
 // - Backward with other windows: one pass over the queries computes grad_q and the terms of each softmax; a second pass
 //   over the keys walks the queries that see them. Together they read everything twice.
 //
 // Thread blocks do not communicate within a launch: each row is written by one group. What a group does depends on the
-// layout alone, so results are deterministic. All lanes of a warp make equally many steps, so that all of them take part
-// in the shuffles.
+// layout alone, so results are deterministic. All lanes of a warp make equally many steps, so that all of them take
+// part in the shuffles.
 //
-// A head of more than 256 elements is spread over several groups, and each has a chunk of columns: each of them computes
-// whole dot products, and writes its own columns of the results.
+// A head of more than 256 elements is spread over several groups, and each has a chunk of columns: each of them
+// computes whole dot products, and writes its own columns of the results.
 #pragma once
 
 #include "cuda/cross_attention_work.cuh"
@@ -295,8 +295,8 @@ __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
   const A scale = A(args.scale);
   const int64_t stride = args.kv_heads * args.width, first = item.begin * stride + task.head * args.width;
   const T *keys = static_cast<const T*>(args.k) + first, *values = static_cast<const T*>(args.v) + first;
-  const T *q_row = static_cast<const T*>(args.q) + query * args.width;
-  const T *g_row = static_cast<const T*>(args.grad) + query * args.width;
+  const T* q_row = static_cast<const T*>(args.q) + query * args.width;
+  const T* g_row = static_cast<const T*>(args.grad) + query * args.width;
   const Row<T> q = lane.load(q_row, query >= 0), g = lane.load(g_row, query >= 0);
   const A lse = query >= 0 ? static_cast<const A*>(args.lse)[query] : A(0);
   SoftmaxSums<A> sums;
@@ -388,7 +388,8 @@ __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
 
 // ---- backward in one walk over the bytes of a patch -----------------------------------------------------------------
 
-// Adds x over the sets of lanes of a group: each set has the sums of its own held rows. All lanes of the warp take part.
+// Adds x over the sets of lanes of a group: each set has the sums of its own held rows. All lanes of the warp take
+// part.
 template <class A, int N>
 __device__ __forceinline__ void sum_over_sets(const AttentionShape& shape, A (&x)[N]) {
   for (int distance = shape.lanes; distance < shape.lanes * shape.sets; distance *= 2) {

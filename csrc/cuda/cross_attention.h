@@ -20,8 +20,8 @@ struct CrossAttentionArgs : Segments {
   int64_t sequences;
   const int32_t* ids;  // decoder: [B, N], the patch that a byte sees, or -1
   const void *q, *k, *v;
-  void* lse;         // accumulators [query rows, H]; -inf for a row that sees nothing
-  void* out;         // forward: like q
+  void* lse;              // accumulators [query rows, H]; -inf for a row that sees nothing
+  void* out;              // forward: like q
   void* parts;            // accumulators of attention_parts parts
   int32_t* long_patches;  // [attention_parts]: the long patch of each part, or -1
   // Backward.

@@ -2,8 +2,9 @@
 //
 // The work of a launch is a list of items: patches, bytes, or tiles of bytes. An item is cut into tasks, one for each
 // group of lanes (docs/design.md has a drawing). Where the items are patches, a patch of more than kAttentionTile bytes
-// is long: it is cut at the tiles of its row, so that a tile holds at most two parts of long patches. A kernel of its own
-// finds these parts, they are items like the short patches, and a last kernel joins the parts of each patch in order.
+// is long: it is cut at the tiles of its row, so that a tile holds at most two parts of long patches. A kernel of its
+// own finds these parts, they are items like the short patches, and a last kernel joins the parts of each patch in
+// order.
 #pragma once
 
 #include "common/search.h"
@@ -30,16 +31,15 @@ struct AttentionShape {
 
 // What one group of lanes does of an item.
 struct AttentionTask {
-  bool active;     // there is such an item and task
-  int64_t item;    // the number of the item
-  int64_t block;   // of the rows that it holds
+  bool active;    // there is such an item and task
+  int64_t item;   // the number of the item
+  int64_t block;  // of the rows that it holds
   int chunk, head;
 };
 
 __device__ __forceinline__ AttentionTask attention_task(const AttentionShape& shape) {
   const unsigned group = threadIdx.x / unsigned(shape.lanes * shape.sets), within = group / shape.tasks_per_block;
-  const unsigned number =
-      blockIdx.x % shape.blocks_per_item * shape.tasks_per_block + group % shape.tasks_per_block;
+  const unsigned number = blockIdx.x % shape.blocks_per_item * shape.tasks_per_block + group % shape.tasks_per_block;
   const unsigned row = number / unsigned(shape.heads);
   AttentionTask task;
   task.item = int64_t(blockIdx.x / shape.blocks_per_item) * shape.items_per_block + within;
@@ -145,8 +145,8 @@ struct Layout {
 
   __device__ __forceinline__ int64_t tiles() const { return (args.num_bytes + kAttentionTile - 1) / kAttentionTile; }
 
-  // Item number `index` of a walk over the bytes of patches (the encoder's keys, the decoder's queries): the first `parts`
-  // items are the parts of long patches, and the others are the patches that are not long.
+  // Item number `index` of a walk over the bytes of patches (the encoder's keys, the decoder's queries): the first
+  // `parts` items are the parts of long patches, and the others are the patches that are not long.
   __device__ __forceinline__ AttentionItem bytes_of(int64_t index, int64_t parts) const {
     AttentionItem item;
     if (index >= parts) {
@@ -216,8 +216,7 @@ __device__ __forceinline__ A* query_part(const CrossAttentionArgs& args, int64_t
 }
 
 // Finds the patch of each part, a thread for a part. Most tiles have no part of a long patch, so that must cost little.
-__global__ void __launch_bounds__(kAttentionThreads)
-    attention_long_kernel(CrossAttentionArgs args, int64_t parts) {
+__global__ void __launch_bounds__(kAttentionThreads) attention_long_kernel(CrossAttentionArgs args, int64_t parts) {
   const int64_t index = int64_t(blockIdx.x) * kAttentionThreads + threadIdx.x;
   if (index < parts) {
     args.long_patches[index] = int32_t(Layout{args}.long_patch(index));

@@ -1,5 +1,6 @@
 // What the kernels (.cuh) need of CUDA beyond the language. Each has a version for the host, because nvcc includes this
-// file, and so does g++ with BLT_EMULATE_CUDA, where csrc/testing/emulator.h runs CUDA's execution model on host threads.
+// file, and so does g++ with BLT_EMULATE_CUDA, where csrc/testing/emulator.h runs CUDA's execution model on host
+// threads.
 #pragma once
 
 #include <stdint.h>

@@ -24,8 +24,8 @@ void entropy(const EntropyArgs& args, Stream stream) {
 
 void entropy_backward(const EntropyBackwardArgs& args, Stream stream) {
   BLT_DISPATCH_FLOAT(args.dtype, T, {
-    launch("entropy_backward", entropy_backward_kernel<T>, ceil_div(args.rows, kEntropyWarps), kEntropyThreads, 0, stream,
-           args, pack_width(args.vocab, sizeof(T), args.logits, args.out));
+    launch("entropy_backward", entropy_backward_kernel<T>, ceil_div(args.rows, kEntropyWarps), kEntropyThreads, 0,
+           stream, args, pack_width(args.vocab, sizeof(T), args.logits, args.out));
   })
 }
 

@@ -4,7 +4,8 @@
 // size, in backward twice.
 //
 // With d_i = x_i - m, where m is the largest logit so far, S = sum e^d_i and W = sum d_i e^d_i:   H = ln S - W / S.
-// The lane of a logit depends on its position alone, so that the entropy of a row does not depend on where the row lies.
+// The lane of a logit depends on its position alone, so that the entropy of a row does not depend on where the row
+// lies.
 #pragma once
 
 #include "cuda/device.h"

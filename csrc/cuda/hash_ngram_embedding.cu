@@ -103,8 +103,8 @@ void hash_ngram_padding(const int64_t* count, int64_t num_rows, int64_t row_byte
 void hash_ngram_table_gradient(const HashGradArgs& args, Stream stream) {
   BLT_DISPATCH_TABLE(args.table_dtype, args.grad_dtype, T, U, {
     constexpr int N = kWide<T, U>;
-    const bool wide = access_width(args.width, sizeof(T), N, args.out) == N &&
-                      access_width(args.width, sizeof(U), N, args.grad) == N;
+    const bool wide =
+        access_width(args.width, sizeof(T), N, args.out) == N && access_width(args.width, sizeof(U), N, args.grad) == N;
     (wide ? sum<T, U, N> : sum<T, U, 1>)(args, stream);
   })
   if (args.sorted.entries > kRunTile) {

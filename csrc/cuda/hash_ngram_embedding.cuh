@@ -1,18 +1,18 @@
 // hash_ngram_ids, hash_ngram_embedding and the gradient of its table.
 //
-// Forward. At least these bytes must move: the tokens once (which is nothing beside the rest), G table rows and a row of
-// base for each position, and out once. A block hashes the n-grams of a tile of positions, with a thread for each
+// Forward. At least these bytes must move: the tokens once (which is nothing beside the rest), G table rows and a row
+// of base for each position, and out once. A block hashes the n-grams of a tile of positions, with a thread for each
 // position and prime, and leaves the addresses of their rows in shared memory. Then all threads gather, each for a pack
 // of columns of 16 bytes: the loads of up to kInFlight tables and of base are under way at once, and the sum is stored
 // once. Tables exceed every cache, but frequent n-grams come from L2: table rows are kept there, base and out are not.
 //
 // Gradient. At least these bytes must move: a row of grad for each position and table, and each table row that is read
-// once; a dense gradient also has the zeros of the other rows. torch sorts the keys before (ops/cuda/sort.h), stably, so
-// that the entries of a table row, a run, follow each other in order of position. The sorted entries are cut into tiles of
-// kRunTile. A tile, in which each thread has a pack of columns, sums the runs that start in it, also their entries beyond
-// its end. A run of more than kRunTile entries is long (padding has such runs, and very frequent n-grams): each tile that
-// it reaches sums its own entries as a part of the run into `parts`, and a second kernel joins the parts in order.
-// Results are deterministic, because the tile that sums an entry depends on the sorted keys alone.
+// once; a dense gradient also has the zeros of the other rows. torch sorts the keys before (ops/cuda/sort.h), stably,
+// so that the entries of a table row, a run, follow each other in order of position. The sorted entries are cut into
+// tiles of kRunTile. A tile, in which each thread has a pack of columns, sums the runs that start in it, also their
+// entries beyond its end. A run of more than kRunTile entries is long (padding has such runs, and very frequent
+// n-grams): each tile that it reaches sums its own entries as a part of the run into `parts`, and a second kernel joins
+// the parts in order. Results are deterministic, because the tile that sums an entry depends on the sorted keys alone.
 //
 // Blocks do not communicate within a launch: each row of out is written by one tile, and row t of `parts` by tile t.
 #pragma once
@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kHashThreads) store_numbers_kernel(Numbers num
   }
 }
 
-// The ids go through shared memory: the G ids of a position are adjacent, but those that a warp computes at a time are not.
+// The ids go through shared memory: the G ids of a position are adjacent, but those that a warp computes at a time are
+// not.
 __global__ void __launch_bounds__(kHashThreads) hash_ngram_ids_kernel(HashArgs args, int64_t* ids, int tile) {
   __shared__ int64_t found[kMaxTables];  // [tile, G]
   const int tables = args.num_primes * args.num_sizes;
@@ -96,9 +97,8 @@ __global__ void __launch_bounds__(kHashThreads) hash_ngram_keys_kernel(HashArgs 
     return;
   }
   const int64_t j = i % args.positions;
-  hash_position(args, j, int(i / args.positions), [&](int g, int64_t id) {
-    keys[g * args.positions + j] = Key(g * args.num_rows + id);
-  });
+  hash_position(args, j, int(i / args.positions),
+                [&](int g, int64_t id) { keys[g * args.positions + j] = Key(g * args.num_rows + id); });
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -113,9 +113,8 @@ __global__ void __launch_bounds__(kHashThreads, 2) hash_ngram_embedding_kernel(H
   const int tables = hash.num_primes * hash.num_sizes;
   const int64_t first = int64_t(blockIdx.x) * tile;
   const int count = int(min_of(int64_t(tile), hash.positions - first));
-  hash_tile(hash, first, count, [&](int k, int g, int64_t id) {
-    rows[k * tables + g] = (g * hash.num_rows + id) * args.table_stride;
-  });
+  hash_tile(hash, first, count,
+            [&](int k, int g, int64_t id) { rows[k * tables + g] = (g * hash.num_rows + id) * args.table_stride; });
   __syncthreads();
 
   const T* const table = static_cast<const T*>(args.table);
@@ -349,8 +348,9 @@ __device__ __forceinline__ int64_t end_of_run(const SortedKeys& sorted, int64_t 
   return partition_point(i, sorted.entries, [&](int64_t other) { return key_at(sorted, other) <= key; });
 }
 
-// Joins the parts of long runs. A block does kWarp tiles and kWarp packs of columns. A run of few parts goes to one warp,
-// and the warps take turns; the parts of a run of many are dealt out to all warps, and their sums are added in order.
+// Joins the parts of long runs. A block does kWarp tiles and kWarp packs of columns. A run of few parts goes to one
+// warp, and the warps take turns; the parts of a run of many are dealt out to all warps, and their sums are added in
+// order.
 template <class T, int N>
 __global__ void __launch_bounds__(kHashThreads) hash_ngram_join_kernel(HashGradArgs args, int64_t chunks) {
   using A = Acc<T>;

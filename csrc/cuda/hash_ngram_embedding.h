@@ -21,8 +21,8 @@ struct HashArgs : NgramHash {
   int64_t few[kFewNumbers];
 };
 
-// `numbers`, or `few`, holds first the sizes, ascending, then the size number of each in the caller's order, and then the
-// primes: so many numbers.
+// `numbers`, or `few`, holds first the sizes, ascending, then the size number of each in the caller's order, and then
+// the primes: so many numbers.
 inline int64_t hash_numbers(int64_t num_sizes, int64_t num_primes) { return 2 * num_sizes + num_primes; }
 
 struct HashEmbeddingArgs {
@@ -31,9 +31,9 @@ struct HashEmbeddingArgs {
   int64_t width;                 // D
   const void* table;             // [G * V, D], rows table_stride elements apart
   int64_t table_stride;
-  const void* base;              // [B * N, D] or null
-  void* out;                     // [B * N, D]
-  double factor;                 // by which the sums are multiplied
+  const void* base;  // [B * N, D] or null
+  void* out;         // [B * N, D]
+  double factor;     // by which the sums are multiplied
 };
 
 // The table gradient sums rows of grad over runs of equal keys. A key is a table row, g * V + id; before the sort, key
@@ -53,11 +53,11 @@ struct HashGradArgs {
   DType grad_dtype, table_dtype;  // as out_dtype and table_dtype above
   int64_t width;                  // D
   const int32_t* positions;       // [entries]: the position of each sorted key
-  const int64_t* runs;            // [tiles]: how many runs start in a tile or before; null: out is dense, and zeros so far
-  const void* grad;               // [B * N, D]
-  void* out;                      // [at least runs, D], or [G * V, D]
-  void* parts;                    // accumulators [tiles, D]
-  double factor;                  // by which the sums are multiplied
+  const int64_t* runs;  // [tiles]: how many runs start in a tile or before; null: out is dense, and zeros so far
+  const void* grad;     // [B * N, D]
+  void* out;            // [at least runs, D], or [G * V, D]
+  void* parts;          // accumulators [tiles, D]
+  double factor;        // by which the sums are multiplied
 };
 
 // Copies numbers to the device without waiting for it: they travel as kernel arguments.
@@ -71,8 +71,8 @@ void hash_ngram_keys(const HashArgs& args, int32_t* keys32, int64_t* keys64, Str
 // many runs start in each tile.
 void hash_ngram_runs(const SortedKeys& sorted, const int64_t* places, int64_t num_positions, int32_t* positions,
                      int32_t* counts, Stream stream);
-// Writes rows [num_rows]: the key of each run, and then the last key again and again. num_rows is at least the number of
-// runs.
+// Writes rows [num_rows]: the key of each run, and then the last key again and again. num_rows is at least the number
+// of runs.
 void hash_ngram_rows(const SortedKeys& sorted, const int64_t* runs, int64_t* rows, int64_t num_rows, Stream stream);
 // Writes zeros to the rows of out [num_rows], of so many bytes each, from row *count on; count lies on the device.
 void hash_ngram_padding(const int64_t* count, int64_t num_rows, int64_t row_bytes, void* out, Stream stream);

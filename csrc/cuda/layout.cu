@@ -15,8 +15,7 @@ void run(const StartsArgs& args, size_t value_bytes, Stream stream) {
   const bool aligned =
       access_width(num_bytes, value_bytes == 0 ? 1 : value_bytes, access, args.values) == access &&
       access_width(num_bytes, sizeof(int32_t), kLayoutItems, args.out.patch_ids, args.out.visible_ids) == kLayoutItems;
-  launch("layout_tiles", layout_tiles_kernel<R>, blocks, kLayoutThreads, 0, stream, args, unsigned(tiles),
-         aligned);
+  launch("layout_tiles", layout_tiles_kernel<R>, blocks, kLayoutThreads, 0, stream, args, unsigned(tiles), aligned);
   launch("layout_from_starts", layout_from_starts_kernel<R>, blocks + 1, kLayoutThreads, 0, stream, args,
          unsigned(tiles), aligned);
 }

@@ -2,15 +2,16 @@
 //
 // layout_from_starts must move at least these bytes: the values that decide once (1, 4 or 8 bytes for a byte of text),
 // patch_ids and visible_ids once (8 bytes for a byte of text), and offsets once (4 bytes for a slot). It takes two
-// launches, whatever B and N are. A row is cut into tiles, and each tile has a block. The first launch counts the starts of
-// each tile, and fills offsets with the end of the row, which slots without bytes keep. In the second launch each block
-// adds up the counts of the tiles before its own, scans its tile and writes. The values are read in both launches; the
-// second time they come from L2. So do the counts, 16 bytes for each tile before: for a row of 16k bytes these are 1 % of
-// the bytes that must move, for a row of 2M bytes as much as these.
-// No block waits for another one of its launch. In the second launch blocks share only `overflow`, a sum of integers.
+// launches, whatever B and N are. A row is cut into tiles, and each tile has a block. The first launch counts the
+// starts of each tile, and fills offsets with the end of the row, which slots without bytes keep. In the second launch
+// each block adds up the counts of the tiles before its own, scans its tile and writes. The values are read in both
+// launches; the second time they come from L2. So do the counts, 16 bytes for each tile before: for a row of 16k bytes
+// these are 1 % of the bytes that must move, for a row of 2M bytes as much as these. No block waits for another one of
+// its launch. In the second launch blocks share only `overflow`, a sum of integers.
 //
-// layout_from_lengths must move lengths, offsets, patch_ids and visible_ids once. It takes two launches, too: in the first
-// a block for each row sums the lengths to offsets, and in the second each byte finds its slot there by bisection.
+// layout_from_lengths must move lengths, offsets, patch_ids and visible_ids once. It takes two launches, too: in the
+// first a block for each row sums the lengths to offsets, and in the second each byte finds its slot there by
+// bisection.
 #pragma once
 
 #include "common/search.h"
@@ -27,8 +28,8 @@ constexpr int kLayoutTile = kLayoutThreads * kLayoutItems;
 
 // ---- scans ----------------------------------------------------------------------------------------------------------
 //
-// They are our own, because cub does not compile for the host threads of the tests (csrc/testing), and needs of it are few:
-// one scan of a block, with an operation that does not commute.
+// They are our own, because cub does not compile for the host threads of the tests (csrc/testing), and needs of it are
+// few: one scan of a block, with an operation that does not commute.
 
 template <class T>
 __device__ __forceinline__ T shuffle(const T& x, int lane) {
@@ -85,7 +86,8 @@ struct Max {
 
 // ---- sequences ------------------------------------------------------------------------------------------------------
 
-// Bytes begin .. end - 1 of a row are those of sequence s of the row. With s = in_row they come after the last sequence.
+// Bytes begin .. end - 1 of a row are those of sequence s of the row. With s = in_row they come after the last
+// sequence.
 struct Span {
   int32_t s, begin, end;
 };
@@ -143,10 +145,11 @@ struct Spans {
 
 // ---- where patches start --------------------------------------------------------------------------------------------
 
-// The summary of a run of bytes says where the mask or rule has its `first` and `last` start (-1: nowhere). `count` is the
-// number of starts from the first to the last of these, including those that max_patch_length adds between them. `begin`
-// says how many of them come before the last start that begins a sequence (-1: none begins one). With max_patch_length
-// every sequence begins with a start of the rule, so that no distance between two starts reaches across sequences.
+// The summary of a run of bytes says where the mask or rule has its `first` and `last` start (-1: nowhere). `count` is
+// the number of starts from the first to the last of these, including those that max_patch_length adds between them.
+// `begin` says how many of them come before the last start that begins a sequence (-1: none begins one). With
+// max_patch_length every sequence begins with a start of the rule, so that no distance between two starts reaches
+// across sequences.
 struct JoinStarts {
   int32_t max_patch_length;
 
@@ -162,8 +165,8 @@ struct JoinStarts {
   }
 };
 
-// Loads `Count` values of a row from first - Before on, and 0 outside of the row. The thread's own bytes are loaded in one
-// access where that is possible.
+// Loads `Count` values of a row from first - Before on, and 0 outside of the row. The thread's own bytes are loaded in
+// one access where that is possible.
 template <int Count, int Before, class T>
 __device__ __forceinline__ void load_values(const T* row, int32_t num_bytes, int64_t first, bool aligned,
                                             T (&values)[Count]) {
@@ -293,8 +296,8 @@ __global__ void __launch_bounds__(kLayoutThreads) layout_tiles_kernel(StartsArgs
   }
 }
 
-// One block writes cu_patches from num_patches. In a packed row the sequences that have bytes wrote theirs before, and the
-// sequences after the last of them begin where it ends.
+// One block writes cu_patches from num_patches. In a packed row the sequences that have bytes wrote theirs before, and
+// the sequences after the last of them begin where it ends.
 __device__ __forceinline__ void finish_rows(const SequenceArgs& sequences, const LayoutOut& out) {
   if (sequences.packed) {
     const int32_t last = last_span(sequences, 0).s, num_patches = out.num_patches[0];

@@ -15,7 +15,8 @@ struct SequenceArgs {
   int32_t in_row;       // how many sequences a row has: S when packed, otherwise 1
   const void* ends;     // packed: where each sequence ends, [S] (cu_seqlens + 1); otherwise seq_lens [B], or null for N
   bool ends_are_int64;  // otherwise they are int32
-  // [S]: whether the byte after the sequence starts a patch. If null, the rule or the lengths say so, or else it does not.
+  // [S]: whether the byte after the sequence starts a patch. If null, the rule or the lengths say so, or else it does
+  // not.
   const uint8_t* next_is_start;
 };
 

@@ -19,7 +19,8 @@ inline int gather_lanes(int64_t accesses) {
 }
 
 template <class Access>
-__global__ void __launch_bounds__(kGatherThreads) patch_gather_kernel(PatchGatherArgs args, int64_t accesses, int lanes) {
+__global__ void __launch_bounds__(kGatherThreads)
+    patch_gather_kernel(PatchGatherArgs args, int64_t accesses, int lanes) {
   const int64_t thread = int64_t(blockIdx.x) * kGatherThreads + threadIdx.x;
   const int64_t first = thread / lanes * kGatherRows;
   const auto* const y = static_cast<const Access*>(args.y);
@@ -54,8 +55,8 @@ __global__ void __launch_bounds__(kGatherThreads) segments_init_kernel(SegmentsA
   }
 }
 
-// Each byte has a thread, which writes if a run of equal ids starts or ends there. Slots that the run skips are empty, and
-// lie at its start.
+// Each byte has a thread, which writes if a run of equal ids starts or ends there. Slots that the run skips are empty,
+// and lie at its start.
 __global__ void __launch_bounds__(kGatherThreads) segments_kernel(SegmentsArgs args) {
   const int64_t row = int64_t(blockIdx.x) * kGatherThreads + threadIdx.x;
   if (row >= args.rows) {

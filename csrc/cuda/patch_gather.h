@@ -15,8 +15,8 @@ struct PatchGatherArgs {
   void* out;                    // [B * N] rows
 };
 
-// Finds the bytes begin .. end - 1 of each slot, for the segment sum that is the gradient. In the ids of a layout equal ids
-// are neighbours, and ids never decrease, apart from -1 between them. So begin never decreases either.
+// Finds the bytes begin .. end - 1 of each slot, for the segment sum that is the gradient. In the ids of a layout equal
+// ids are neighbours, and ids never decrease, apart from -1 between them. So begin never decreases either.
 struct SegmentsArgs {
   int64_t rows, num_bytes, capacity;  // B * N, N, C
   const int32_t* ids;                 // [B * N]

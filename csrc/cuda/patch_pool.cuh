@@ -2,10 +2,10 @@
 // At least these bytes must move: x once and out once; in backward of max and min x, out, grad and grad_x once, and in
 // backward of mean and sum grad and grad_x once.
 //
-// The work is dealt out in tiles of equally many bytes plus slots, so that neither a patch of 16k bytes nor thousands of
-// empty slots fall to one thread. A tile reduces the patches whose slots lie in it, also their bytes beyond its end. A
-// patch of more than kPoolTile bytes is long: each tile reduces the bytes of it that lie in the tile, as a part of the
-// patch, to `parts`, and a second kernel joins the parts in order. What a tile does depends on the layout alone, so
+// The work is dealt out in tiles of equally many bytes plus slots, so that neither a patch of 16k bytes nor thousands
+// of empty slots fall to one thread. A tile reduces the patches whose slots lie in it, also their bytes beyond its end.
+// A patch of more than kPoolTile bytes is long: each tile reduces the bytes of it that lie in the tile, as a part of
+// the patch, to `parts`, and a second kernel joins the parts in order. What a tile does depends on the layout alone, so
 // results are deterministic.
 //
 // Blocks do not communicate within a launch: each row of `parts`, each slot and each byte is written by one tile.
@@ -33,8 +33,8 @@ inline PoolShape pool_shape(const PatchPoolArgs& args, int columns_of_a_pack) {
   return {int(lanes), packs, (packs + lanes - 1) / lanes, pool_tiles(args.num_bytes, args.capacity)};
 }
 
-// How many slots of a row come before place `position`. Slots and bytes are counted in one order, in which each slot comes
-// just before its bytes: slot c has place begin[c] + c.
+// How many slots of a row come before place `position`. Slots and bytes are counted in one order, in which each slot
+// comes just before its bytes: slot c has place begin[c] + c.
 __device__ __forceinline__ int64_t slots_before(const int32_t* begin, int64_t capacity, int64_t position) {
   return partition_point(int64_t(0), capacity, [&](int64_t c) { return begin[c] + c < position; });
 }
@@ -270,7 +270,8 @@ __global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_ties_kernel(PatchP
 
 // Writes what each winner of a long patch receives to the part where the patch begins.
 template <class T, int N>
-__global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_shares_kernel(PatchPoolBackwardArgs args, PoolShape shape) {
+__global__ void __launch_bounds__(kPoolThreads, 2)
+    patch_pool_shares_kernel(PatchPoolBackwardArgs args, PoolShape shape) {
   using A = Acc<T>;
   const PatchPoolArgs& f = args.forward;
   const PoolTile t = pool_tile<N>(f, shape);
@@ -287,7 +288,8 @@ __global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_shares_kernel(Patc
 }
 
 template <class T, int N, bool kExtreme>
-__global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_backward_kernel(PatchPoolBackwardArgs args, PoolShape shape) {
+__global__ void __launch_bounds__(kPoolThreads, 2)
+    patch_pool_backward_kernel(PatchPoolBackwardArgs args, PoolShape shape) {
   using A = Acc<T>;
   const PatchPoolArgs& f = args.forward;
   const PoolTile t = pool_tile<N>(f, shape);
@@ -302,7 +304,8 @@ __global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_backward_kernel(Pa
   // Writes rows of one patch, where `share` is what each row (for max and min each winner) receives.
   const auto spread = [&](int64_t c, int64_t first, int64_t rows) {
     if constexpr (kExtreme) {
-      give_shares<T, N>(x + first * f.width, grad_x + first * f.width, rows, f.width, load<N>(out + c * f.width), share);
+      give_shares<T, N>(x + first * f.width, grad_x + first * f.width, rows, f.width, load<N>(out + c * f.width),
+                        share);
     } else {
       Pack<T, N> g;
 #pragma unroll

@@ -24,7 +24,9 @@ struct PatchPoolBackwardArgs {
 
 // The bytes and slots of a row, each slot just before its bytes, are dealt out in tiles of so many.
 constexpr int64_t kPoolTile = 64;
-inline int64_t pool_tiles(int64_t num_bytes, int64_t capacity) { return (num_bytes + capacity + kPoolTile - 1) / kPoolTile; }
+inline int64_t pool_tiles(int64_t num_bytes, int64_t capacity) {
+  return (num_bytes + capacity + kPoolTile - 1) / kPoolTile;
+}
 
 void patch_pool(const PatchPoolArgs& args, Stream stream);
 void patch_pool_backward(const PatchPoolBackwardArgs& args, Stream stream);

@@ -105,8 +105,8 @@ AttentionPlan::AttentionPlan(const char* op, int64_t batch, int64_t capacity, co
     : op(op), windowed(window > 1), items(size_t(batch * capacity)) {
   const int64_t sequences = check_window(op, cu_patches, batch, window);
   check_cpu(op, "cu_patches", cu_patches);
-  // The first slot of each sequence of a row, and the end of the row. The only row of a packed batch has the sequences of
-  // cu_patches, and slots after the last one count as one more sequence; otherwise every row is one sequence.
+  // The first slot of each sequence of a row, and the end of the row. The only row of a packed batch has the sequences
+  // of cu_patches, and slots after the last one count as one more sequence; otherwise every row is one sequence.
   std::vector<int64_t> starts{0};
   if (batch == 1) {
     const Tensor dense = blt::contiguous(cu_patches);
@@ -168,8 +168,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(AttentionPlan plan, const 
   CrossAttentionArgs& args = attention.args;
   args.grad = grad_dense.const_data_ptr();
   const auto gradient = [](const Tensor& t, bool needed, void*& data) {
-    Tensor out = needed ? empty({t.size(0), t.size(1), t.size(2), t.size(3)}, t.scalar_type())
-                        : empty({0}, t.scalar_type());
+    Tensor out =
+        needed ? empty({t.size(0), t.size(1), t.size(2), t.size(3)}, t.scalar_type()) : empty({0}, t.scalar_type());
     data = needed ? out.mutable_data_ptr() : nullptr;
     return out;
   };

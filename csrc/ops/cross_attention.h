@@ -1,5 +1,5 @@
-// What encoder_cross_attention and decoder_cross_attention share on the CPU. They differ only in which rows of the layout
-// make an item.
+// What encoder_cross_attention and decoder_cross_attention share on the CPU. They differ only in which rows of the
+// layout make an item.
 #pragma once
 
 #include "cpu/cross_attention.h"

@@ -24,8 +24,8 @@ blt::AttentionPlan plan(const Tensor& q, const Tensor& k, const Tensor& v, const
     const int64_t first_byte = b * num_bytes;
     for (int64_t p = 0; p <= capacity; ++p) {
       BLT_CHECK(row[p] >= (p == 0 ? 0 : row[p - 1]) && row[p] <= num_bytes, kOp,
-                ": offsets: expected non-decreasing values from 0 to ", num_bytes, ", got ", row[p], " at [", b, ", ", p,
-                "]");
+                ": offsets: expected non-decreasing values from 0 to ", num_bytes, ", got ", row[p], " at [", b, ", ",
+                p, "]");
     }
     for (int64_t p = 0; p < capacity; ++p) {
       const int64_t i = b * capacity + p;

@@ -26,8 +26,7 @@ struct Hash {
     for (const int64_t number : size_numbers) {
       sizes.push_back(ngram_sizes[number]);
     }
-    const blt::Sequences sequences =
-        blt::parse_sequences(op, tokens.size(0), tokens.size(1), std::nullopt, cu_seqlens);
+    const blt::Sequences sequences = blt::parse_sequences(op, tokens.size(0), tokens.size(1), std::nullopt, cu_seqlens);
     bounds = sequences.begin;
     if (sequences.packed) {  // bytes after the last offset count as one more sequence
       bounds.push_back(sequences.end.empty() ? 0 : sequences.end.back());
@@ -145,8 +144,7 @@ std::tuple<Tensor, Tensor, int64_t> table_gradient(const char* op, const Tensor&
   const auto sole_kernel = blt::cpu::hash_ngram_sole_rows_cpu();
   const auto shared_kernel = blt::cpu::hash_ngram_shared_rows_cpu();
   const auto unread_kernel = blt::cpu::hash_ngram_unread_rows_cpu();
-  blt::parallel_for(tables, 1,
-                    [&](int64_t begin, int64_t end) { list_kernel(sort, args, before.data(), begin, end); });
+  blt::parallel_for(tables, 1, [&](int64_t begin, int64_t end) { list_kernel(sort, args, before.data(), begin, end); });
   blt::parallel_for(positions, 16, [&](int64_t begin, int64_t end) { sole_kernel(args, begin, end); });
   // The work is cut into tiles of columns as well, so that several threads work on a row that every position reads.
   const int64_t entries = total.shared_entries, tile = blt::cpu::kSharedTile, tiles = (width + tile - 1) / tile;
@@ -201,8 +199,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_ngram_embedding_row_grad_cpu(const Tenso
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(blt_kernels, m) {
-  m.def(
-      "hash_ngram_ids(Tensor tokens, int[] ngram_sizes, int num_rows, int[] primes, Tensor? cu_seqlens) -> Tensor");
+  m.def("hash_ngram_ids(Tensor tokens, int[] ngram_sizes, int num_rows, int[] primes, Tensor? cu_seqlens) -> Tensor");
   m.def(
       "hash_ngram_embedding(Tensor tokens, Tensor table, Tensor? base, int[] ngram_sizes, int num_rows, int[] primes, "
       "Tensor? cu_seqlens, bool normalize, bool sparse_grad) -> Tensor");

@@ -28,8 +28,9 @@ LayoutFields empty_fields(const Sequences& sequences, int64_t capacity) {
   const int64_t batch = sequences.batch, num_bytes = sequences.num_bytes;
   BLT_CHECK(num_bytes <= INT32_MAX && capacity <= INT32_MAX, "PatchLayout: a row holds at most 2^31 - 1 bytes");
   const auto int32 = [](std::vector<int64_t> sizes) { return empty(std::move(sizes), ScalarType::Int); };
-  return {int32({batch, capacity + 1}), int32({batch, num_bytes}),       int32({batch, num_bytes}),
-          int32({batch}),               int32({sequences.count() + 1}), int32({batch})};
+  return {int32({batch, capacity + 1}),   int32({batch, num_bytes}),
+          int32({batch, num_bytes}),      int32({batch}),
+          int32({sequences.count() + 1}), int32({batch})};
 }
 
 cpu::LayoutArgs layout_args(const Sequences& sequences, const uint8_t* next_is_start, const LayoutFields& fields) {
@@ -104,8 +105,9 @@ bool read_lengths(const char* op, const Int* lengths, int64_t slots, int64_t num
   for (int64_t c = 0; c < slots; ++c) {
     const int64_t length = lengths[c] > 0 ? int64_t(lengths[c]) : 0;
     next_is_start |= length > 0 && total == real;
-    BLT_CHECK(length <= num_bytes + 1 - total, op, ": lengths: expected sums of at most num_bytes + 1 = ",
-              num_bytes + 1, ", got at least ", total, " + ", length);
+    BLT_CHECK(length <= num_bytes + 1 - total, op,
+              ": lengths: expected sums of at most num_bytes + 1 = ", num_bytes + 1, ", got at least ", total, " + ",
+              length);
     total += length;
     offsets[c + 1] = int32_t(total < real ? total : real);
   }

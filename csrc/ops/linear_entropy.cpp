@@ -1,4 +1,5 @@
-// linear_entropy computes the entropy of each prediction of a linear head. Only the logits of some rows exist at a time.
+// linear_entropy computes the entropy of each prediction of a linear head. Only the logits of some rows exist at a
+// time.
 #include "cpu/linear_entropy.h"
 
 #include <algorithm>
@@ -97,8 +98,8 @@ std::tuple<Tensor, Tensor> linear_entropy_backward(const Tensor& grad, const Ten
     if (needs_hidden) {
       Tensor out = torch::stable::narrow(grad_hidden_flat, 0, r, n);
       Tensor product = out.scalar_type() == dtype ? out : blt::empty({n, D}, dtype);
-      const blt::cpu::ProductArgs p{args.dtype, V, D, args.out, V, 1, weight_as.const_data_ptr(),
-                                    product.mutable_data_ptr(), false};
+      const blt::cpu::ProductArgs p{
+          args.dtype, V, D, args.out, V, 1, weight_as.const_data_ptr(), product.mutable_data_ptr(), false};
       blt::parallel_for(n, kGrain, [&](int64_t begin, int64_t end) { kernel(p, begin, end, 0, D); });
       if (out.scalar_type() != dtype) {
         torch::stable::copy_(out, product);
@@ -106,8 +107,8 @@ std::tuple<Tensor, Tensor> linear_entropy_backward(const Tensor& grad, const Ten
     }
     if (needs_weight) {
       const Tensor h_as = torch::stable::to(h, dtype);
-      const blt::cpu::ProductArgs p{args.dtype, n, D, args.out, 1, V, h_as.const_data_ptr(),
-                                    grad_weight.mutable_data_ptr(), r > 0};
+      const blt::cpu::ProductArgs p{
+          args.dtype, n, D, args.out, 1, V, h_as.const_data_ptr(), grad_weight.mutable_data_ptr(), r > 0};
       blt::parallel_for((D + kGrainColumns - 1) / kGrainColumns, 1, [&](int64_t begin, int64_t end) {
         kernel(p, 0, V, begin * kGrainColumns, std::min(D, end * kGrainColumns));
       });

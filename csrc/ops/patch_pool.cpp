@@ -11,10 +11,10 @@ using blt::Reduce;
 using blt::ScalarType;
 using blt::Segments;
 using blt::Tensor;
-using blt::cpu::LongPatch;
-using blt::cpu::PoolItem;
-using blt::cpu::PatchPoolArgs;
 using blt::cpu::kPartRows;
+using blt::cpu::LongPatch;
+using blt::cpu::PatchPoolArgs;
+using blt::cpu::PoolItem;
 
 void check_offsets(const char* op, const Tensor& offsets, int64_t batch, int64_t num_bytes) {
   blt::check_dim(op, "offsets", offsets, 2);
@@ -27,8 +27,9 @@ void check_offsets(const char* op, const Tensor& offsets, int64_t batch, int64_t
   for (int64_t b = 0; b < batch; ++b, row += entries) {
     int32_t previous = 0;
     for (int64_t c = 0; c < entries; ++c) {
-      BLT_CHECK(row[c] >= previous && row[c] <= num_bytes, op, ": offsets: expected values that never decrease, from 0 to ",
-                num_bytes, ", got ", row[c], " after ", previous, " in row ", b);
+      BLT_CHECK(row[c] >= previous && row[c] <= num_bytes, op,
+                ": offsets: expected values that never decrease, from 0 to ", num_bytes, ", got ", row[c], " after ",
+                previous, " in row ", b);
       previous = row[c];
     }
   }
@@ -142,8 +143,8 @@ Tensor patch_pool_backward_cpu(const Tensor& grad, const Tensor& offsets, const 
   const Tensor parts = items.parts(width, grad.scalar_type());
   const blt::cpu::PatchPoolBackwardArgs args{
       {blt::dtype_of(op, "grad", grad), kind, width, items.items(), items.long_patches(),
-       x_dense ? x_dense->const_data_ptr() : nullptr, out_dense ? const_cast<void*>(out_dense->const_data_ptr()) : nullptr,
-       parts.mutable_data_ptr(), parts.size(1)},
+       x_dense ? x_dense->const_data_ptr() : nullptr,
+       out_dense ? const_cast<void*>(out_dense->const_data_ptr()) : nullptr, parts.mutable_data_ptr(), parts.size(1)},
       blt::wants_streaming(grad_x),
       grad_dense.const_data_ptr(),
       grad_x.mutable_data_ptr()};
@@ -151,7 +152,8 @@ Tensor patch_pool_backward_cpu(const Tensor& grad, const Tensor& offsets, const 
   const auto spread = blt::cpu::patch_pool_backward_cpu();
   if (x_dense && items.num_long() > 0) {
     items.parallel_for(width, [&](int64_t first, int64_t end) { ties(args, first, end); });
-    blt::parallel_for(items.num_long(), blt::grain(width), [&](int64_t first, int64_t end) { shares(args, first, end); });
+    blt::parallel_for(items.num_long(), blt::grain(width),
+                      [&](int64_t first, int64_t end) { shares(args, first, end); });
   }
   items.parallel_for(width, [&](int64_t first, int64_t end) { spread(args, first, end); });
   return grad_x;
@@ -188,7 +190,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blt_kernels, m) {
   m.def("patch_pool(Tensor x, Tensor offsets, str reduce) -> Tensor");
   // x and out: for max and min only. SymInt, so that compiled graphs keep the number of bytes symbolic.
   m.def(
-      "patch_pool_backward(Tensor grad, Tensor offsets, Tensor? x, Tensor? out, SymInt num_bytes, str reduce) -> Tensor");
+      "patch_pool_backward(Tensor grad, Tensor offsets, Tensor? x, Tensor? out, SymInt num_bytes, str reduce) -> "
+      "Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(blt_kernels, CPU, m) {

@@ -78,16 +78,17 @@ inline Tensor dense_like_grad(const char* op, const char* argument, const Tensor
   return blt::contiguous(t);
 }
 
-// A result on the CPU. Beyond 32 MB malloc maps fresh memory on every call, and every page of it faults when it is first
-// written. With huge pages there are 512 times fewer faults, and the call is up to twice as fast. Below 32 MB malloc
-// recycles memory, and there huge pages were seen to stall.
+// A result on the CPU. Beyond 32 MB malloc maps fresh memory on every call, and every page of it faults when it is
+// first written. With huge pages there are 512 times fewer faults, and the call is up to twice as fast. Below 32 MB
+// malloc recycles memory, and there huge pages were seen to stall.
 inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
   const Tensor out = torch::stable::empty(sizes, dtype);
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = uintptr_t(2) << 20, kWorthIt = uintptr_t(30) << 20;  // so many whole huge pages
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.const_data_ptr()) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(out.const_data_ptr()) + uintptr_t(out.numel()) * out.element_size()) /
-                        kHugePage * kHugePage;
+  const uintptr_t end =
+      (reinterpret_cast<uintptr_t>(out.const_data_ptr()) + uintptr_t(out.numel()) * out.element_size()) / kHugePage *
+      kHugePage;
   if (end > begin && end - begin >= kWorthIt) {
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // this is advice, which the system may ignore
   }
@@ -106,8 +107,8 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
 // The smallest number of rows of this width for which another thread pays.
 inline int64_t grain(int64_t width) { return width < 1 ? 1 : (32768 + width - 1) / width; }
 
-// Whether the rows (the last dimension) of a fresh output are better written past the caches (`stream` in cpu/vec.h). That
-// is so if the output is too large to be found in a cache later, and whole aligned registers cover its rows.
+// Whether the rows (the last dimension) of a fresh output are better written past the caches (`stream` in cpu/vec.h).
+// That is so if the output is too large to be found in a cache later, and whole aligned registers cover its rows.
 inline bool wants_streaming(const Tensor& out) {
   constexpr int64_t kLargerThanCaches = int64_t(32) << 20, kLine = 64;
   const int64_t element = int64_t(out.element_size()), row = out.size(out.dim() - 1) * element;

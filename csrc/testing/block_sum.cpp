@@ -1,4 +1,5 @@
-// A kernel that tests the sanitizer run itself: without its barrier it has a race, which the thread sanitizer must find.
+// A kernel that tests the sanitizer run itself: without its barrier it has a race, which the thread sanitizer must
+// find.
 #include "cuda/launch.h"
 #include "ops/tensor.h"
 

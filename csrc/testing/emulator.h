@@ -1,9 +1,9 @@
-// CUDA's execution model on the host, one block after the other. The threads of a block are fibers of one host thread, and
-// each runs until it meets a barrier. Under a sanitizer they are host threads, so that it sees what a kernel gets wrong
-// within a block: a missing barrier, or an index out of bounds. Races between blocks cannot show here.
+// CUDA's execution model on the host, one block after the other. The threads of a block are fibers of one host thread,
+// and each runs until it meets a barrier. Under a sanitizer they are host threads, so that it sees what a kernel gets
+// wrong within a block: a missing barrier, or an index out of bounds. Races between blocks cannot show here.
 //
-// Two things differ from a GPU or may surprise: `__shared__` is a static variable of the function, so it keeps its values
-// from block to block, and warps do not run in lockstep, as on any GPU since Volta.
+// Two things differ from a GPU or may surprise: `__shared__` is a static variable of the function, so it keeps its
+// values from block to block, and warps do not run in lockstep, as on any GPU since Volta.
 #pragma once
 
 #include <stdint.h>

@@ -92,7 +92,8 @@ class Attention {
     }
     const bool fused = attention_is_fused(args);
     const Tensor row_terms = numbers({fused ? 0 : q_.size(0) * q_.size(1) * args.heads, 2});
-    // The slots of a patch are queries, whose parts hold a gradient and two numbers, or keys, whose parts hold two gradients.
+    // The slots of a patch are queries, whose parts hold a gradient and two numbers, or keys, whose parts hold two
+    // gradients.
     const Scratch scratch = args.encoder ? allocate_parts(fused, args.heads, args.width + 2)
                                          : allocate_parts(fused, args.kv_heads, 2 * args.width);
     args.row_terms = row_terms.mutable_data_ptr();
@@ -114,7 +115,9 @@ class Attention {
   Tensor like(const Tensor& t) const {
     return blt::empty_on(t, {t.size(0), t.size(1), t.size(2), t.size(3)}, t.scalar_type());
   }
-  Tensor numbers(std::vector<int64_t> sizes) const { return blt::empty_on(q_, std::move(sizes), blt::arithmetic_type(q_)); }
+  Tensor numbers(std::vector<int64_t> sizes) const {
+    return blt::empty_on(q_, std::move(sizes), blt::arithmetic_type(q_));
+  }
 
   // Memory for the parts of long patches, if there are any: for each slot and head a row of so many numbers.
   struct Scratch {

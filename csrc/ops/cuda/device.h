@@ -1,5 +1,5 @@
-// What a CUDA op needs besides ops/tensor.h. The CUDA ops are built a second time with BLT_EMULATE_CUDA, where they serve
-// CPU tensors and the kernels run on host threads (csrc/testing/).
+// What a CUDA op needs besides ops/tensor.h. The CUDA ops are built a second time with BLT_EMULATE_CUDA, where they
+// serve CPU tensors and the kernels run on host threads (csrc/testing/).
 #pragma once
 
 #include "cuda/stream.h"

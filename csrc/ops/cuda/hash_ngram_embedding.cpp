@@ -107,8 +107,8 @@ Tensor hash_ngram_embedding_cuda(const Tensor& tokens, const Tensor& table, cons
   if (base) {
     base_dense = blt::dense_base(op, *base, tokens, table);
   }
-  Tensor out = blt::empty_on(tokens, {tokens.size(0), tokens.size(1), width},
-                             base ? base->scalar_type() : table.scalar_type());
+  Tensor out =
+      blt::empty_on(tokens, {tokens.size(0), tokens.size(1), width}, base ? base->scalar_type() : table.scalar_type());
   if (out.numel() > 0) {
     blt::cuda::hash_ngram_embedding(
         {hash.args, table_dtype, blt::dtype_of(op, "base", out), width, table.const_data_ptr(), table.stride(0),
@@ -219,7 +219,8 @@ std::tuple<Tensor, Tensor, Tensor> row_gradient(const char* op, const Tensor& gr
     sum_runs(*sorted, grad, grad_dtype, values, out_dtype, factor, stream);
     if (padded) {
       const int64_t row_bytes = grad.size(2) * int64_t(values.element_size());
-      blt::cuda::hash_ngram_padding(count.const_data_ptr<int64_t>(), size, row_bytes, values.mutable_data_ptr(), stream);
+      blt::cuda::hash_ngram_padding(count.const_data_ptr<int64_t>(), size, row_bytes, values.mutable_data_ptr(),
+                                    stream);
     }
   }
   return {rows, values, count};

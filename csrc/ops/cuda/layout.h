@@ -19,7 +19,8 @@ struct DeviceSequences {
 DeviceSequences device_sequences(const char* op, const Tensor& like, int64_t batch, int64_t num_bytes,
                                  const std::optional<Tensor>& seq_lens, const std::optional<Tensor>& cu_seqlens);
 
-// The layout of the starts that `args` describes. The caller sets the rule and what it needs; this sets everything else.
+// The layout of the starts that `args` describes. The caller sets the rule and what it needs; this sets everything
+// else.
 LayoutFields layout_of_starts(const char* op, const Tensor& like, cuda::StartsArgs args,
                               const DeviceSequences& sequences, std::optional<int64_t> capacity,
                               const cuda::OnDevice& device);

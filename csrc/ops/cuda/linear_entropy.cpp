@@ -26,15 +26,16 @@ Problem parse(const Tensor& hidden, const Tensor& weight) {
   blt::dtype_of(kOp, "hidden", hidden);
   blt::dtype_of(kOp, "weight", weight);
   const std::vector<int64_t> sizes = blt::check_linear_entropy(kOp, hidden, weight);
-  Problem p{hidden, blt::contiguous(weight), sizes, blt::linear_entropy_dtype(hidden, weight), 1, weight.size(0),
-            weight.size(1), 0};
+  Problem p{hidden, blt::contiguous(weight), sizes,          blt::linear_entropy_dtype(hidden, weight),
+            1,      weight.size(0),          weight.size(1), 0};
   for (const int64_t size : p.sizes) p.rows *= size;
   p.hidden = torch::stable::reshape(blt::contiguous(hidden), {p.rows, p.width});
   p.chunk = std::max<int64_t>(1, kChunkLogits / p.vocab);
   return p;
 }
 
-// a @ b with a result in `dtype`. 16-bit inputs are multiplied as they are and summed in fp32, without another rounding.
+// a @ b with a result in `dtype`. 16-bit inputs are multiplied as they are and summed in fp32, without another
+// rounding.
 Tensor product(const Tensor& a, const Tensor& b, ScalarType dtype) {
 #if !defined(BLT_EMULATE_CUDA)  // torch has no such product on the CPU
   const bool halves = a.scalar_type() == ScalarType::BFloat16 || a.scalar_type() == ScalarType::Half;
@@ -79,8 +80,8 @@ std::tuple<Tensor, Tensor> linear_entropy_backward_cuda(const Tensor& grad, cons
   blt::check_same_device(kOp, "grad", grad, hidden);
   const blt::cuda::OnDevice device(blt::device_index(hidden));
   const Tensor grad_dense = blt::contiguous(grad);
-  Tensor grad_hidden = blt::empty_on(hidden, needs_hidden ? std::vector<int64_t>{p.rows, p.width} : std::vector<int64_t>{0},
-                                     hidden.scalar_type());
+  Tensor grad_hidden = blt::empty_on(
+      hidden, needs_hidden ? std::vector<int64_t>{p.rows, p.width} : std::vector<int64_t>{0}, hidden.scalar_type());
   Tensor grad_weight = torch::stable::new_zeros(
       hidden, needs_weight ? std::vector<int64_t>{p.vocab, p.width} : std::vector<int64_t>{0}, p.dtype);
   const Tensor head = torch::stable::transpose(p.weight, 0, 1);

@@ -21,7 +21,8 @@ void check_offsets(const char* op, const Tensor& offsets, const Tensor& like) {
 
 // Memory for the parts of long patches. There is none where no patch can be long.
 Tensor parts_of(const Segments& s, int64_t width, const Tensor& like) {
-  const int64_t rows = s.num_bytes > blt::cuda::kPoolTile ? s.batch * blt::cuda::pool_tiles(s.num_bytes, s.capacity) : 0;
+  const int64_t rows =
+      s.num_bytes > blt::cuda::kPoolTile ? s.batch * blt::cuda::pool_tiles(s.num_bytes, s.capacity) : 0;
   const ScalarType dtype = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   return blt::empty_on(like, {rows, 2, width}, dtype);
 }
@@ -77,10 +78,10 @@ Tensor patch_pool_backward_cuda(const Tensor& grad, const Tensor& offsets, const
     const int32_t* begin = offsets_dense.const_data_ptr<int32_t>();
     const Segments segments{batch, num_bytes, capacity, begin, begin + 1, capacity + 1};
     const Tensor parts = parts_of(segments, width, grad);
-    blt::cuda::patch_pool_backward(
-        {arguments(segments, kind, dtype, width, x_dense ? &*x_dense : nullptr, out_dense ? &*out_dense : nullptr, parts),
-         grad_dense.const_data_ptr(), grad_x.mutable_data_ptr()},
-        device.stream());
+    blt::cuda::patch_pool_backward({arguments(segments, kind, dtype, width, x_dense ? &*x_dense : nullptr,
+                                              out_dense ? &*out_dense : nullptr, parts),
+                                    grad_dense.const_data_ptr(), grad_x.mutable_data_ptr()},
+                                   device.stream());
   }
   return grad_x;
 }
