@@ -6,6 +6,8 @@ the call without reading our source. `TypeError`: wrong type or dtype. `ValueErr
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,6 +73,21 @@ def check_int(op: str, argument: str, value: Any, low: int, high: int | None = N
         raise fail_type(op, argument, "an int", type(value).__name__)
     if value < low or (high is not None and value > high):
         raise fail_value(op, argument, f"at least {low}" if high is None else f"{low} .. {high}", value)
+
+
+def check_number(
+    op: str, argument: str, value: Any, low: float, high: float = math.inf, *, above: bool = False
+) -> None:
+    """`value` is a finite number in `low` .. `high`; with `above`, `low` itself is left out."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise fail_type(op, argument, "a number", type(value).__name__)
+    if not (low < value if above else low <= value) or value > high or abs(value) > sys.float_info.max:
+        expected = "a finite number"
+        if low != -math.inf:
+            expected += f" above {low:g}" if above else f" of at least {low:g}"
+        if high != math.inf:
+            expected += f" and at most {high:g}"
+        raise fail_value(op, argument, expected, value)
 
 
 def check_sequences(

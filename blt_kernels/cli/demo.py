@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import statistics
 import time
@@ -12,68 +13,112 @@ from typing import Any
 
 from rich.console import Console
 
+from .._files import atomic_path
 from ..data import Corpus, DocumentStream
 from ..model import BLT, EntropyModel
+from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
 from ..training.evaluate import bits_per_byte, held_out_batches
 from ..training.optim import OptimConfig, Optimizers
 from ..training.patcher import Patcher
 from ..training.rows import RowShape
-from ..training.runs import entropy_patcher, new_blt, new_entropy_model, split, standard_library, train_model
+from ..training.runs import (
+    entropy_patcher,
+    new_blt,
+    new_entropy_model,
+    open_run,
+    split,
+    standard_library,
+    train_model,
+)
 from ..training.step import training_step
 from ..training.trainer import METRICS_FILE, TrainConfig, Trainer
-from .baselines import NgramModel, compress_bits_per_byte
+from .baselines import compress_bits_per_byte
+from .console import say
 from .plots import save_loss_curve
 from .progress import training_progress
-from .show import print_bits, show_patches
+from .show import print_bits, report_left_out, report_skipped, show_patches
 
 PATCH_SIZE = 4.5
 SAMPLE = "def forward(self, hidden_states, mask=None):\n    return self.dropout(hidden_states)\n"
-# Shares of the time: the rest goes to calibration, evaluation and the baselines.
-ENTROPY_SHARE = 0.12
-BLT_SHARE = 0.5
+RESULT_FILE = "result.json"
 
-ENTROPY_SHAPE = RowShape(batch_size=8, row_tokens=512)
-BLT_SHAPE = RowShape(batch_size=8, row_tokens=688, row_patches=128)
-ENTROPY_OPTIM = OptimConfig(learning_rate=6e-3, warmup_steps=20)
-BLT_OPTIM = OptimConfig(learning_rate=4e-3, sparse_learning_rate=3e-2, warmup_steps=30)
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One of the two models that the demo trains.
+
+    Attributes:
+        name: for the progress bar.
+        folder: of its run, within that of the demo.
+        share: of the demo's time. What is left goes to calibration, evaluation and the baselines.
+        shape, optim: how it is trained.
+    """
+
+    name: str
+    folder: str
+    share: float
+    shape: RowShape
+    optim: OptimConfig
+
+
+ENTROPY = Stage("entropy model", "entropy", 0.12, RowShape(8, 512), OptimConfig(learning_rate=6e-3, warmup_steps=20))
+MAIN = Stage(
+    "BLT",
+    "blt",
+    0.5,
+    RowShape(8, 688, 128),
+    OptimConfig(learning_rate=4e-3, sparse_learning_rate=3e-2, warmup_steps=30),
+)
 
 
 def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: float, seed: int) -> None:
-    """Trains both models under `run`, prints held-out bits per byte beside the baselines, and draws the loss curve."""
+    """Trains both models under `run`, prints held-out bits per byte beside the baselines, and draws the loss curve.
+
+    A demo that was interrupted goes on with the model that it was training.
+
+    Raises:
+        ValueError: `run` holds the results of a demo, or models of something else.
+    """
     begin = time.perf_counter()
+    if (run / RESULT_FILE).exists():
+        raise ValueError(f"{run}: the results of a demo are here already; remove them, or choose another --run")
+    open_run(run, resume=True)
     corpus = Corpus(data, max_document_bytes=1 << 16) if data else standard_library()
+    if data:  # what is left out of the standard library is the demo's own choice
+        report_left_out(corpus)
     train, held_out = split(corpus, None, seed)
     held_out_bytes = sum(map(len, held_out))
-    console.print(f"text: {corpus.origin}, {len(train.files)} files to train on, {held_out_bytes:,} bytes held out")
+    say(console, f"text: {corpus.origin}, {len(train.files)} files to train on, {held_out_bytes:,} bytes held out")
 
+    texts = train, held_out
+    settings = {"minutes": minutes, "seed": seed}
     entropy_model = new_entropy_model("tiny", seed)
-    _train(console, "entropy model", entropy_model, train, held_out, ENTROPY_SHAPE, ENTROPY_OPTIM, run / "entropy",
-           ENTROPY_SHARE * minutes * 60, seed)  # fmt: skip
+    _train(console, ENTROPY, entropy_model, texts, run, settings)
     patcher = entropy_patcher(
         entropy_model, train, threshold=None, patch_size=PATCH_SIZE, seed=seed, calibration_bytes=1 << 18
     )
-    console.print(f"threshold for {PATCH_SIZE} bytes per patch: {patcher.config.threshold:.4f} nats")
+    say(console, f"threshold for {PATCH_SIZE} bytes per patch: {patcher.config.threshold:.4f} nats")
 
     blt = new_blt("tiny", seed)
-    trainer = _train(console, "BLT", blt, train, held_out, BLT_SHAPE, BLT_OPTIM, run / "blt",
-                     BLT_SHARE * minutes * 60, seed, patcher)  # fmt: skip
+    trainer = _train(console, MAIN, blt, texts, run, settings, patcher)
 
-    console.print("evaluating all of the held-out text ...")
+    say(console, "evaluating all of the held-out text ...")
     blt.eval()
-    bits, count = bits_per_byte(blt, held_out_batches(held_out, BLT_SHAPE, patcher))
-    entropy_bits, _ = bits_per_byte(entropy_model, held_out_batches(held_out, ENTROPY_SHAPE))
-    seen = list(documents_seen(train, seed, trainer.batches.state_dict()))
-    rows = {"BLT": bits, "entropy model": entropy_bits}
-    rows["order-3 n-gram, same training bytes"] = NgramModel(3).fit(seen).bits_per_byte(held_out)
-    rows |= compress_bits_per_byte(held_out, dictionary=seen)
+    bits, count = bits_per_byte(blt, held_out_batches(held_out, MAIN.shape, patcher))
+    entropy_bits, _ = bits_per_byte(entropy_model, held_out_batches(held_out, ENTROPY.shape))
+    seen = documents_seen(train, seed, trainer.batches.state_dict())
+    rows = {"BLT": bits, "entropy model": entropy_bits} | compress_bits_per_byte(held_out, dictionary=seen)
 
     show_patches(console, patcher, SAMPLE.encode(), html=run / "patches.html", png=run / "patches.png")
-    save_loss_curve(run / "loss.png", run / "blt" / METRICS_FILE, baselines=rows)
+    with atomic_path(run / "loss.png") as partial:
+        save_loss_curve(partial, run / MAIN.folder / METRICS_FILE, baselines=rows)
     print_bits(console, f"bits per byte on {count:,} held-out bytes", rows)
+    report_skipped(train, held_out)
     seconds = time.perf_counter() - begin
     result = {"bits_per_byte": rows, "held_out_bytes": count, "trained_bytes": trainer.bytes_seen, "seconds": seconds}
-    (run / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    console.print(f"{seconds:.0f} s in all; loss curve, patches and figures in {run}/")
+    with atomic_path(run / RESULT_FILE) as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+    say(console, f"{seconds:.0f} s in all; loss curve, patches and figures in {run}/")
 
 
 def documents_seen(train: Corpus, seed: int, state: dict[str, Any]) -> Iterator[bytes]:
@@ -88,37 +133,64 @@ def documents_seen(train: Corpus, seed: int, state: dict[str, Any]) -> Iterator[
 
 def _train(
     console: Console,
-    name: str,
+    stage: Stage,
     model: EntropyModel | BLT,
-    train: Corpus,
-    held_out: Corpus,
-    shape: RowShape,
-    optim: OptimConfig,
-    run: Path,
-    seconds: float,
-    seed: int,
+    texts: tuple[Corpus, Corpus],
+    demo: Path,
+    settings: dict[str, Any],
     patcher: Patcher | None = None,
 ) -> Trainer:
-    autocast, step_seconds = _measure(model, train, shape, optim, patcher)
-    steps = max(20, int(seconds / step_seconds))
-    config = TrainConfig(
-        steps, optim, autocast, log_every=5, eval_every=max(1, steps // 10), checkpoint_every=steps, seed=seed
-    )
-    with training_progress(console, name, steps) as on_step:
-        return train_model(model, train, held_out, shape, config, run, patcher=patcher, on_step=on_step)
+    """Trains the model of a stage for its share of the time; or loads it, where an earlier demo has trained it."""
+    train, held_out = texts
+    run = demo / stage.folder
+    if list_checkpoints(run):
+        config = _config_of(run, settings)
+    else:
+        autocast, step_seconds = _measure(model, train, stage, patcher)
+        steps = max(20, int(stage.share * settings["minutes"] * 60 / step_seconds))
+        config = TrainConfig(
+            steps, stage.optim, autocast, log_every=5, eval_every=max(1, steps // 10), checkpoint_every=steps,
+            seed=settings["seed"],
+        )  # fmt: skip
+    with training_progress(console, stage.name, config.steps) as on_step:
+        return train_model(
+            model,
+            train,
+            held_out,
+            stage.shape,
+            config,
+            run,
+            patcher=patcher,
+            resume=True,
+            on_step=on_step,
+            notes={"command": "demo", "demo": settings},
+        )
 
 
-def _measure(
-    model: EntropyModel | BLT, train: Corpus, shape: RowShape, optim: OptimConfig, patcher: Patcher | None
-) -> tuple[bool, float]:
+def _config_of(run: Path, settings: dict[str, Any]) -> TrainConfig:
+    """How an earlier demo with the same settings has trained the model in `run`."""
+    state = load_state(latest_checkpoint(run))
+    notes = state.get("notes")
+    saved = notes.get("demo") if isinstance(notes, dict) else None
+    if saved != settings:
+        of = "something else" if saved is None else "a demo with " + _words(saved)
+        raise ValueError(f"{run}: the model of {of} is here already, got {_words(settings)}; choose another --run")
+    return TrainConfig(**state["train"] | {"optim": OptimConfig(**state["train"]["optim"])})
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"--{name} {value}" for name, value in settings.items())
+
+
+def _measure(model: EntropyModel | BLT, train: Corpus, stage: Stage, patcher: Patcher | None) -> tuple[bool, float]:
     """Whether bfloat16 autocast pays on this machine, and the median seconds of a step, its batch included.
 
     Measured on a copy of the model. bfloat16 products are about three times as fast where the processor has them, and
     slower where it does not.
     """
     copied = copy.deepcopy(model)
-    optimizers = Optimizers(copied, optim, 100)
-    batches = shape.batches(DocumentStream(train, seed=1), patcher)
+    optimizers = Optimizers(copied, stage.optim, 100)
+    batches = stage.shape.batches(DocumentStream(train, seed=1), patcher)
     times: dict[bool, list[float]] = {False: [], True: []}
     for step in range(14):
         autocast = step % 2 == 1

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from .. import doctor as doctor_
+from .._files import naming
 from ..data import Corpus
 from ..model import BLTConfig, EntropyModel, EntropyModelConfig
 from ..model.flops import blt_flops, equal_token_width
+from ..training.checkpoint import list_checkpoints
 from ..training.evaluate import bits_per_byte, held_out_batches
 from ..training.optim import OptimConfig
 from ..training.patcher import Patcher, PatcherConfig
-from ..training.rows import RowShape
-from ..training.runs import entropy_patcher, new_blt, new_entropy_model, row_tokens_for, split, train_model
-from ..training.trainer import TrainConfig, load_model
+from ..training.rows import MAX_TOKENS, RowShape
+from ..training.runs import entropy_patcher, new_blt, new_entropy_model, open_run, row_tokens_for, split, train_model
+from ..training.trainer import MAX_SEED, MAX_STEPS, TrainConfig, load_model
 from .baselines import compress_bits_per_byte
+from .console import console, describe, messages, say
 from .demo import run_demo
 from .progress import training_progress
-from .show import print_bits, print_flops, show_patches
+from .resume import TrainingCommand, run_options
+from .show import print_bits, print_flops, report_left_out, report_skipped, show_patches
 
 app = typer.Typer(
     add_completion=False,
@@ -32,10 +37,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Byte Latent Transformers on fused kernels: patching, training, evaluation.",
 )
-console = Console(highlight=False)
 
 # The tokenizer of Llama 3, with the bytes per token that the paper measured.
 LLAMA_3_VOCAB, LLAMA_3_BYTES = 128256, 4.4
+MAX_BYTES = 1 << 40
+
+
+def finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+def positive(value: float) -> float:
+    if not value > 0:
+        raise typer.BadParameter(f"{value} is not above 0.")
+    finite(value)
+    return value
+
+
+def threshold_or_auto(value: str) -> str:
+    if value != "auto":
+        try:
+            finite(float(value))
+        except ValueError:
+            raise typer.BadParameter(f"{value!r} is neither a number of nats nor auto.") from None
+    return value
+
 
 Data = Annotated[
     list[Path],
@@ -55,45 +83,84 @@ Exclude = Annotated[
 ]
 TextKey = Annotated[str, typer.Option(help="Key of JSON records, or Parquet column, that holds the text.")]
 OnError = Annotated[str, typer.Option(help="What to do with a corrupt record or file: raise, or skip and count it.")]
-MaxDocument = Annotated[int, typer.Option(help="Longer documents are cut into pieces of at most this many bytes.")]
-HoldOut = Annotated[
-    int | None, typer.Option(help="Bytes to hold out of training, at least; by default 1 MiB or a tenth of the data.")
+MaxDocument = Annotated[
+    int, typer.Option(help="Longer documents are cut into pieces of at most this many bytes.", min=4, max=MAX_BYTES)
 ]
-Steps = Annotated[int, typer.Option(help="Optimiser steps in all.")]
-BatchSize = Annotated[int, typer.Option(help="Rows of a batch. With 1, a row holds several documents.")]
-RowTokens = Annotated[int, typer.Option(help="Tokens of a row, at most.")]
-LearningRate = Annotated[float, typer.Option(help="Peak learning rate of AdamW.")]
+HoldOut = Annotated[
+    int | None,
+    typer.Option(
+        help="Bytes to hold out of training, at least; by default 1 MiB or a tenth of the data.", min=1, max=MAX_BYTES
+    ),
+]
+Steps = Annotated[int, typer.Option(help="Optimiser steps in all.", min=1, max=MAX_STEPS)]
+BatchSize = Annotated[
+    int, typer.Option(help="Rows of a batch. With 1, a row holds several documents.", min=1, max=MAX_TOKENS)
+]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate of AdamW.", callback=positive)]
 Autocast = Annotated[bool, typer.Option(help="bfloat16 autocast for matrix products.")]
-EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations of held-out text.")]
-CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
-Seed = Annotated[int, typer.Option(help="Of the initial weights, the order of documents and the held-out split.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
+EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations of held-out text.", min=1, max=MAX_STEPS)]
+CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, max=MAX_STEPS)]
+Seed = Annotated[
+    int,
+    typer.Option(
+        help="Of the initial weights, the order of documents and the held-out split.", min=-MAX_SEED - 1, max=MAX_SEED
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue the run from its newest checkpoint, with its settings; start it where there is none yet.",
+    ),
+]
 Rule = Annotated[str, typer.Option(help="Where a patch starts: threshold, monotonic or combined.")]
-Delta = Annotated[float | None, typer.Option(help="Entropy difference (nats) of the combined rule.")]
-MaxPatch = Annotated[int | None, typer.Option(help="Longest patch, in bytes.")]
-PatchSize = Annotated[float, typer.Option(help="Mean bytes per patch that the threshold is calibrated to.")]
+Delta = Annotated[float | None, typer.Option(help="Entropy difference (nats) of the combined rule.", callback=finite)]
+MaxPatch = Annotated[int | None, typer.Option(help="Longest patch, in bytes.", min=1, max=MAX_TOKENS)]
+PatchSize = Annotated[
+    float,
+    typer.Option(
+        help="Mean bytes per patch that the threshold is calibrated to.", min=1, max=MAX_TOKENS, callback=finite
+    ),
+]
+BLTPreset = Annotated[str, typer.Option(help="Shape of the BLT: tiny, 400M, 1B or 7B.")]
 
 
 def main() -> None:
-    """What the user can mend is one line on stderr; BLT_KERNELS_DEBUG=1 shows the traceback."""
+    """What goes wrong is one line on stderr and status 1; BLT_KERNELS_DEBUG=1 shows the traceback.
+
+    A wrong use of options is status 2, an interruption 130.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    status: int | str | None = None
     try:
-        app()
-    except (ValueError, TypeError, ImportError, FloatingPointError, OSError, RuntimeError) as error:
+        with naming(Path("standard output")):  # what we read and write besides has a name
+            app()
+    except SystemExit as done:
+        status = done.code
+    except KeyboardInterrupt:
+        status = 130
+    except Exception as error:
         if os.environ.get("BLT_KERNELS_DEBUG") == "1":
             raise
-        sys.exit(f"blt-kernels: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        status = f"blt-kernels: {describe(error)}"
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or a reader that has left: then it wants no more words either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes once more
+        status = 1 if isinstance(error, BrokenPipeError) else f"blt-kernels: standard output: {error.strerror}"
+    sys.exit(status)
 
 
-@app.command("train-entropy")
+@app.command("train-entropy", cls=TrainingCommand)
 def train_entropy(
+    ctx: typer.Context,
     data: Data,
     run: Run,
     preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "tiny",
     steps: Steps = 1000,
     batch_size: BatchSize = 8,
-    row_tokens: RowTokens = 1024,
+    row_tokens: Annotated[int, typer.Option(help="Tokens of a row, at most.", min=1, max=MAX_TOKENS)] = 1024,
     learning_rate: LearningRate = 2e-3,
     autocast: Autocast = False,
     include: Include = None,
@@ -108,25 +175,29 @@ def train_entropy(
     resume: Resume = False,
 ) -> None:
     """Train the byte model whose entropies cut text into patches."""
+    open_run(run, resume)
+    shape = RowShape(batch_size, row_tokens)
+    model = new_entropy_model(preset, seed)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
     train_part, held_out = split(corpus, holdout_bytes, seed)
     config = TrainConfig(
         steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed
     )
+    say_where_it_starts(run, resume)
     with training_progress(console, "entropy model", steps) as on_step:
         train_model(
-            new_entropy_model(preset, seed),
+            model,
             train_part,
             held_out,
-            RowShape(batch_size, row_tokens),
+            shape,
             config,
             run,
             resume=resume,
             on_step=on_step,
-            notes={"data": [str(path) for path in data], "holdout_bytes": holdout_bytes},
+            notes=run_options(ctx),
         )
     report_skipped(train_part, held_out)
-    console.print(f"checkpoint and metrics: {run}")
+    say(console, f"checkpoint and metrics: {run}")
 
 
 @app.command()
@@ -156,30 +227,40 @@ def calibrate(
         delta=delta,
         max_patch_length=max_patch_length,
     )
-    console.print(f"{patcher.config.threshold!r}")
+    report_skipped(corpus)
+    say(console, repr(patcher.config.threshold))
 
 
-@app.command()
+@app.command(cls=TrainingCommand)
 def train(
+    ctx: typer.Context,
     data: Data,
     run: Run,
     entropy_model: Annotated[
         Path | None, typer.Option(help="Run or checkpoint of an entropy model; a resumed run has its own.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Shape of the BLT: tiny, 400M, 1B or 7B.")] = "tiny",
-    threshold: Annotated[str, typer.Option(help="Entropy threshold in nats, or auto: calibrate it.")] = "auto",
+    preset: BLTPreset = "tiny",
+    threshold: Annotated[
+        str, typer.Option(help="Entropy threshold in nats, or auto: calibrate it.", callback=threshold_or_auto)
+    ] = "auto",
     patch_size: PatchSize = 4.5,
     rule: Rule = "threshold",
     delta: Delta = None,
     max_patch_length: MaxPatch = None,
     steps: Steps = 1000,
     batch_size: BatchSize = 8,
-    row_patches: Annotated[int, typer.Option(help="Patches of a row, exactly: the latent transformer's length.")] = 256,
+    row_patches: Annotated[
+        int,
+        typer.Option(help="Patches of a row, exactly: the latent transformer's length.", min=1, max=MAX_TOKENS),
+    ] = 256,
     row_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of a row, at most; by default 1.3 x patches x patch size.")
+        int | None,
+        typer.Option(help="Tokens of a row, at most; by default 1.3 x patches x patch size.", min=1, max=MAX_TOKENS),
     ] = None,
     learning_rate: LearningRate = 2e-3,
-    table_learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the hash tables.")] = 3e-2,
+    table_learning_rate: Annotated[
+        float, typer.Option(help="Peak learning rate of the hash tables.", callback=positive)
+    ] = 3e-2,
     autocast: Autocast = False,
     include: Include = None,
     exclude: Exclude = None,
@@ -193,48 +274,48 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Train a Byte Latent Transformer on patches from a trained entropy model."""
-    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
-    train_part, held_out = split(corpus, holdout_bytes, seed)
-    if resume:
+    open_run(run, resume)
+    if row_tokens is None:
+        row_tokens = row_tokens_for(row_patches, patch_size)
+    shape = RowShape(batch_size, row_tokens, row_patches)
+    optim = OptimConfig(learning_rate=learning_rate, sparse_learning_rate=table_learning_rate)
+    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed)
+    patcher = None
+    if resume and list_checkpoints(run):
         _, patcher, _ = load_model(run)
-        if patcher is None:
-            raise ValueError(f"train: {run}: expected a run of a BLT, got one of an entropy model")
     elif entropy_model is None:
         raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
-    else:
+    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
+    train_part, held_out = split(corpus, holdout_bytes, seed)
+    if patcher is None:
+        assert entropy_model is not None
         patcher = entropy_patcher(
             load_entropy_model(entropy_model),
             train_part,
-            threshold=parse_threshold(threshold),
+            threshold=None if threshold == "auto" else float(threshold),
             patch_size=patch_size,
             seed=seed,
             rule=rule,
             delta=delta,
             max_patch_length=max_patch_length,
         )
-    console.print(f"threshold {patcher.config.threshold:.6f} nats")
-    shape = RowShape(
-        batch_size, row_tokens_for(row_patches, patch_size) if row_tokens is None else row_tokens, row_patches
-    )
-    optim = OptimConfig(learning_rate=learning_rate, sparse_learning_rate=table_learning_rate)
+    say_where_it_starts(run, resume)
+    say(console, f"threshold {patcher.config.threshold:.6f} nats")
     with training_progress(console, "BLT", steps) as on_step:
         train_model(
             new_blt(preset, seed),
             train_part,
             held_out,
             shape,
-            TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed),
+            config,
             run,
             patcher=patcher,
             resume=resume,
             on_step=on_step,
-            notes={
-                "data": [str(path) for path in data],
-                "holdout_bytes": holdout_bytes,
-            },
+            notes=run_options(ctx),
         )
     report_skipped(train_part, held_out)
-    console.print(f"checkpoint and metrics: {run}")
+    say(console, f"checkpoint and metrics: {run}")
 
 
 @app.command("eval")
@@ -251,7 +332,7 @@ def evaluate(
     """Bits per byte on text, beside what gzip, xz and zstd reach on the same bytes."""
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
     loaded, patcher, state = load_model(model)
-    shape = RowShape(*state["notes"]["rows"])
+    shape = rows_of(model, state)
     bits, num_bytes = bits_per_byte(loaded, held_out_batches(corpus, shape, patcher))
     rows = {type(loaded).__name__: bits} | compress_bits_per_byte(corpus)
     report_skipped(corpus)
@@ -267,31 +348,44 @@ def patch(
     text: Annotated[str | None, typer.Argument(help="The text itself.")] = None,
     file: Annotated[Path | None, typer.Option(help="Read the text from a file instead.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Entropy threshold in nats; by default the one the BLT was trained with.")
+        float | None,
+        typer.Option(help="Entropy threshold in nats; by default the one the BLT was trained with.", callback=finite),
     ] = None,
     png: Annotated[Path | None, typer.Option(help="Write the entropy curve with the patches to this PNG.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the coloured patches to this HTML page.")] = None,
 ) -> None:
     """Show the patches of a text, coloured, with their entropies."""
-    if (text is None) == (file is None):
+    if text is not None and file is None:
+        data = os.fsencode(text)  # the bytes that were typed, also where they are no valid text
+    elif file is not None and text is None:
+        with naming(file):
+            data = file.read_bytes()
+    else:
         raise ValueError("patch: expected a text or --file, got " + ("neither" if text is None else "both"))
-    data = text.encode() if text is not None else file.read_bytes()  # type: ignore[union-attr]
+    for option, path in (("--png", png), ("--html", html)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ValueError(f"patch: {option}: expected a file in a directory that exists, got {path}")
     loaded, patcher, _ = load_model(model)
-    if threshold is not None:
-        owner = loaded if isinstance(loaded, EntropyModel) else patcher.entropy_model if patcher is not None else None
-        if owner is None:
-            raise ValueError("patch: this BLT was trained without an entropy model: --threshold has no meaning")
-        patcher = Patcher(PatcherConfig(threshold=threshold), owner)
-    if patcher is None:
-        raise ValueError("patch: an entropy model has no threshold of its own: pass --threshold")
+    if isinstance(loaded, EntropyModel):
+        if threshold is None:
+            raise ValueError("patch: --threshold: expected a number for an entropy model, which has none of its own")
+        patcher = Patcher(PatcherConfig(threshold=threshold), loaded)
+    elif patcher is None:
+        raise ValueError(f"patch: --model: expected a model with a patcher, got {model}")
+    elif threshold is not None:
+        if patcher.entropy_model is None:
+            raise ValueError(
+                "patch: --threshold: this BLT was trained without an entropy model, so it has no threshold"
+            )
+        patcher = Patcher(dataclasses.replace(patcher.config, threshold=threshold), patcher.entropy_model)
     show_patches(console, patcher, data, png=png, html=html)
 
 
 @app.command()
 def flops(
-    preset: Annotated[str, typer.Option(help="Shape of the BLT: tiny, 400M, 1B or 7B.")] = "1B",
-    patch_size: Annotated[float, typer.Option(help="Mean bytes per patch.")] = 4.5,
-    context: Annotated[int, typer.Option(help="Bytes of a document.")] = 8192,
+    preset: BLTPreset = "1B",
+    patch_size: Annotated[float, typer.Option(help="Mean bytes per patch.", min=1, callback=finite)] = 4.5,
+    context: Annotated[int, typer.Option(help="Bytes of a document.", min=1, max=MAX_BYTES)] = 8192,
     entropy_preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "100M",
 ) -> None:
     """FLOPs per byte of a BLT, by component: as the paper counts them, and with what it leaves out."""
@@ -312,9 +406,10 @@ def flops(
         f"{equal_token_width(ledger.forward, layers, LLAMA_3_VOCAB, LLAMA_3_BYTES, context_bytes=context):,.0f}"
         for ledger in (paper, inclusive)
     ]
-    console.print(
+    say(
+        console,
         f"A transformer of {layers} layers over Llama 3's tokens ({LLAMA_3_BYTES} bytes each) has the same FLOPs per "
-        f"byte at width {widths[0]} (paper) or {widths[1]} (inclusive)."
+        f"byte at width {widths[0]} (paper) or {widths[1]} (inclusive).",
     )
 
 
@@ -330,10 +425,13 @@ def demo(
     data: Annotated[
         list[Path] | None, typer.Option(help="Your own text; by default the source of Python's standard library.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Time for all of it on an idle machine, roughly.")] = 3.6,
+    minutes: Annotated[
+        float,
+        typer.Option(help="Time for all of it on an idle machine, roughly.", max=10080, callback=positive),
+    ] = 3.6,
     seed: Seed = 0,
 ) -> None:
-    """Train an entropy model and a small BLT on real text, and compare it with gzip, xz and an n-gram model."""
+    """Train an entropy model and a small BLT on real text, and compare it with gzip, xz, zstd and PPMd."""
     run_demo(console, run, data, minutes, seed)
 
 
@@ -355,8 +453,7 @@ def open_corpus(
         max_document_bytes=max_document_bytes,
         **patterns,
     )
-    for remark in corpus.remarks():
-        typer.echo(remark, err=True)
+    report_left_out(corpus)
     return corpus
 
 
@@ -367,17 +464,14 @@ def load_entropy_model(path: Path) -> EntropyModel:
     return model
 
 
-def parse_threshold(text: str) -> float | None:
-    if text == "auto":
-        return None
+def rows_of(path: Path, state: dict[str, Any]) -> RowShape:
+    """The shape of the rows that a model was trained on."""
     try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"train: --threshold: expected a number of nats or auto, got {text!r}") from None
+        return RowShape(*state["notes"]["rows"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its checkpoint does not say in rows of which shape it was trained") from error
 
 
-def report_skipped(*parts: Corpus) -> None:
-    """Says on stderr what `--on-error skip` left out."""
-    for part in parts:
-        if part.skipped.total:
-            typer.echo(f"skipped: {part.skipped}", err=True)
+def say_where_it_starts(run: Path, resume: bool) -> None:
+    if resume and not list_checkpoints(run):
+        say(messages, f"{run}: no checkpoint yet: training starts at the first step")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,8 +17,7 @@ from .._optional import new_figure, optional
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_TRAINING, _HELD_OUT, _BASELINE = "#2563a8", "#c2410c", "#55606b"
-_LINE = 0.05  # height of a baseline's label, as a fraction of the axes
+_TRAINING, _HELD_OUT = "#2563a8", "#c2410c"
 _Floats = npt.NDArray[np.float64]
 
 
@@ -28,7 +26,6 @@ def save_loss_curve(
     metrics: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
     *,
     baselines: Mapping[str, float] | None = None,
-    title: str | None = None,
 ) -> None:
     """Draws bits per byte against bytes seen and against time, as a PNG of 1440 x 600 pixels.
 
@@ -36,7 +33,7 @@ def save_loss_curve(
         metrics: the rows that training wrote, or the path of its metrics.jsonl (a last line that is still being
             written is passed over). Keys: "bytes" and "seconds" so far, and "bits_per_byte" of training, or
             "held_out_bits_per_byte", or both; others are ignored.
-        baselines: bits per byte to draw as horizontal lines, by name.
+        baselines: bits per byte to draw as horizontal lines, by name; a legend beside the panels lists them.
 
     Raises:
         ValueError: there is no row, a row lacks a key, a line is not JSON, or a value is not positive and finite.
@@ -51,14 +48,17 @@ def save_loss_curve(
 
     figure = new_figure(12, 5)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
-    if title is not None:
-        figure.suptitle(title, parse_math=False)
     by_bytes, by_time = figure.subplots(1, 2, sharey=True)
     _draw(by_bytes, rows, "bytes", marks)
     _draw(by_time, rows, "seconds", marks)
     by_bytes.set_ylabel("bits per byte")
-    by_bytes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    _label(by_time, marks)
+    handles, labels = by_bytes.get_legend_handles_labels()
+    curves = len(labels) - len(marks)
+    by_bytes.legend(handles[:curves], labels[:curves], loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    if marks:
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False, "fontsize": 9}
+        for text in by_time.legend(handles[curves:], labels[curves:], **beside).get_texts():
+            text.set_parse_math(False)
     figure.savefig(path, dpi=120, format="png")
 
 
@@ -88,8 +88,10 @@ def _draw(axes: Axes, rows: list[Mapping[str, Any]], key: str, marks: Mapping[st
         axes.plot(train_x / scale, _smooth(train_y), color=_TRAINING, linewidth=2, marker=marker, label="training")
     if len(held_x):
         axes.plot(held_x / scale, held_y, "o-", color=_HELD_OUT, markersize=5, linewidth=1, label="held out")
-    for bits in marks.values():
-        axes.axhline(bits, color=_BASELINE, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+    # The names stand in the legend in the order of the lines, and both go from dark to light.
+    colours = optional("matplotlib").colormaps["viridis"](np.linspace(0.9, 0, len(marks)))
+    for (name, bits), colour in zip(sorted(marks.items(), key=lambda mark: -mark[1]), colours, strict=True):
+        axes.axhline(bits, color=colour, linewidth=1.5, linestyle=(0, (2, 2)), zorder=1, label=f"{bits:.2f}  {name}")
     # The drop from 8 bits and the last hundredths both matter: a logarithmic axis, with plain numbers.
     ticker = optional("matplotlib.ticker")
     every = np.concatenate((train_y, held_y, list(marks.values())))
@@ -136,48 +138,3 @@ def _smooth(values: _Floats) -> _Floats:
         average += (value - average) / max(1.0, min(len(values) / 50, i / 5))
         result[i] = average
     return result
-
-
-def _label(axes: Axes, marks: Mapping[str, float]) -> None:
-    """Names of the baselines to the right of their lines, moved apart where lines are close."""
-    if not marks:
-        return
-    low, high = (math.log(limit) for limit in axes.get_ylim())
-    names = sorted(marks, key=marks.__getitem__)
-    lines = [(math.log(marks[name]) - low) / (high - low) for name in names]
-    for name, line, place in zip(names, lines, _spread(lines), strict=True):
-        axes.annotate(
-            f"{marks[name]:.2f}  {name}",
-            xy=(1, line),
-            xytext=(1.04, place),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            va="center",
-            fontsize=9,
-            color=_BASELINE,
-            parse_math=False,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": _BASELINE,
-                "linewidth": 0.7,
-                "shrinkA": 2,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
-        )
-
-
-def _spread(places: list[float]) -> list[float]:
-    """Ascending places moved as little as possible (least squares) until they are _LINE apart, within 0 to 1."""
-    # Take the wanted distances out; what is left must not decrease: pool neighbours that do to their mean.
-    groups: list[tuple[float, int]] = []
-    for i, place in enumerate(places):
-        mean, size = place - i * _LINE, 1
-        while groups and groups[-1][0] > mean:
-            before, count = groups.pop()
-            mean, size = (before * count + mean * size) / (count + size), count + size
-        groups.append((mean, size))
-    ceiling = 1 - _LINE * (len(places) - 1)
-    flat = [max(min(mean, ceiling), 0.0) for mean, size in groups for _ in range(size)]
-    return [place + i * _LINE for i, place in enumerate(flat)]

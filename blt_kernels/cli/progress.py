@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def training_progress(console: Console, name: str, steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yields the function that takes each step's metrics. Off a terminal it prints a line now and then instead."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeRemainingColumn(),
     )
     smooth: dict[str, float] = {}
@@ -37,6 +37,7 @@ def training_progress(console: Console, name: str, steps: int) -> Iterator[Calla
             text = figures(metrics)
             progress.update(task, completed=metrics["step"], figures=text)
             if not console.is_terminal and (metrics["step"] % max(1, steps // 10) == 0 or metrics["step"] == steps):
-                console.print(f"{name}: step {metrics['step']}/{steps}, {text}")
+                line = f"{name}: step {metrics['step']}/{steps}, {text}"
+                console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
         yield on_step

@@ -1,4 +1,4 @@
-"""What the CLI prints: tables of bits per byte and of FLOPs, and patches."""
+"""What the CLI prints: tables of bits per byte and of FLOPs, patches, and what was left out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..data import encode
+from .._checks import fail_value
+from .._files import atomic_path
+from ..data import Corpus, encode
 from ..model.flops import Ledger
 from ..training.patcher import Patcher
-from .visualize import render_html, render_terminal, save_png
+from .console import messages, say
+from .visualize import patches_of, render_html, render_table, render_text, save_png, summary
 
 # Longer texts are shown without the table of patches.
 TABLE_BYTES = 400
@@ -56,17 +59,40 @@ def print_flops(console: Console, title: str, paper: Ledger, inclusive: Ledger) 
 def show_patches(
     console: Console, patcher: Patcher, text: bytes, *, png: Path | None = None, html: Path | None = None
 ) -> None:
-    """Prints `text` with its patches coloured; writes the same as a picture and as an HTML page where asked."""
+    """Prints `text` with its patches; writes the same as a picture and as an HTML page where asked.
+
+    Patches are coloured on a terminal and, where there are no colours, divided by separators.
+    """
+    if png is not None and patcher.entropy_model is None:
+        raise fail_value("patch", "--png", "patches made from entropies, which it draws", patcher.config.method)
     tokens = encode(text)
-    lengths = patcher(tokens)
     entropies = None if patcher.entropy_model is None else patcher.entropies(tokens)
+    patches = patches_of(tokens, patcher(tokens), entropies)
     threshold = patcher.config.threshold
-    console.print(render_terminal(tokens, lengths, entropies, threshold=threshold, table=len(text) <= TABLE_BYTES))
+    if png is not None and entropies is not None:  # first, because it may refuse the text
+        with atomic_path(png) as partial:
+            save_png(partial, patches, entropies, threshold=threshold)
     if html is not None:
-        html.write_text(render_html(tokens, lengths, entropies, threshold=threshold), encoding="utf-8")
-        console.print(f"patches as a page: {html}")
-    if png is not None:
-        if entropies is None:
-            raise ValueError("patch: --png draws entropies, and these patches are not made from entropies")
-        save_png(png, tokens, lengths, entropies, threshold=threshold)
-        console.print(f"patches as a picture: {png}")
+        with atomic_path(html) as partial:
+            partial.write_text(render_html(patches, threshold=threshold), encoding="utf-8")
+    colour = console.color_system is not None and not console.no_color
+    console.print(render_text(patches, colour=colour), soft_wrap=True)
+    say(console, summary(patches, threshold))
+    if len(text) <= TABLE_BYTES:
+        console.print(render_table(patches))
+    for what, path in (("page", html), ("picture", png)):
+        if path is not None:
+            say(messages, f"patches as a {what}: {path}")
+
+
+def report_left_out(corpus: Corpus) -> None:
+    """Says, apart from the results, which files a corpus leaves out and which patterns match nothing."""
+    for remark in corpus.remarks():
+        say(messages, remark)
+
+
+def report_skipped(*parts: Corpus) -> None:
+    """Says, apart from the results, what `--on-error skip` left out."""
+    for part in parts:
+        if part.skipped.total:
+            say(messages, f"skipped: {part.skipped}")

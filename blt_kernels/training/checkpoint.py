@@ -4,23 +4,30 @@ A checkpoint is a directory `step-00000042` with `state.json` and one `.safetens
 `state.json` is written last and holds the size and SHA-256 of every other file and the SHA-256 of its own facts; the
 directory gets its name only when all of it is on disk. So a checkpoint that exists is whole, and one that was damaged
 later is refused, with the file and the reason.
+
+Why this module, where libraries write tensors: safetensors writes one file and knows no directories, and
+torch.distributed.checkpoint pickles its metadata. Neither checks what it reads, nor makes several files appear at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .._files import naming
+
 STATE_FILE = "state.json"
 FORMAT = 2
+KEPT = 2  # checkpoints of a run; the one before the newest is there in case that was damaged
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -29,9 +36,9 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(
-    run: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], *, keep: int = 2
+    run: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Writes `run/step-<step>` atomically and removes all but the newest `keep` checkpoints.
+    """Writes `run/step-<step>` atomically and removes all but the newest two checkpoints.
 
     Args:
         run: directory of the run; made if it is missing.
@@ -41,29 +48,42 @@ def save_checkpoint(
 
     Returns:
         The directory of the checkpoint.
-    """
-    from safetensors.torch import save_file
 
+    Raises:
+        CheckpointError: a file cannot be written, as on a full disk. Nothing of the new checkpoint is left then.
+    """
     target = run / f"step-{step:08d}"
     partial = run / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    files = {}
-    for group, named in tensors.items():
-        path = partial / f"{group}.safetensors"
-        save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, path)
-        _flush(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-    path = partial / STATE_FILE
-    record = {"format": FORMAT, "step": step, "files": files, "state": dict(state)}
-    path.write_text(json.dumps(record | {"sha256": _digest_of_record(record)}, indent=1))
-    _flush(path)
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(partial, target)
-    _flush(run)
-    for old in list_checkpoints(run)[:-keep]:
+    remove_partial(run)
+    try:
+        with naming(partial):
+            partial.mkdir(parents=True)
+            files = {}
+            for group, named in tensors.items():
+                path = partial / f"{group}.safetensors"
+                _save_tensors(path, named)
+                files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+            path = partial / STATE_FILE
+            record = {"format": FORMAT, "step": step, "files": files, "state": dict(state)}
+            path.write_text(json.dumps(record | {"sha256": _digest_of_record(record)}, indent=1))
+            _flush(path)
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(partial, target)
+        _flush(run)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{target}: cannot be written ({error.strerror or error})") from error
+        raise
+    for old in list_checkpoints(run)[:-KEPT]:
         shutil.rmtree(old)
     return target
+
+
+def remove_partial(run: Path) -> None:
+    """Removes what a process that was killed while it wrote a checkpoint has left in `run`."""
+    for partial in run.glob(".step-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], int]:
@@ -72,35 +92,68 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
     Raises:
         CheckpointError: a file is missing, cut short, changed or not readable.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        record = json.loads((path / STATE_FILE).read_text())
-    except OSError as error:
-        raise CheckpointError(f"{path / STATE_FILE}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path / STATE_FILE}: not JSON ({error})") from error
-    if not isinstance(record, dict) or not {"format", "step", "files", "state", "sha256"} <= record.keys():
-        raise CheckpointError(f"{path / STATE_FILE}: not the state of a checkpoint")
-    if record["format"] != FORMAT:
-        raise CheckpointError(f"{path / STATE_FILE}: expected format {FORMAT}, got {record['format']}")
-    if record.pop("sha256") != _digest_of_record(record):
-        raise CheckpointError(f"{path / STATE_FILE}: its contents changed after it was written (SHA-256 differs)")
+    record = _read_record(path)
     tensors = {}
     for name, expected in record["files"].items():
         file = path / name
-        if not file.exists():
-            raise CheckpointError(f"{file}: missing")
-        if file.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{file}: expected {expected['bytes']} bytes, got {file.stat().st_size}")
-        if _digest(file) != expected["sha256"]:
-            raise CheckpointError(f"{file}: its contents changed after it was written (SHA-256 differs)")
-        try:
+        with reading(file):
+            if not file.exists():
+                raise CheckpointError(f"{file}: missing")
+            if file.stat().st_size != expected["bytes"]:
+                raise CheckpointError(f"{file}: expected {expected['bytes']} bytes, got {file.stat().st_size}")
+            if _digest(file) != expected["sha256"]:
+                raise CheckpointError(f"{file}: its contents changed after it was written (SHA-256 differs)")
             tensors[file.stem] = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: cannot be read ({error})") from error
     return tensors, record["state"], record["step"]
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint directory, verified, without its tensors.
+
+    Raises:
+        CheckpointError: `state.json` is missing, changed or not readable.
+    """
+    return _read_record(path)["state"]
+
+
+@contextlib.contextmanager
+def reading(file: Path, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turns whatever the contents of `file` cause in the block into a CheckpointError that names the file.
+
+    What is read was verified to be what was written, but it may have been written by another version or by other hands:
+    then fields are missing, have other types or do not fit each other, and the errors are of every kind. Errors of the
+    types `passing` are about something else and stay what they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{file}: does not fit in memory") from error
+    except Exception as error:
+        if isinstance(error, (CheckpointError, *passing)):
+            raise
+        raise CheckpointError(f"{file}: cannot be used ({type(error).__name__}: {error})") from error
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The facts of `state.json`, verified."""
+    file = path / STATE_FILE
+    with reading(file):
+        try:
+            record = json.loads(file.read_text())
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file}: not JSON ({error})") from error
+        kinds = {"format": int, "step": int, "files": dict, "state": dict, "sha256": str}
+        if not isinstance(record, dict) or any(not isinstance(record.get(key), kind) for key, kind in kinds.items()):
+            raise CheckpointError(f"{file}: not the state of a checkpoint")
+        if record["format"] != FORMAT:
+            raise CheckpointError(f"{file}: expected format {FORMAT}, got {record['format']}: made by another version")
+        if record.pop("sha256") != _digest_of_record(record):
+            raise CheckpointError(f"{file}: its contents changed after it was written (SHA-256 differs)")
+    return record
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -116,10 +169,24 @@ def latest_checkpoint(path: Path) -> Path:
     """
     if (path / STATE_FILE).exists():
         return path
+    if not path.is_dir():
+        reason = "this is a file" if path.exists() else "there is no such directory"
+        raise CheckpointError(f"{path}: no checkpoint here: {reason}")
     found = list_checkpoints(path)
     if not found:
         raise CheckpointError(f"{path}: no checkpoint here")
     return found[-1]
+
+
+def _save_tensors(path: Path, named: Mapping[str, torch.Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, path)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(str(error)) from error
+    _flush(path)
 
 
 def _digest_of_record(record: dict[str, Any]) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..data import Batch, Corpus, DocumentStream, Tokenizer
-from ..model import BLT, EntropyModel
-from ..tokens import BYTE_OFFSET, IGNORE_INDEX
+from ..model import BLT, EntropyModel, loss
 from .patcher import Patcher
 from .rows import RowShape
 from .step import loss_of
@@ -26,15 +23,14 @@ def held_out_batches(
     tokenizer: Tokenizer | None = None,
     max_bytes: int | None = None,
 ) -> Iterator[Batch]:
-    """Batches over every document once, in order, whose only targets are text: EOS is predicted but not counted.
+    """Batches over every document once, in order.
 
     Args:
         max_bytes: stop after the batch that reaches this many bytes of text.
     """
     seen = 0
     for batch in shape.batches(DocumentStream(corpus, shuffle=False, epochs=1), patcher, tokenizer=tokenizer):
-        targets = np.where(batch.targets >= BYTE_OFFSET, batch.targets, IGNORE_INDEX)
-        yield dataclasses.replace(batch, targets=targets)
+        yield batch
         seen += batch.num_bytes
         if max_bytes is not None and seen >= max_bytes:
             return
@@ -42,20 +38,23 @@ def held_out_batches(
 
 @torch.no_grad()
 def bits_per_byte(model: EntropyModel | BLT, batches: Iterable[Batch]) -> tuple[float, int]:
-    """Negative log-likelihood of the targets in bits, over the bytes they stand for: `(bits per byte, bytes)`.
+    """The bits per byte of a model on the text of `batches`: `(bits per byte, bytes)`; see `model.loss.bits_per_byte`.
 
     A token is predicted from what its row holds before it: context does not reach into the row before.
 
     Raises:
         ValueError: there is no byte to predict.
+        FloatingPointError: the loss is not finite, as that of a model with a NaN among its weights.
     """
     total, count = 0.0, 0
     for batch in batches:
-        total += float(loss_of(model, batch).total)
+        total += float(loss_of(model, batch).text_total)
         count += batch.num_bytes
     if count == 0:
         raise ValueError("bits_per_byte: batches: expected at least one byte of text, got none")
-    return total / math.log(2) / count, count
+    if not math.isfinite(total):
+        raise FloatingPointError(f"bits_per_byte: model: expected a finite loss on the text, got {total} nats")
+    return loss.bits_per_byte(total, count), count
 
 
 def watch(batches: list[Batch]) -> Callable[[nn.Module], dict[str, float]]:

@@ -7,23 +7,50 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
+from .._checks import check_int, check_number, fail_type, fail_value
 from ..optim import clip_grad_norm
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """How parameters are updated. Defaults: the paper's section on training (AdamW 0.9/0.95, decay 0.1, clip 1.0)."""
+    """How parameters are updated. Defaults: the paper's section on training (AdamW 0.9/0.95, decay 0.1, clip 1.0).
+
+    Attributes:
+        learning_rate: peak learning rate of AdamW, above 0.
+        sparse_learning_rate: peak learning rate of SparseAdam, above 0.
+        min_ratio: the schedule ends at this fraction of the peak, 0 .. 1.
+        warmup_steps: steps in which the learning rate rises from 0 to its peak; 0 starts at the peak. A run of fewer
+            than twice as many steps warms up for half of its steps.
+        betas: decay rates of Adam's two moments, each at least 0 and below 1.
+        eps: Adam's epsilon, above 0.
+        weight_decay: decay of the matrices that AdamW updates, at least 0.
+        clip_norm: largest 2-norm of all gradients together, above 0.
+    """
 
     learning_rate: float = 4e-4
     sparse_learning_rate: float = 4e-4
-    min_ratio: float = 0.0  # the schedule ends at this fraction of the learning rate
+    min_ratio: float = 0.0
     warmup_steps: int = 100
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "sparse_learning_rate", "eps", "clip_norm"):
+            check_number("OptimConfig", name, getattr(self, name), 0, above=True)
+        check_number("OptimConfig", "min_ratio", self.min_ratio, 0, 1)
+        check_number("OptimConfig", "weight_decay", self.weight_decay, 0)
+        check_int("OptimConfig", "warmup_steps", self.warmup_steps, 0)
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise fail_type("OptimConfig", "betas", "two numbers", repr(self.betas))
+        object.__setattr__(self, "betas", tuple(self.betas))  # JSON gives a list
+        for beta in self.betas:
+            check_number("OptimConfig", "betas", beta, 0)
+            if beta >= 1:
+                raise fail_value("OptimConfig", "betas", "numbers below 1", beta)
 
 
 class Optimizers:
@@ -32,10 +59,11 @@ class Optimizers:
     Args:
         model: parameters of embeddings with `sparse=True` go to SparseAdam.
         config: see OptimConfig.
-        total_steps: length of the schedule: linear warm-up, then cosine to `min_ratio`.
+        total_steps: length of the schedule, at least 1: linear warm-up, then cosine to `min_ratio`.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, total_steps: int):
+        check_int("Optimizers", "total_steps", total_steps, 1)
         tables = {
             id(parameter)
             for module in model.modules()
@@ -60,11 +88,13 @@ class Optimizers:
             )
         self.schedulers = [self._schedule(optimizer, total_steps) for optimizer in self.optimizers]
 
-    def _schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> SequentialLR:
+    def _schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
         warmup = min(self._config.warmup_steps, max(1, total_steps // 2))
-        rate = optimizer.param_groups[0]["lr"]
+        lowest = optimizer.param_groups[0]["lr"] * self._config.min_ratio
+        if warmup == 0:
+            return CosineAnnealingLR(optimizer, total_steps, eta_min=lowest)
         rise = LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup - 1)
-        fall = CosineAnnealingLR(optimizer, max(1, total_steps - warmup), eta_min=rate * self._config.min_ratio)
+        fall = CosineAnnealingLR(optimizer, max(1, total_steps - warmup), eta_min=lowest)
         return SequentialLR(optimizer, [rise, fall], milestones=[warmup])
 
     @property
@@ -97,12 +127,20 @@ class Optimizers:
         return tensors, rest
 
     def load_state_dict(self, tensors: dict[str, torch.Tensor], rest: list[dict[str, Any]]) -> None:
-        """Restores what `state_dict` gave, for a model with the same parameters."""
+        """Restores what `state_dict` gave, for a model with the same parameters.
+
+        Raises:
+            ValueError: a tensor does not have the shape of its parameter.
+        """
         for i, (optimizer, scheduler) in enumerate(zip(self.optimizers, self.schedulers, strict=True)):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             slots: dict[int, dict[str, Any]] = {}
             for name, tensor in tensors.items():
                 owner, index, slot = name.split(".")
                 if int(owner) == i:
+                    shape = parameters[int(index)].shape
+                    if tensor.dim() > 0 and tensor.shape != shape:  # torch would fail at the first step
+                        raise fail_value("Optimizers", name, f"shape {tuple(shape)}", f"shape {tuple(tensor.shape)}")
                     slots.setdefault(int(index), {})[slot] = tensor
             for index, numbers in rest[i]["numbers"].items():
                 slots.setdefault(int(index), {}).update(numbers)

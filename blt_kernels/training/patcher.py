@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .._checks import check_choice, fail_value
+from .._checks import check_choice, check_int, check_number, fail_value
 from ..data import PackedBatches
 from ..layout import PatchLayout
 from ..model import EntropyModel, EntropyModelConfig
-from ..ops.segment import calibrate_threshold, segment, segment_fixed, segment_spaces
+from ..ops.segment import RULES, calibrate_threshold, segment, segment_fixed, segment_spaces
 
 METHODS = ("entropy", "spaces", "fixed")
 
@@ -22,7 +23,13 @@ METHODS = ("entropy", "spaces", "fixed")
 class PatcherConfig:
     """How documents are cut into patches; the arguments of `segment`, `segment_spaces` and `segment_fixed`.
 
-    `threshold` (nats) and `delta` belong to method "entropy", `patch_size` to "fixed".
+    Attributes:
+        method: "entropy", "spaces" or "fixed".
+        rule: of method "entropy": "threshold", "monotonic" or "combined".
+        threshold: of method "entropy": a finite number of nats.
+        delta: of the rule "combined": a finite number of nats.
+        patch_size: of method "fixed": bytes, at least 1.
+        max_patch_length: bytes of the longest patch, at least 1; None for no bound.
     """
 
     method: str = "entropy"
@@ -33,11 +40,23 @@ class PatcherConfig:
     max_patch_length: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("PatcherConfig", "method", self.method, METHODS)
-        if self.method == "entropy" and self.threshold is None:
-            raise fail_value("PatcherConfig", "threshold", "a number of nats for method 'entropy'", None)
-        if self.method == "fixed" and self.patch_size is None:
-            raise fail_value("PatcherConfig", "patch_size", "a number of bytes for method 'fixed'", None)
+        name = "PatcherConfig"
+        check_choice(name, "method", self.method, METHODS)
+        check_choice(name, "rule", self.rule, RULES)
+        owners = {
+            "threshold": ("a number of nats for method 'entropy'", self.method == "entropy"),
+            "delta": ("a number of nats for rule 'combined'", self.method == "entropy" and self.rule == "combined"),
+            "patch_size": ("a number of bytes for method 'fixed'", self.method == "fixed"),
+        }
+        for field, (meaning, needed) in owners.items():
+            if (getattr(self, field) is not None) != needed:
+                raise fail_value(name, field, f"{meaning}, and None otherwise", getattr(self, field))
+        for field in ("threshold", "delta"):
+            if getattr(self, field) is not None:
+                check_number(name, field, getattr(self, field), -math.inf)
+        for field in ("patch_size", "max_patch_length"):
+            if getattr(self, field) is not None:
+                check_int(name, field, getattr(self, field), 1, 2**31 - 1)
 
 
 class Patcher:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -17,23 +19,30 @@ from .checkpoint import list_checkpoints
 from .evaluate import held_out_batches, watch
 from .patcher import Patcher, PatcherConfig, calibrate
 from .rows import RowShape
-from .trainer import TrainConfig, Trainer
+from .trainer import METRICS_FILE, TrainConfig, Trainer
 
 # Held-out bytes that are evaluated while training goes on; the whole held-out text is evaluated by `eval`.
 WATCHED_BYTES = 1 << 16
 
 
 def open_run(run: Path, resume: bool) -> None:
-    """Refuses to write a new run over an old one, and to resume where there is nothing.
+    """Refuses a directory that cannot hold a run, and a new run over an old one.
+
+    With `resume` a run may have a checkpoint or not: without one there is nothing to lose, and it starts anew. So it is
+    for a run that was stopped before its first checkpoint or while it wrote that, and for one that never began.
 
     Raises:
-        ValueError: says which of the two, and what to do.
+        ValueError: there is a run here already, and `resume` is not set.
+        OSError: a file is in the way, or the directory may not be written.
     """
-    exists = bool(list_checkpoints(run)) or (run / "metrics.jsonl").exists()
-    if exists and not resume:
+    existing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "a file is in the way of the directory of the run", str(existing))
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(errno.EACCES, "no permission to write the run here", str(existing))
+    metrics = run / METRICS_FILE
+    if not resume and (list_checkpoints(run) or (metrics.exists() and metrics.stat().st_size > 0)):
         raise ValueError(f"{run}: there is a run here already; continue it with --resume, or choose another --run")
-    if resume and not exists:
-        raise ValueError(f"{run}: there is no run to resume")
 
 
 def train_model(
@@ -49,7 +58,10 @@ def train_model(
     on_step: Callable[[dict[str, Any]], None] = lambda metrics: None,
     notes: dict[str, Any] | None = None,
 ) -> Trainer:
-    """Trains `model` on `train` as `config` says, watching bits per byte on the beginning of `held_out`."""
+    """Trains `model` on `train` as `config` says, watching bits per byte on the beginning of `held_out`.
+
+    With `resume` it goes on from the newest checkpoint of `run`, and starts anew where there is none; see `open_run`.
+    """
     open_run(run, resume)
     batches = shape.batches(DocumentStream(train, seed=config.seed), patcher)
     watched = [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
@@ -104,6 +116,13 @@ def entropy_patcher(
     """A patcher by entropy; without a threshold, the one that gives patches of `patch_size` bytes on the
     first `calibration_bytes` of `train`."""
     model.eval()
+    # Made before the threshold is known, so that a wrong argument is found before text is read.
+    config = PatcherConfig(
+        rule=rule,
+        threshold=0.0 if threshold is None else threshold,
+        delta=delta,
+        max_patch_length=max_patch_length,
+    )
     if threshold is None:
         batches = RowShape(1, 1 << 16).batches(DocumentStream(train, seed=seed, epochs=1))
         threshold = calibrate(
@@ -115,8 +134,7 @@ def entropy_patcher(
             delta=delta,
             max_patch_length=max_patch_length,
         )
-    config = PatcherConfig(rule=rule, threshold=threshold, delta=delta, max_patch_length=max_patch_length)
-    return Patcher(config, model)
+    return Patcher(dataclasses.replace(config, threshold=threshold), model)
 
 
 def split(corpus: Corpus, holdout_bytes: int | None, seed: int) -> tuple[Corpus, Corpus]:

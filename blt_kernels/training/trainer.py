@@ -14,16 +14,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._checks import check_int
-from ..data import Batch, PackedBatches
+from .._checks import check_int, fail_type
+from .._files import atomic_path, naming
+from ..data import Batch, CorpusError, PackedBatches
 from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
-from .checkpoint import CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from ..model.loss import bits_per_byte
+from .checkpoint import (
+    STATE_FILE,
+    CheckpointError,
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    reading,
+    remove_partial,
+    save_checkpoint,
+)
 from .optim import OptimConfig, Optimizers
 from .patcher import Patcher
 from .prefetch import prefetch
 from .step import training_step
 
 METRICS_FILE = "metrics.jsonl"
+MAX_STEPS = 99_999_999  # the name of a checkpoint has eight digits
+MAX_SEED = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +44,13 @@ class TrainConfig:
     """How long to train, and what to write on the way.
 
     Attributes:
-        steps: optimiser steps in all.
+        steps: optimiser steps in all, 1 .. 99999999.
         optim: see OptimConfig.
         autocast: bfloat16 autocast for matrix products; parameters, losses and entropies stay float32.
         log_every: steps between lines of metrics.
         eval_every: steps between evaluations of the held-out text (and one at the end).
         checkpoint_every: steps between checkpoints (and one at the end).
-        seed: of the initial weights.
+        seed: of the initial weights and the order of documents, an int64.
     """
 
     steps: int
@@ -49,8 +62,14 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
+        check_int("TrainConfig", "steps", self.steps, 1, MAX_STEPS)
+        for name in ("log_every", "eval_every", "checkpoint_every"):
             check_int("TrainConfig", name, getattr(self, name), 1)
+        check_int("TrainConfig", "seed", self.seed, -MAX_SEED - 1, MAX_SEED)
+        if not isinstance(self.optim, OptimConfig):
+            raise fail_type("TrainConfig", "optim", "an OptimConfig", type(self.optim).__name__)
+        if not isinstance(self.autocast, bool):
+            raise fail_type("TrainConfig", "autocast", "a bool", type(self.autocast).__name__)
 
 
 class Trainer:
@@ -90,22 +109,29 @@ class Trainer:
         """Continues from the newest checkpoint of the run; False, and from the start, where there is none yet.
 
         Raises:
-            CheckpointError: it is damaged, or belongs to another model or schedule.
+            CheckpointError: it is damaged, or was made with another model, other settings or other text; names each
+                setting that differs.
         """
+        remove_partial(self.run)
         if not list_checkpoints(self.run):
             _truncate_metrics(self.run / METRICS_FILE, 0)
             return False
         path = latest_checkpoint(self.run)
         tensors, state, step = load_checkpoint(path)
-        if state["model"] != self.model.config.to_dict():
-            raise CheckpointError(f"{path}: made with another model: {state['model']}")
-        saved = TrainConfig(**state["train"] | {"optim": OptimConfig(**state["train"]["optim"])})
-        if _comparable(saved) != _comparable(self.config):
-            raise CheckpointError(f"{path}: made with another training configuration: {saved}")
-        _load_weights(self.model, tensors["model"], path)
-        self.optimizers.load_state_dict(tensors.get("optimizer", {}), state["optimizer"])
-        self.batches.load_state_dict(state["batches"])
-        self.step, self.bytes_seen, self.seconds = step, state["bytes_seen"], state["seconds"]
+        with reading(path / STATE_FILE, passing=(CorpusError,)):
+            _refuse_changes(path, "model", state["model"], self.model.config.to_dict())
+            _refuse_changes(path, "training", _decisive(state["train"]), _decisive(dataclasses.asdict(self.config)))
+            _refuse_changes(path, "row", state["batches"]["settings"], self.batches.state_dict()["settings"])
+            corpus = self.batches.documents.corpus
+            if state["batches"]["documents"]["corpus"] != corpus.fingerprint():
+                raise CheckpointError(
+                    f"{path}: the run was trained on other text than {corpus.origin}: the files, their sizes, the part "
+                    "that is held out or the way they are read differ"
+                )
+            _load_weights(self.model, tensors["model"], path)
+            self.optimizers.load_state_dict(tensors.get("optimizer", {}), state["optimizer"])
+            self.batches.load_state_dict(state["batches"])
+            self.step, self.bytes_seen, self.seconds = step, state["bytes_seen"], state["seconds"]
         _truncate_metrics(self.run / METRICS_FILE, step)
         return True
 
@@ -121,10 +147,7 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         device = next(self.model.parameters()).device
         self.model.train()
-        with (
-            contextlib.closing(prefetch(self.batches, ahead=device.type != "cpu")) as batches,
-            open(self.run / METRICS_FILE, "a", buffering=1) as file,
-        ):
+        with contextlib.closing(prefetch(self.batches, ahead=device.type != "cpu")) as batches:
             begin = time.perf_counter()
             for batch, position in batches:
                 metrics = self._step(batch, begin)
@@ -133,7 +156,7 @@ class Trainer:
                 if evaluate:
                     metrics |= self._evaluate()
                 if last or evaluate or self.step % self.config.log_every == 0:
-                    file.write(json.dumps(metrics) + "\n")
+                    self._log(metrics)
                 self.on_step(metrics)
                 if last or self.step % self.config.checkpoint_every == 0:
                     self._save(position)
@@ -146,7 +169,7 @@ class Trainer:
         """`begin`: when the wait for the batch began, so that seconds hold what the loader cost."""
         rate = self.optimizers.learning_rate
         loss, norm = training_step(self.model, batch, self.optimizers, autocast=self.config.autocast)
-        mean, total = loss.mean.item(), loss.total.item()
+        mean = loss.mean.item()
         if not (math.isfinite(mean) and math.isfinite(norm.item())):
             raise FloatingPointError(f"train: step {self.step + 1}: loss {mean}, gradient norm {norm.item()}")
         seconds = time.perf_counter() - begin
@@ -158,7 +181,7 @@ class Trainer:
             "bytes": self.bytes_seen,
             "seconds": round(self.seconds, 3),
             "loss": mean,
-            "bits_per_byte": total / math.log(2) / max(1, batch.num_bytes),
+            "bits_per_byte": bits_per_byte(loss.text_total.item(), max(1, batch.num_bytes)),
             "learning_rate": rate,
             "gradient_norm": norm.item(),
             "bytes_per_second": batch.num_bytes / seconds,
@@ -166,6 +189,11 @@ class Trainer:
         if batch.patch_lengths is not None:
             metrics["bytes_per_patch"] = int(batch.seq_lens.sum()) / max(1, int((batch.patch_lengths > 0).sum()))
         return metrics
+
+    def _log(self, metrics: dict[str, Any]) -> None:
+        path = self.run / METRICS_FILE
+        with naming(path), open(path, "a") as file:
+            file.write(json.dumps(metrics) + "\n")
 
     def _evaluate(self) -> dict[str, float]:
         assert self.evaluate is not None
@@ -208,15 +236,16 @@ def load_model(path: Path) -> tuple[EntropyModel | BLT, Patcher | None, dict[str
     """
     path = latest_checkpoint(Path(path))
     tensors, state, _ = load_checkpoint(path)
-    model: EntropyModel | BLT
-    if state["kind"] == "blt":
-        model = BLT(BLTConfig.from_dict(state["model"]))
-    else:
-        model = EntropyModel(EntropyModelConfig.from_dict(state["model"]))
-    _load_weights(model, tensors["model"], path)
-    patcher = None
-    if state["patcher"] is not None:
-        patcher = Patcher.from_state(state["patcher"], tensors.get("entropy_model", {}))
+    with reading(path / STATE_FILE):
+        model: EntropyModel | BLT
+        if state["kind"] == "blt":
+            model = BLT(BLTConfig.from_dict(state["model"]))
+        else:
+            model = EntropyModel(EntropyModelConfig.from_dict(state["model"]))
+        _load_weights(model, tensors["model"], path)
+        patcher = None
+        if state["patcher"] is not None:
+            patcher = Patcher.from_state(state["patcher"], tensors.get("entropy_model", {}))
     return model.eval(), patcher, state
 
 
@@ -227,25 +256,44 @@ def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path
         raise CheckpointError(f"{path / 'model.safetensors'}: does not fit the model: {error}") from error
 
 
-def _comparable(config: TrainConfig) -> dict[str, Any]:
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     """What must not change when a run is resumed: everything that decides the losses."""
-    facts = json.loads(json.dumps(dataclasses.asdict(config)))
-    for name in ("log_every", "eval_every", "checkpoint_every"):
-        del facts[name]
-    return facts
+    return {
+        name: value for name, value in config.items() if name not in ("log_every", "eval_every", "checkpoint_every")
+    }
+
+
+def _refuse_changes(path: Path, what: str, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises CheckpointError with every setting of `what` that a resumed run would change."""
+    before, after = _flat(saved), _flat(json.loads(json.dumps(now)))
+    changed = [
+        f"{name}: the run has {before.get(name, 'none')}, got {after.get(name, 'none')}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if changed:
+        raise CheckpointError(f"{path}: made with other {what} settings: {'; '.join(changed)}")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"eps": 1}} as {"optim.eps": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _truncate_metrics(path: Path, step: int) -> None:
-    """Drops the lines after `step`, which training will write again, and a line that was cut short."""
+    """Drops the lines after `step`, which training will write again, and lines that are damaged or cut short."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            break
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+            wanted = line.endswith(b"\n") and json.loads(line)["step"] <= step
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+        if wanted:
+            kept.append(line)
+    with atomic_path(path) as partial:
+        partial.write_bytes(b"".join(kept))

@@ -1,5 +1,5 @@
-// Backstop checks of the registered ops. The Python wrappers raise TypeError/ValueError first; the stable ABI can
-// raise only RuntimeError, so these guard direct calls of torch.ops.blt_kernels.*.
+// The checks of the registered ops. They guard direct calls of torch.ops.blt_kernels.*, because the Python wrappers
+// check first and raise TypeError or ValueError; the stable ABI can raise only RuntimeError.
 #pragma once
 
 #include <sstream>
@@ -17,9 +17,9 @@ template <class... Parts>
 }  // namespace blt
 
 // BLT_CHECK(condition, "patch_pool: x: expected 3 dimensions, got ", x.dim())
-#define BLT_CHECK(condition, ...)      \
-  do {                                 \
-    if (!(condition)) {                \
-      ::blt::fail(__VA_ARGS__);        \
-    }                                  \
+#define BLT_CHECK(condition, ...) \
+  do {                            \
+    if (!(condition)) {           \
+      ::blt::fail(__VA_ARGS__);   \
+    }                             \
   } while (false)

@@ -1,4 +1,4 @@
-// How patch_pool reduces; free of torch and of the standard library, for kernels.
+// How patch_pool reduces. Kernels include this, so it is free of torch and of the standard library.
 #pragma once
 
 #include <stdint.h>

@@ -1,18 +1,21 @@
-// Cross-attention on the CPU. Two small products do the work, `dots` (scores) and `combine` (weighted sums), on tiles of a
-// few rows whose accumulators stay in registers. Between them lie the scores of a group as [key][head][query]: softmax
-// runs down the keys with heads and queries side by side in the lanes, full ones even for a patch of one byte.
+// Cross-attention on the CPU. Two small matrix products do the work, `dots` (scores) and `combine` (weighted sums), on
+// tiles of a few rows whose accumulators stay in registers. Between them the scores of an item are stored as
+// [key][head][query]: softmax runs down the keys, with heads and queries side by side in the lanes, so that registers
+// are full even for a patch of one byte.
 #include "cpu/cross_attention.h"
 
+#include "common/search.h"
 #include "cpu/vec.h"
 
 namespace blt::cpu::BLT_CPU_CAPABILITY {
 
 namespace {
 
-// Rows of a tile on either side: their accumulators and operands fit the 32 (16) vector registers.
+// How many rows a tile has on either side: their accumulators and operands fit the 32 (or 16) vector registers.
 constexpr int64_t kTile = kVecBytes == 64 ? 4 : 2;
-constexpr int64_t kRegisters = 4;  // of a row in `combine`
-// Long sums are sums of chunks, of this many terms or about as many as there are chunks, to keep rounding down.
+constexpr int64_t kRegisters = 4;  // how many registers of a row `combine` takes at a time
+// Long sums are sums of chunks, which keeps rounding errors small: a chunk has so many terms, or about as many as there
+// are chunks.
 constexpr int64_t kChunk = 16;
 
 template <int64_t N>
@@ -20,7 +23,7 @@ struct Count {
   static constexpr int64_t value = N;
 };
 
-// body(Count<n>{}) for 1 <= n <= Max.
+// Calls body(Count<n>{}), for 1 <= n <= Max.
 template <int64_t Max, class Body>
 BLT_INLINE void with_count(int64_t n, const Body& body) {
   if constexpr (Max > 1) {
@@ -31,7 +34,7 @@ BLT_INLINE void with_count(int64_t n, const Body& body) {
   body(Count<Max>{});
 }
 
-// body(i, Count<n>{}) for i = 0, kTile, ... with n rows of `count` left, kTile at most.
+// Calls body(i, Count<n>{}) for i = 0, kTile, ..., where the tile has rows i .. i + n - 1 of `count` rows.
 template <class Body>
 BLT_INLINE void for_each_tile(int64_t count, const Body& body) {
   for (int64_t i = 0; i < count; i += kTile) {
@@ -39,7 +42,7 @@ BLT_INLINE void for_each_tile(int64_t count, const Body& body) {
   }
 }
 
-// body(begin, end) for the chunks of 0 .. count.
+// Calls body(begin, end) for each chunk of 0 .. count - 1.
 template <class Body>
 BLT_INLINE void for_each_chunk(int64_t count, const Body& body) {
   int64_t chunk = kChunk;
@@ -47,7 +50,7 @@ BLT_INLINE void for_each_chunk(int64_t count, const Body& body) {
   for (int64_t i = 0; i < count; i += chunk) body(i, min_of(i + chunk, count));
 }
 
-// Some rows, `width` elements each, of a tensor.
+// Some rows of a tensor, with `width` elements each.
 template <class T>
 struct Rows {
   T* base;
@@ -63,8 +66,8 @@ constexpr int64_t padded(int64_t n) {
 
 // out[j * stride + r] = scale * (a[a_begin + r] . b[b_begin + j]) for r < R, j < J.
 template <int64_t R, int64_t J, class T>
-BLT_INLINE void dot_tile(const Rows<const T>& a, int64_t a_begin, const Rows<const T>& b, int64_t b_begin,
-                         Acc<T> scale, Acc<T>* out, int64_t stride) {
+BLT_INLINE void dot_tile(const Rows<const T>& a, int64_t a_begin, const Rows<const T>& b, int64_t b_begin, Acc<T> scale,
+                         Acc<T>* out, int64_t stride) {
   using A = Acc<T>;
   const T *x[R], *y[J];
   for (int64_t r = 0; r < R; ++r) x[r] = a[a_begin + r];
@@ -118,7 +121,7 @@ void combine(const Acc<T>* weights, int64_t row_stride, int64_t column_stride, c
   for_each_tile(to_count, [&](int64_t i, auto tile_rows) {
     constexpr int64_t R = decltype(tile_rows)::value;
     const A* const tile_weights = weights + i * row_stride;
-    // `V` registers of each row of the tile, from element e.
+    // Does V registers of each row of the tile, from element e on.
     const auto registers = [&](auto tile_registers, int64_t e, const auto& get, const auto& put) BLT_INLINE_LAMBDA {
       constexpr int64_t V = decltype(tile_registers)::value;
       Vec<A> acc[R * V];
@@ -159,27 +162,30 @@ void combine(const Acc<T>* weights, int64_t row_stride, int64_t column_stride, c
       }
     };
     int64_t e = 0;
-    for (; e + kRegisters * kLanes<A> <= to.width; e += kRegisters * kLanes<A>) registers(Count<kRegisters>{}, e, get, put);
+    for (; e + kRegisters * kLanes<A> <= to.width; e += kRegisters * kLanes<A>)
+      registers(Count<kRegisters>{}, e, get, put);
     for (; e + kLanes<A> <= to.width; e += kLanes<A>) registers(Count<1>{}, e, get, put);
     if (e < to.width) {
       const int64_t n = to.width - e;
-      registers(Count<1>{}, e, [&](const T* p) BLT_INLINE_LAMBDA { return load_n(p, n); },
-                [&](T* p, Vec<A> x) BLT_INLINE_LAMBDA { store_n(p, x, n); });
+      registers(
+          Count<1>{}, e, [&](const T* p) BLT_INLINE_LAMBDA { return load_n(p, n); },
+          [&](T* p, Vec<A> x) BLT_INLINE_LAMBDA { store_n(p, x, n); });
     }
   });
 }
 
-// What the gradient of a query's softmax needs to know about all its keys: the largest score, the sum of the exponentials
-// of the scores less that, and the sum of p dp.
+// What the gradient of a query's softmax needs to know about all of its keys: the largest score, the sum of the
+// exponentials of the scores minus the largest one, and the sum of p dp.
 template <class A>
 struct RowTerms {
   A *top, *sum, *delta;
 };
 
-// Queries and keys that meet, for the key heads head_begin .. head_end - 1. All numbers about them are arrays over
-// [key][head][query] or [head][query], the latter dimensions together padded to whole registers.
+// What a thread does at a time: queries of an item and the keys that they see (or keys and the queries that see them),
+// for the key heads head_begin .. head_end - 1. Its numbers are arrays over [key][head][query] or [head][query], where
+// head and query together are padded to whole registers.
 template <class T>
-struct Meeting {
+struct AttentionTask {
   using A = Acc<T>;
   const CrossAttentionArgs& args;
   int64_t head_begin, head_end;
@@ -188,15 +194,15 @@ struct Meeting {
   const int64_t* kv_index;  // of each key row, the row in [key rows * Hkv, E], for key head 0
   int64_t kv_count;
 
-  int64_t queries_per_key() const { return args.heads / args.kv_heads; }
+  int64_t heads_per_key() const { return args.heads / args.kv_heads; }
   int64_t stride() const { return padded<A>((head_end - head_begin) * q_count); }
   int64_t position(int64_t head) const { return (head - head_begin) * q_count; }
 
   Rows<const T> queries(const void* base, int64_t head) const {
-    return {static_cast<const T*>(base) + head * queries_per_key() * args.width, q_index, args.width};
+    return {static_cast<const T*>(base) + head * heads_per_key() * args.width, q_index, args.width};
   }
   Rows<T> queries(void* base, int64_t head) const {
-    return {static_cast<T*>(base) + head * queries_per_key() * args.width, q_index, args.width};
+    return {static_cast<T*>(base) + head * heads_per_key() * args.width, q_index, args.width};
   }
   Rows<const T> keys(const void* base, int64_t head) const {
     return {static_cast<const T*>(base) + head * args.width, kv_index, args.width};
@@ -205,11 +211,11 @@ struct Meeting {
     return {static_cast<T*>(base) + head * args.width, kv_index, args.width};
   }
 
-  // body(index in a [query rows, H] tensor, index in a [head][query] array)
+  // Calls body(index in a [query rows, H] tensor, index in a [head][query] array).
   template <class Body>
   void for_each_query(const Body& body) const {
     for (int64_t head = head_begin; head < head_end; ++head) {
-      for (int64_t i = 0; i < q_count; ++i) body(q_index[i] + head * queries_per_key(), position(head) + i);
+      for (int64_t i = 0; i < q_count; ++i) body(q_index[i] + head * heads_per_key(), position(head) + i);
     }
   }
 
@@ -229,7 +235,8 @@ struct Meeting {
     }
     A *const lse = numbers, *const p = numbers + stride();
     for (int64_t head = head_begin; head < head_end; ++head) {
-      dots<T>(queries(args.q, head), q_count, keys(args.k, head), kv_count, A(args.scale), p + position(head), stride());
+      dots<T>(queries(args.q, head), q_count, keys(args.k, head), kv_count, A(args.scale), p + position(head),
+              stride());
     }
     softmax(p, lse);
     for_each_query([&](int64_t row, int64_t i) { out_lse[row] = lse[i]; });
@@ -238,20 +245,20 @@ struct Meeting {
     }
   }
 
-  // Scores -> softmax over the keys, in place, and the log of the sum of their exponentials.
+  // Replaces the scores by their softmax over the keys, and writes the log of the sum of their exponentials.
   void softmax(A* p, A* lse) const {
     for (int64_t x = 0; x < stride(); x += kLanes<A>) {
       const Vec<A> top = largest(p, x);
       Vec<A> sum = {};
       for_each_chunk(kv_count, [&](int64_t begin, int64_t end) {
-        Vec<A> part = {};
+        Vec<A> chunk_sum = {};
         for (int64_t j = begin; j < end; ++j) {
           A* const p_j = p + j * stride() + x;
           const Vec<A> e = exp(load(p_j) - top);
           store(p_j, e);
-          part += e;
+          chunk_sum += e;
         }
-        sum += part;
+        sum += chunk_sum;
       });
       for (int64_t j = 0; j < kv_count; ++j) {
         A* const p_j = p + j * stride() + x;
@@ -268,23 +275,24 @@ struct Meeting {
     return top;
   }
 
-  // Scores and dp -> p and dscore = scale p (dp - delta), delta = the sum over the keys of p dp, in place. What is summed
-  // over the keys of a query is kept in `terms`, or with `known` taken from there: these keys are only some of them.
+  // Replaces the scores by p, and dp by dscore = scale p (dp - delta), where delta is the sum of p dp over the keys.
+  // Stores what is summed over the keys of a query in `terms`; with `known` these keys are only some of the query's,
+  // and the sums are taken from `terms`.
   void softmax_backward(A* p, A* ds, const RowTerms<A>& terms, bool known) const {
     for (int64_t x = 0; x < stride(); x += kLanes<A>) {
       const Vec<A> top = known ? load(terms.top + x) : largest(p, x);
       Vec<A> sum = {}, delta = {};
       for_each_chunk(kv_count, [&](int64_t begin, int64_t end) {
-        Vec<A> sum_part = {}, delta_part = {};
+        Vec<A> chunk_sum = {}, chunk_delta = {};
         for (int64_t j = begin; j < end; ++j) {
           A* const p_j = p + j * stride() + x;
           const Vec<A> e = exp(load(p_j) - top);
           store(p_j, e);
-          sum_part += e;
-          delta_part += e * load(ds + j * stride() + x);
+          chunk_sum += e;
+          chunk_delta += e * load(ds + j * stride() + x);
         }
-        sum += sum_part;
-        delta += delta_part;
+        sum += chunk_sum;
+        delta += chunk_delta;
       });
       if (known) {
         sum = load(terms.sum + x);
@@ -317,7 +325,9 @@ struct Meeting {
     A* const row_terms = static_cast<A*>(args.row_terms);
     if (pass == Pass::keys) {
       for_each_query([&](int64_t row, int64_t i) {
-        terms.top[i] = row_terms[3 * row], terms.sum[i] = row_terms[3 * row + 1], terms.delta[i] = row_terms[3 * row + 2];
+        terms.top[i] = row_terms[3 * row];
+        terms.sum[i] = row_terms[3 * row + 1];
+        terms.delta[i] = row_terms[3 * row + 2];
       });
     }
     for (int64_t head = head_begin; head < head_end; ++head) {
@@ -328,7 +338,9 @@ struct Meeting {
     softmax_backward(p, ds, terms, pass == Pass::keys);
     if (pass == Pass::queries) {
       for_each_query([&](int64_t row, int64_t i) {
-        row_terms[3 * row] = terms.top[i], row_terms[3 * row + 1] = terms.sum[i], row_terms[3 * row + 2] = terms.delta[i];
+        row_terms[3 * row] = terms.top[i];
+        row_terms[3 * row + 1] = terms.sum[i];
+        row_terms[3 * row + 2] = terms.delta[i];
       });
     }
     for (int64_t head = head_begin; head < head_end; ++head) {
@@ -346,21 +358,14 @@ struct Meeting {
   }
 };
 
-// body(group, head_begin, head_end) for the pairs that start in begin .. end.
+// Calls body(item, head_begin, head_end) for the pairs (item, key head) that start in begin .. end.
 template <class Body>
-void for_each_group(const CrossAttentionArgs& args, int64_t begin, int64_t end, const Body& body) {
-  // The first group that starts at `begin` or later, and before it one of which only later heads may.
-  int64_t low = 0, high = args.num_groups;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (args.groups[middle].cost * args.kv_heads < begin) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  for (int64_t i = max_of(low - 1, 0); i < args.num_groups; ++i) {
-    const int64_t start = args.groups[i].cost * args.kv_heads, cost = args.groups[i + 1].cost - args.groups[i].cost;
+void for_each_item(const CrossAttentionArgs& args, int64_t begin, int64_t end, const Body& body) {
+  // The first item that starts at `begin` or later. Of the item before it, later heads may start there as well.
+  const int64_t first = partition_point(int64_t(0), args.num_items,
+                                        [&](int64_t i) { return args.items[i].cost * args.kv_heads < begin; });
+  for (int64_t i = max_of(first - 1, 0); i < args.num_items; ++i) {
+    const int64_t start = args.items[i].cost * args.kv_heads, cost = args.items[i + 1].cost - args.items[i].cost;
     if (start >= end) {
       return;
     }
@@ -374,10 +379,10 @@ void for_each_group(const CrossAttentionArgs& args, int64_t begin, int64_t end, 
 }
 
 int64_t list_queries(const CrossAttentionArgs& args, int64_t begin, int64_t end, int64_t* index) {
-  const int64_t queries_per_key = args.heads / args.kv_heads;
+  const int64_t heads_per_key = args.heads / args.kv_heads;
   int64_t count = 0;
   for (int64_t row = begin; row < end; ++row) {
-    for (int64_t g = 0; g < queries_per_key; ++g) index[count++] = row * args.heads + g;
+    for (int64_t g = 0; g < heads_per_key; ++g) index[count++] = row * args.heads + g;
   }
   return count;
 }
@@ -387,28 +392,28 @@ int64_t list_keys(const CrossAttentionArgs& args, int64_t begin, int64_t end, in
   return end - begin;
 }
 
-// body(meeting) for the queries of each group and all the keys that they see.
+// Calls body(task) with the queries of each item and all the keys that they see.
 template <class T, class Body>
 void for_each_queries(const CrossAttentionArgs& args, int64_t begin, int64_t end, const CrossAttentionScratch& scratch,
                       const Body& body) {
-  for_each_group(args, begin, end, [&](int64_t i, int64_t head_begin, int64_t head_end) {
-    const AttentionGroup& group = args.groups[i];
-    const int64_t q_count = list_queries(args, group.q_begin, group.q_end, scratch.q_index);
+  for_each_item(args, begin, end, [&](int64_t i, int64_t head_begin, int64_t head_end) {
+    const AttentionItem& item = args.items[i];
+    const int64_t q_count = list_queries(args, item.q_begin, item.q_end, scratch.q_index);
     const int64_t kv_count =
-        group.first <= i ? list_keys(args, args.groups[group.first].kv_begin, group.kv_end, scratch.kv_index) : 0;
-    body(Meeting<T>{args, head_begin, head_end, scratch.q_index, q_count, scratch.kv_index, kv_count});
+        item.first <= i ? list_keys(args, args.items[item.first].kv_begin, item.kv_end, scratch.kv_index) : 0;
+    body(AttentionTask<T>{args, head_begin, head_end, scratch.q_index, q_count, scratch.kv_index, kv_count});
   });
 }
 
-// body(part) for blocks of the meeting's queries that keep the scores of a block small.
+// Calls body(block) with blocks of the task's queries, so few that the scores of a block stay small.
 template <class T, class Body>
-void for_each_block_of_queries(const Meeting<T>& meeting, const Body& body) {
-  const int64_t block = cross_attention_block(meeting.args.kv_heads, meeting.kv_count);
-  for (int64_t i = 0; i < meeting.q_count; i += block) {
-    Meeting<T> part = meeting;
-    part.q_index += i;
-    part.q_count = min_of(block, meeting.q_count - i);
-    body(part);
+void for_each_block_of_queries(const AttentionTask<T>& task, const Body& body) {
+  const int64_t rows = cross_attention_block(task.args.kv_heads, task.kv_count);
+  for (int64_t i = 0; i < task.q_count; i += rows) {
+    AttentionTask<T> block = task;
+    block.q_index += i;
+    block.q_count = min_of(rows, task.q_count - i);
+    body(block);
   }
 }
 
@@ -416,9 +421,9 @@ void for_each_block_of_queries(const Meeting<T>& meeting, const Body& body) {
 
 void cross_attention(const CrossAttentionArgs& args, int64_t begin, int64_t end, const CrossAttentionScratch& scratch) {
   BLT_DISPATCH_FLOAT(args.dtype, T, {
-    for_each_queries<T>(args, begin, end, scratch, [&](const Meeting<T>& meeting) {
+    for_each_queries<T>(args, begin, end, scratch, [&](const AttentionTask<T>& task) {
       for_each_block_of_queries(
-          meeting, [&](const Meeting<T>& part) { part.forward(static_cast<Acc<T>*>(scratch.numbers)); });
+          task, [&](const AttentionTask<T>& block) { block.forward(static_cast<Acc<T>*>(scratch.numbers)); });
     });
   })
 }
@@ -426,8 +431,8 @@ void cross_attention(const CrossAttentionArgs& args, int64_t begin, int64_t end,
 void cross_attention_backward(const CrossAttentionArgs& args, int64_t begin, int64_t end,
                               const CrossAttentionScratch& scratch) {
   BLT_DISPATCH_FLOAT(args.dtype, T, {
-    for_each_queries<T>(args, begin, end, scratch, [&](const Meeting<T>& meeting) {
-      meeting.template backward<Meeting<T>::Pass::all>(static_cast<Acc<T>*>(scratch.numbers));
+    for_each_queries<T>(args, begin, end, scratch, [&](const AttentionTask<T>& task) {
+      task.template backward<AttentionTask<T>::Pass::all>(static_cast<Acc<T>*>(scratch.numbers));
     });
   })
 }
@@ -435,9 +440,9 @@ void cross_attention_backward(const CrossAttentionArgs& args, int64_t begin, int
 void cross_attention_backward_queries(const CrossAttentionArgs& args, int64_t begin, int64_t end,
                                       const CrossAttentionScratch& scratch) {
   BLT_DISPATCH_FLOAT(args.dtype, T, {
-    for_each_queries<T>(args, begin, end, scratch, [&](const Meeting<T>& meeting) {
-      for_each_block_of_queries(meeting, [&](const Meeting<T>& part) {
-        part.template backward<Meeting<T>::Pass::queries>(static_cast<Acc<T>*>(scratch.numbers));
+    for_each_queries<T>(args, begin, end, scratch, [&](const AttentionTask<T>& task) {
+      for_each_block_of_queries(task, [&](const AttentionTask<T>& block) {
+        block.template backward<AttentionTask<T>::Pass::queries>(static_cast<Acc<T>*>(scratch.numbers));
       });
     });
   })
@@ -446,19 +451,19 @@ void cross_attention_backward_queries(const CrossAttentionArgs& args, int64_t be
 void cross_attention_backward_keys(const CrossAttentionArgs& args, int64_t begin, int64_t end,
                                    const CrossAttentionScratch& scratch) {
   BLT_DISPATCH_FLOAT(args.dtype, T, {
-    for_each_group(args, begin, end, [&](int64_t i, int64_t head_begin, int64_t head_end) {
-      const AttentionGroup& group = args.groups[i];
+    for_each_item(args, begin, end, [&](int64_t i, int64_t head_begin, int64_t head_end) {
+      const AttentionItem& item = args.items[i];
       int64_t q_count = 0;
-      for (int64_t other = i; other < group.last; ++other) {
-        const AttentionGroup& viewer = args.groups[other];
+      for (int64_t other = i; other < item.last; ++other) {
+        const AttentionItem& viewer = args.items[other];
         if (viewer.first <= i) q_count += list_queries(args, viewer.q_begin, viewer.q_end, scratch.q_index + q_count);
       }
-      const int64_t kv_count = list_keys(args, group.kv_begin, group.kv_end, scratch.kv_index);
-      const int64_t block = cross_attention_block(args.kv_heads, q_count);
-      for (int64_t j = 0; j < kv_count; j += block) {
-        const Meeting<T> part{args, head_begin, head_end, scratch.q_index, q_count, scratch.kv_index + j,
-                              min_of(block, kv_count - j)};
-        part.template backward<Meeting<T>::Pass::keys>(static_cast<Acc<T>*>(scratch.numbers));
+      const int64_t kv_count = list_keys(args, item.kv_begin, item.kv_end, scratch.kv_index);
+      const int64_t rows = cross_attention_block(args.kv_heads, q_count);
+      for (int64_t j = 0; j < kv_count; j += rows) {
+        const AttentionTask<T> block{
+            args, head_begin, head_end, scratch.q_index, q_count, scratch.kv_index + j, min_of(rows, kv_count - j)};
+        block.template backward<AttentionTask<T>::Pass::keys>(static_cast<Acc<T>*>(scratch.numbers));
       }
     });
   })

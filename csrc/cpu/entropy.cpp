@@ -1,4 +1,4 @@
-// entropy on the CPU: rows of logits, vectorised along the row.
+// entropy on the CPU. The work is vectorised along a row of logits.
 #include "cpu/entropy.h"
 
 #include "cpu/entropy_row.h"

@@ -1,8 +1,8 @@
-// The entropy of rows of logits and its gradient, shared by entropy and linear_entropy.
+// The entropy of rows of logits and its gradient, which entropy and linear_entropy share.
 //
 // With d_i = x_i - max x <= 0, S = sum e^d_i and W = sum d_i e^d_i:   H = ln S - W / S,
-// two terms that are both >= 0. One exponential a logit; two passes over a row that lies in L1.
-// d is clamped where e^d is 0, so that -inf contributes 0 * d = 0; NaN and +inf (inf - inf) reach W as NaN.
+// where both terms are >= 0. This takes one exponential for each logit, and two passes over a row that lies in L1.
+// d is clamped where e^d is 0, so that -inf contributes 0 * d = 0. NaN and +inf (as inf - inf) reach W as NaN.
 #pragma once
 
 #include "cpu/vec.h"
@@ -36,9 +36,10 @@ BLT_INLINE Acc<T> row_max(const T* x, int64_t vocab) {
   return horizontal_max<A>(maximum<A>(a, b));
 }
 
-// S and W, one partial sum a lane. The order of additions depends on V alone. At least 16 chains of additions in a block
-// and blocks in a long vocabulary keep the rounding errors of a sum from adding up.
-// `power` is e^d: exp_nonpositive for the entropy, a mean of many; exp for the gradient, each element of which is one.
+// S and W, as one partial sum for each lane. The order of additions depends on V alone. Rounding errors stay small
+// because a block has at least 16 chains of additions, and a long vocabulary has several blocks. `power` computes e^d.
+// The entropy is a mean of many exponentials, so exp_nonpositive is exact enough; each element of the gradient has one
+// exponential, so it takes exp.
 template <class T, class Power>
 BLT_INLINE void row_sums(const T* x, int64_t vocab, Acc<T> max, Vec<Acc<T>>& sum, Vec<Acc<T>>& dot,
                          const Power& power) {
@@ -84,8 +85,8 @@ BLT_INLINE void prefetch_row(const T* x, int64_t vocab) {
   }
 }
 
-// out[r] = H of row r. Stage by stage for a block of rows: within one row each stage waits for the one before. While a
-// block is computed, the next one is fetched: two of them lie in L1.
+// out[r] = H of row r. Within one row each stage waits for the result of the stage before, so every stage is done for a
+// whole block of rows. Meanwhile the next block is fetched; both lie in L1.
 template <class T>
 BLT_INLINE void row_entropies(const T* x, int64_t rows, int64_t vocab, Acc<T>* out) {
   using A = Acc<T>;
@@ -114,7 +115,7 @@ BLT_INLINE void row_entropies(const T* x, int64_t rows, int64_t vocab, Acc<T>* o
   }
 }
 
-// dH/dx_i = -p_i (ln p_i + H) = p_i (sum_j p_j d_j - d_i): no large terms cancel, and p_i = 0 gives 0.
+// dH/dx_i = -p_i (ln p_i + H) = p_i (sum_j p_j d_j - d_i). In the last form no large terms cancel, and p_i = 0 gives 0.
 template <class T>
 BLT_INLINE void row_gradient(const T* x, int64_t vocab, Acc<T> grad, T* out) {
   using A = Acc<T>;

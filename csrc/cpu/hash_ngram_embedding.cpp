@@ -1,74 +1,36 @@
-// hash_ngram_embedding on the CPU. Tables exceed every cache, so the forward pass knows the rows of coming positions
-// and prefetches them, and the table gradient is written once, row by row, from a sort of (id, position).
+// hash_ngram_embedding on the CPU. Tables exceed every cache, so the forward pass computes the rows of coming positions
+// early and prefetches them. The table gradient is written once, row by row, from a sort of (id, position).
 #include "cpu/hash_ngram_embedding.h"
 
+#include "common/search.h"
 #include "cpu/vec.h"
 
 namespace blt::cpu::BLT_CPU_CAPABILITY {
 
 namespace {
 
-// Into the second-level cache: the first is too small for rows that are wanted only after the present ones.
+// Fetches into the second-level cache. The first is too small for rows that are wanted only after the present ones.
 BLT_INLINE void prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
 
 // ---- ids -----------------------------------------------------------------------------------------------------------
 
-// h, read as int64, floor-mod V. The quotient by the rounded-down reciprocal is right or one too small.
-BLT_INLINE int64_t floor_mod(const HashArgs& args, uint64_t h) {
-  const uint64_t v = uint64_t(args.num_rows);
-  uint64_t rest = h - uint64_t((static_cast<unsigned __int128>(h) * args.reciprocal) >> 64) * v;
-  rest = rest >= v ? rest - v : rest;
-  if (int64_t(h) < 0) {  // h stands for h - 2^64
-    rest = rest >= args.wrap ? rest - args.wrap : rest + v - args.wrap;
-  }
-  return int64_t(rest);
-}
-
-BLT_INLINE uint64_t token(const HashArgs& args, int64_t j) {
-  return args.tokens64 != nullptr ? uint64_t(args.tokens64[j]) : uint64_t(int64_t(args.tokens32[j]));
-}
-
-BLT_INLINE uint64_t power(uint64_t base, int64_t exponent) {
-  uint64_t result = 1;
-  for (; exponent > 0; exponent /= 2, base *= base) {
-    result *= exponent % 2 == 1 ? base : 1;
-  }
-  return result;
-}
-
-// emit(column, id) for every column of position j, in a sequence that starts at `start`.
+// Calls emit(column, id) for every column of position j, in a sequence that starts at `start`.
 template <class Emit>
 BLT_INLINE void hash_position(const HashArgs& args, int64_t start, int64_t j, const Emit& emit) {
-  for (int64_t q = 0; q < args.num_primes; ++q) {
-    const uint64_t prime = uint64_t(args.primes[q]);
-    uint64_t h = token(args, j);
-    int64_t size = 1;
-    for (int64_t k = 0; k < args.num_sizes; ++k) {
-      for (; size < args.sizes[k] && j - size >= start; ++size) {
-        h = token(args, j - size) + prime * h;
-      }
-      h *= power(prime, args.sizes[k] - size);  // the tokens before the start are zeros
-      size = args.sizes[k];
-      emit(q * args.num_sizes + args.size_numbers[k], floor_mod(args, h));
-    }
+  for (int q = 0; q < args.num_primes; ++q) {
+    const int64_t first = int64_t(q) * args.num_sizes;
+    hash_ngrams(
+        args, uint64_t(args.primes[q]), start, j, [&](int k) { return args.sizes[k]; },
+        [&](int k, int64_t id) { emit(first + args.size_numbers[k], id); });
   }
 }
 
-// Smallest i with values[i] >= x, or n; values ascend.
+// The first i with values[i] >= x, or n; the values ascend.
 BLT_INLINE int64_t first_not_below(const int64_t* values, int64_t n, int64_t x) {
-  int64_t low = 0, high = n;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (values[middle] < x) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return partition_point(int64_t(0), n, [&](int64_t i) { return values[i] < x; });
 }
 
-// emit(position, column, id) for positions begin..end.
+// Calls emit(position, column, id) for positions begin .. end - 1.
 template <class Emit>
 BLT_INLINE void hash_positions(const HashArgs& args, int64_t begin, int64_t end, const Emit& emit) {
   int64_t s = first_not_below(args.bounds, args.num_bounds, begin + 1) - 1;
@@ -82,7 +44,7 @@ BLT_INLINE void hash_positions(const HashArgs& args, int64_t begin, int64_t end,
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// n elements of a row of out.
+// Stores n elements of a row of out.
 template <class T>
 BLT_INLINE void put(T* to, Vec<Acc<T>> v, int64_t n, bool streaming) {
   if (n < kLanes<Acc<T>>) {
@@ -94,11 +56,11 @@ BLT_INLINE void put(T* to, Vec<Acc<T>> v, int64_t n, bool streaming) {
   }
 }
 
-// Columns handled together: a register block of sums, and a whole number of cache lines of every dtype.
+// How many columns are summed together: their sums fit in registers, and they are whole cache lines in every dtype.
 template <class A>
 constexpr int64_t kBlock = 256 / int64_t(sizeof(A));
 
-// Sum of `count` table rows for one position. `next` are rows wanted soon.
+// Sums `count` table rows for one position, and prefetches the rows `next`, which are wanted soon.
 template <class T, class U>
 BLT_INLINE void sum_rows(const HashEmbeddingArgs& args, const T* const* rows, const T* const* next, int64_t count,
                          int64_t position) {
@@ -143,7 +105,7 @@ void embed(const HashEmbeddingArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kBuffer = 2 * kMaxTables;
   const T* rows[kBuffer];
   const int64_t count = args.hash.num_primes * args.hash.num_sizes;
-  // Positions between a prefetch and its use: about 16 KB of rows, at least one.
+  // How many positions lie between a prefetch and its use: about 16 KB of rows, but at least one position.
   const int64_t position_bytes = max_of(1, count * args.width * int64_t(sizeof(T)));
   const int64_t held = kBuffer / count;
   const int64_t ahead = min_of(max_of(1, 16384 / position_bytes), held / 2);
@@ -163,7 +125,9 @@ void embed(const HashEmbeddingArgs& args, int64_t begin, int64_t end) {
 
 // ---- table gradient ------------------------------------------------------------------------------------------------
 
-// Stable: entries with equal ids keep the order of their positions.
+// Sorts keys by the bits low_bit .. high_bit - 1. Entries with equal ids keep the order of their positions. The sort is
+// our own because the C++ standard library must not be included here, and std::stable_sort compares where this one
+// counts.
 void radix_sort(uint64_t* keys, uint64_t* scratch, int64_t n, int64_t low_bit, int64_t high_bit) {
   constexpr int64_t kMaxDigitBits = 11;
   const int64_t passes = (high_bit - low_bit + kMaxDigitBits - 1) / kMaxDigitBits;
@@ -195,7 +159,7 @@ void radix_sort(uint64_t* keys, uint64_t* scratch, int64_t n, int64_t low_bit, i
   }
 }
 
-// run(id, first, last) for each id of one column: the sorted keys first..last-1 hold it.
+// Calls run(id, first, last) for each id of one column, which the sorted keys first .. last - 1 hold.
 template <class Run>
 BLT_INLINE void for_each_run(const HashSortArgs& args, const uint64_t* keys, const Run& run) {
   for (int64_t first = 0, last; first < args.num_positions; first = last) {
@@ -238,8 +202,8 @@ void shared_rows(const HashGradArgs& args, int64_t num_shared, int64_t begin, in
   };
   const A divisor = A(args.divisor);
   A sum[kSharedTile];
-  for (int64_t i = first_not_below(args.shared_begin, num_shared, begin);
-       i < num_shared && args.shared_begin[i] < end; ++i) {
+  for (int64_t i = first_not_below(args.shared_begin, num_shared, begin); i < num_shared && args.shared_begin[i] < end;
+       ++i) {
     T* out = static_cast<T*>(args.out) + args.shared_rows[i] * args.width + d_begin;
     const int64_t first = args.shared_begin[i], last = args.shared_begin[i + 1] - 1;  // at least two entries
     for (int64_t entry = first; entry <= last; ++entry) {
@@ -285,22 +249,6 @@ void hash_ngram_ids(const HashArgs& args, int64_t* ids, int64_t begin, int64_t e
   const int64_t count = args.num_primes * args.num_sizes;
   hash_positions(args, begin, end, [&](int64_t j, int64_t g, int64_t id) { ids[j * count + g] = id; });
 }
-
-// Runs the statements with T bound to the table's element type and U to that of bytes (out, base, grad).
-#define BLT_DISPATCH_TABLE(table_dtype, byte_dtype, T, U, ...) \
-  if (table_dtype == DType::f64) {                             \
-    using T = double;                                          \
-    using U = double;                                          \
-    __VA_ARGS__;                                               \
-  } else {                                                     \
-    BLT_DISPATCH_FLOAT(table_dtype, T, {                       \
-      BLT_DISPATCH_FLOAT(byte_dtype, U, {                      \
-        if constexpr (sizeof(T) < 8 && sizeof(U) < 8) {        \
-          __VA_ARGS__;                                         \
-        }                                                      \
-      })                                                       \
-    })                                                         \
-  }
 
 void hash_ngram_embedding(const HashEmbeddingArgs& args, int64_t begin, int64_t end) {
   BLT_DISPATCH_TABLE(args.table_dtype, args.out_dtype, T, U, return embed<T, U>(args, begin, end))

@@ -1,30 +1,22 @@
 #pragma once
 
 #include "common/dtype.h"
+#include "common/ngram_hash.h"
 #include "cpu/dispatch.h"
 
 namespace blt::cpu {
 
-// Positions are those of the flattened [B * N] tokens; columns g = prime * num_sizes + size number, G of them.
-struct HashArgs {
-  const int32_t* tokens32;  // one of the two is set
-  const int64_t* tokens64;
-  const int64_t* bounds;    // [num_bounds]: where sequences start, ascending from 0, then B * N
+// A position is one of the flattened [B * N] tokens. There are G columns g = prime * num_sizes + size number.
+struct HashArgs : NgramHash {
+  const int64_t* bounds;  // [num_bounds]: where sequences start, ascending from 0, then B * N
   int64_t num_bounds;
-  const int64_t* sizes;     // [num_sizes], ascending, and the size number of each in the caller's order
+  const int64_t* sizes;  // [num_sizes], ascending, and the size number of each in the caller's order
   const int64_t* size_numbers;
-  int64_t num_sizes;
-  const int64_t* primes;    // [num_primes]
-  int64_t num_primes;
-  int64_t num_rows;         // V
-  uint64_t reciprocal;      // (2^64 - 1) / V
-  uint64_t wrap;            // 2^64 mod V
+  const int64_t* primes;  // [num_primes]
 };
 
-// ids [B * N, G] of positions begin..end.
+// Writes ids [B * N, G] of positions begin .. end - 1.
 BLT_CPU_KERNEL(hash_ngram_ids, const HashArgs& args, int64_t* ids, int64_t begin, int64_t end)
-
-constexpr int64_t kMaxTables = 1024;  // largest G
 
 struct HashEmbeddingArgs {
   HashArgs hash;
@@ -32,18 +24,18 @@ struct HashEmbeddingArgs {
   int64_t width;                 // D
   const void* table;             // [G * V, D], rows table_stride elements apart
   int64_t table_stride;
-  const void* base;              // [B * N, D] or null
-  void* out;                     // [B * N, D]
-  bool streaming;                // write out past the caches
-  double divisor;
+  const void* base;  // [B * N, D] or null
+  void* out;         // [B * N, D]
+  bool streaming;    // out is written past the caches
+  double divisor;    // of the sums
 };
 
-// out of positions begin..end.
+// Writes out of positions begin .. end - 1.
 BLT_CPU_KERNEL(hash_ngram_embedding, const HashEmbeddingArgs& args, int64_t begin, int64_t end)
 
-// The table gradient. One key for each position and column, id << position_bits | position: sorted, the keys of one
-// table row are neighbours, in order of position. Rows that one position reads are copies of its row of grad; only rows
-// that several positions read are sums.
+// The table gradient. Each position and column has one key, id << position_bits | position. When the keys are sorted,
+// the keys of one table row are neighbours, in order of position. The gradient of a row that one position reads (a sole
+// row) is a copy of a row of grad; only a row that several positions read (a shared row) needs a sum.
 struct HashRowCounts {
   int64_t rows, shared_rows, shared_entries;
 };
@@ -56,36 +48,37 @@ struct HashSortArgs {
   HashRowCounts* counts;  // [G]
 };
 
-// Writes the keys of positions begin..end.
+// Writes the keys of positions begin .. end - 1.
 BLT_CPU_KERNEL(hash_ngram_keys, const HashSortArgs& args, int64_t begin, int64_t end)
-// Sorts the keys of columns begin..end and counts their rows.
+// Sorts the keys of columns begin .. end - 1 and counts their rows.
 BLT_CPU_KERNEL(hash_ngram_sort, const HashSortArgs& args, int64_t begin, int64_t end)
 
 struct HashGradArgs {
   DType grad_dtype, table_dtype;  // as out_dtype and table_dtype above
   int64_t width, tables;          // D, G
   bool dense;                     // out is [G * V, D], else [at least rows, D]
-  bool streaming;                 // write out past the caches
+  bool streaming;                 // out is written past the caches
   double divisor;
-  const void* grad;               // [B * N, D]
+  const void* grad;  // [B * N, D]
   void* out;
-  int64_t* rows;                  // [rows]: the table rows that are read, ascending
-  int64_t* sole_rows;             // [B * N, G]: the row of out that gets this position's grad and no other, or -1
-  int64_t* shared_rows;           // [shared_rows]: the other rows of out, ascending
-  int64_t* shared_begin;          // [shared_rows + 1]: their first entry in
-  int64_t* shared_positions;      // [shared_entries]
+  int64_t* rows;              // [rows]: the table rows that are read, ascending
+  int64_t* sole_rows;         // [B * N, G]: the row of out that this position is alone to read, or -1
+  int64_t* shared_rows;       // [shared_rows]: the rows of out that several positions read, ascending
+  int64_t* shared_begin;      // [shared_rows + 1]: where the positions of each begin in shared_positions
+  int64_t* shared_positions;  // [shared_entries]
 };
 
-// Lists the rows of columns begin..end; `before` are the counts of all columns before each.
+// Lists the rows of columns begin .. end - 1. before[g] holds the counts of all columns before column g.
 BLT_CPU_KERNEL(hash_ngram_list_rows, const HashSortArgs& sort, const HashGradArgs& args, const HashRowCounts* before,
                int64_t begin, int64_t end)
-// The rows of out that positions begin..end are alone to read.
+// Writes the rows of out that positions begin .. end - 1 are alone to read.
 BLT_CPU_KERNEL(hash_ngram_sole_rows, const HashGradArgs& args, int64_t begin, int64_t end)
-// Columns d_begin..d_end (at most kSharedTile) of the shared rows of out whose first entry lies in begin..end.
+// Writes columns d_begin .. d_end - 1 (at most kSharedTile) of the shared rows of out whose first entry is one of
+// begin .. end - 1.
 constexpr int64_t kSharedTile = 512;
 BLT_CPU_KERNEL(hash_ngram_shared_rows, const HashGradArgs& args, int64_t num_shared, int64_t begin, int64_t end,
                int64_t d_begin, int64_t d_end)
-// Zeros the rows begin..end of out, but for those that rows[0 .. num_rows - 1] lists.
+// Writes zeros to rows begin .. end - 1 of out, except those that rows[0 .. num_rows - 1] lists.
 BLT_CPU_KERNEL(hash_ngram_unread_rows, const HashGradArgs& args, int64_t num_rows, int64_t begin, int64_t end)
 
 }  // namespace blt::cpu

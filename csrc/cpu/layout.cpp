@@ -1,4 +1,4 @@
-// The fields of a PatchLayout on the CPU: a row is one sequential walk over its bytes.
+// The fields of a PatchLayout on the CPU. Each row is one walk over its bytes, from the first to the last.
 #include "cpu/layout.h"
 
 #include "cpu/vec.h"
@@ -8,8 +8,8 @@ namespace blt::cpu::BLT_CPU_CAPABILITY {
 namespace {
 
 struct Row {
-  int64_t byte_base;           // of the row in [B * N]
-  int64_t seq_begin, seq_end;  // its sequences
+  int64_t byte_base;           // the first byte of the row in [B * N]
+  int64_t seq_begin, seq_end;  // its sequences are seq_begin .. seq_end - 1
   int32_t *offsets, *patch_ids, *visible_ids;
 };
 
@@ -27,7 +27,7 @@ void fill_none(int32_t* ids, int64_t begin, int64_t end) {
   memset(ids + begin, 0xff, size_t(end - begin) * sizeof(int32_t));  // all bits set: -1
 }
 
-// Everything that follows from the offsets and the ids of the bytes between the first and the last of them.
+// Writes everything that follows from the offsets and from the ids of the bytes between the first and the last offset.
 void finish_row(const LayoutArgs& args, int64_t b, const Row& row) {
   int32_t *ids = row.patch_ids, *visible = row.visible_ids;
   const int64_t begin = row.offsets[0], end = row.offsets[args.capacity];
@@ -48,7 +48,7 @@ void finish_row(const LayoutArgs& args, int64_t b, const Row& row) {
     if (lo >= hi) {
       continue;
     }
-    for (int64_t i = lo; i < hi - 1; ++i) {  // the patch before that of the next byte
+    for (int64_t i = lo; i < hi - 1; ++i) {  // a byte sees the patch before that of the next byte
       const int32_t id = ids[i + 1] - 1;
       visible[i] = id < first ? -1 : id;
     }
@@ -68,7 +68,7 @@ void layout_from_starts(const LayoutArgs& args, int64_t begin, int64_t end) {
     const uint8_t* starts = args.starts + row.byte_base;
     int32_t *offsets = row.offsets, *ids = row.patch_ids;
     offsets[0] = 0;
-    // Start number j of the row lies in `slot`. Each byte writes the end of its slot, so the last one of a slot wins.
+    // Start number j of the row lies in `slot`. Each byte writes the end of its slot, so the last byte of a slot wins.
     int32_t j = -1, slot = -1, skipped = 0;
     for (int64_t s = row.seq_begin; s < row.seq_end; ++s) {
       int64_t i = args.seq_begin[s] - row.byte_base;

@@ -1,8 +1,9 @@
-// linear_entropy on the CPU: our own matrix products, because a library's may depend on the number of rows and threads.
+// linear_entropy on the CPU. The matrix products are our own, because the result of a library's may depend on the
+// number of rows and threads.
 //
-// A logit is a dot product of two contiguous rows. A tile of them shares the loads of its rows, each logit in one
-// register: lane l sums the elements l, l + L, ... in order, and the lanes are added by a fixed tree. So every logit is
-// computed the same way wherever its row lies.
+// A logit is a dot product of two contiguous rows. A tile of logits shares the loads of its rows, and each logit has
+// one register: lane l adds up the elements l, l + L, ... in order, and the lanes are then added in a fixed tree. So
+// every logit is computed the same way wherever its row lies.
 #include "cpu/linear_entropy.h"
 
 #include "cpu/entropy_row.h"
@@ -11,7 +12,7 @@ namespace blt::cpu::BLT_CPU_CAPABILITY {
 
 namespace {
 
-// Tiles that fill the registers: 24 sums of 32 with AVX-512, 12 of 16 otherwise.
+// The tiles fill the registers: their sums take 24 of 32 with AVX-512, and 12 of 16 otherwise.
 #if defined(__AVX512F__)
 constexpr int64_t kDotRows = 6, kProductVectors = 4;
 #else
@@ -22,7 +23,8 @@ constexpr int64_t kProductRows = 6;
 using Block = LinearEntropyBlock;
 static_assert(Block::rows % kDotRows == 0);
 
-// `n` elements from p[offset] on, as A: in place where they are, otherwise converted into `scratch`.
+// n elements from p[offset] on as elements of A: those in memory if they are A, otherwise a converted copy in
+// `scratch`.
 template <class A>
 const A* converted(DType dtype, const void* p, int64_t offset, int64_t n, A* scratch) {
   BLT_DISPATCH_FLOAT(dtype, T, {
@@ -88,7 +90,7 @@ void dot_column(const A* const* a, int64_t rows, const A* const* b, int64_t n, A
   }
 }
 
-// Logits [rows, V] of rows begin .. begin + rows - 1, at most Block::rows.
+// Computes the logits [rows, V] of rows begin .. begin + rows - 1, which are at most Block::rows.
 template <class A>
 void row_logits(const LinearEntropyArgs& args, int64_t begin, int64_t rows, A* logits, A* scratch) {
   const int64_t V = args.vocab, D = args.width;
@@ -139,7 +141,7 @@ void logit_gradients(const LinearEntropyArgs& args, int64_t begin, int64_t end, 
   }
 }
 
-// out[i, j] (+)= sum_k a[i * row_stride + k * depth_stride] * b[k, j]; b: [n, kProductVectors registers].
+// out[i, j] (+)= sum_k a[i * row_stride + k * depth_stride] * b[k, j], where b has n rows of kProductVectors registers.
 template <class A, int64_t M>
 void product_tile(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int64_t n, A* out, int64_t ld,
                   int64_t columns, bool accumulate) {
@@ -186,8 +188,8 @@ void products(const ProductArgs& args, int64_t begin, int64_t end, int64_t first
       }
       const bool accumulate = args.accumulate || k > 0;
       const auto tile = [&]<int64_t M>(int64_t i) {
-        product_tile<A, M>(a + i * args.row_stride + k * args.depth_stride, args.row_stride, args.depth_stride, panel, n,
-                           out + i * args.columns + c, args.columns, columns, accumulate);
+        product_tile<A, M>(a + i * args.row_stride + k * args.depth_stride, args.row_stride, args.depth_stride, panel,
+                           n, out + i * args.columns + c, args.columns, columns, accumulate);
       };
       int64_t i = begin;
       for (; i + kProductRows <= end; i += kProductRows) {

@@ -27,20 +27,20 @@ struct ProductArgs {
 };
 
 // What is multiplied together: so many rows of `hidden` (divisible by the rows of every tile) and of `weight`, and so
-// many elements of D, of which those rows of `weight` fit into L1.
+// many of the D elements of each, so that the rows of `weight` fit into L1.
 struct LinearEntropyBlock {
   static constexpr int64_t rows = 48, vocab = 4, depth = 1024;
 };
-// Elements of `dtype` that a thread needs as scratch: converted rows of both, and logits.
+// How many elements of `dtype` a thread needs as scratch, for converted rows of both and for logits.
 constexpr int64_t linear_entropy_scratch(int64_t vocab) {
   using Block = LinearEntropyBlock;
   return (Block::rows + Block::vocab) * Block::depth + Block::rows * vocab;
 }
 
-// Rows begin..end.
+// Rows begin .. end - 1.
 BLT_CPU_KERNEL(linear_entropy, const LinearEntropyArgs& args, int64_t begin, int64_t end, void* scratch)
 BLT_CPU_KERNEL(linear_entropy_logit_gradient, const LinearEntropyArgs& args, int64_t begin, int64_t end, void* scratch)
-// Rows begin..end, columns first..last.
+// Rows begin .. end - 1 and columns first .. last - 1.
 BLT_CPU_KERNEL(product, const ProductArgs& args, int64_t begin, int64_t end, int64_t first, int64_t last)
 
 }  // namespace blt::cpu

@@ -1,4 +1,4 @@
-// patch_gather on the CPU: copies of rows, whatever their element type.
+// patch_gather on the CPU. It copies rows, whatever their element type.
 #include "cpu/patch_gather.h"
 
 #include "cpu/vec.h"
@@ -18,7 +18,7 @@ void patch_gather(const PatchGatherArgs& args, int64_t begin, int64_t end) {
       }
     } else if (id < 0) {
       memset(out, 0, size_t(args.row_bytes));
-    } else {  // a loop: for a few kilobytes libc's memcpy may take an instruction that starts slowly
+    } else {  // a loop, because libc's memcpy may choose an instruction that starts slowly for a few kilobytes
       int64_t j = 0;
       for (; j + kVecBytes <= args.row_bytes; j += kVecBytes) {
         store(reinterpret_cast<float*>(out + j), load(reinterpret_cast<const float*>(row + j)));

@@ -1,6 +1,6 @@
-// patch_pool on the CPU. Forward reads x once, row after row, as memory likes it: of a page of memory that two threads
-// read half each, both pay the cost. Backward of max and min reads x twice, to count ties and to write: where a patch is
-// short, strip after strip of columns, so that the second time is from the cache.
+// patch_pool on the CPU. Forward reads x once, row after row: memory is fastest when each page is read from its start
+// to its end by one thread. Backward of max and min reads x twice, first to count ties and then to write the gradient.
+// It takes a short patch in strips of columns, so that the second reading finds the strip in the cache.
 #include "cpu/patch_pool.h"
 
 #include "cpu/vec.h"
@@ -9,9 +9,9 @@ namespace blt::cpu::BLT_CPU_CAPABILITY {
 
 namespace {
 
-constexpr int64_t kBlock = 1024;  // columns whose accumulators stay in the first-level cache
-constexpr int64_t kChunk = 128;   // rows added in one run: sums of longer patches are sums of sums, for accuracy
-constexpr int64_t kLong = 64;     // rows from which a strip of columns may fall out of the cache, as its lines share sets
+constexpr int64_t kBlock = 1024;    // columns whose accumulators stay in the first-level cache
+constexpr int64_t kChunk = 128;     // rows that are added in one run; longer sums are sums of chunks, for accuracy
+constexpr int64_t kStripRows = 64;  // a strip of more rows may fall out of the cache: its lines share cache sets
 
 template <Reduce R, class V>
 BLT_INLINE V combine(V acc, V v) {
@@ -24,8 +24,8 @@ BLT_INLINE V combine(V acc, V v) {
   }
 }
 
-// Calls body(d, n) for each register of columns d .. d + n - 1. n is a constant for whole registers, so that their loads
-// and stores stay plain.
+// Calls body(d, n) for each register of columns d .. d + n - 1. For whole registers n is a constant, so that the
+// compiler makes plain loads and stores of them.
 template <class A, class Body>
 BLT_INLINE void for_columns(int64_t width, const Body& body) {
   int64_t d = 0;
@@ -50,7 +50,8 @@ BLT_INLINE void store_up_to(T* p, Vec<Acc<T>> v, int64_t n) {
   }
 }
 
-// The hardware reads ahead within a memory page, of which a row is often one: it needs telling where the next begins.
+// The hardware prefetches within a memory page only, and a row is often about a page: so the code fetches the start of
+// the next row itself.
 template <class T>
 BLT_INLINE void prefetch_start(const T* row) {
   for (int64_t line = 0; line < 4; ++line) {
@@ -58,7 +59,7 @@ BLT_INLINE void prefetch_start(const T* row) {
   }
 }
 
-// acc[0..width) = reduction of `rows` >= 1 rows. acc has room for whole registers.
+// acc[0 .. width - 1] = the reduction of `rows` >= 1 rows. acc has room for whole registers.
 template <class T, Reduce R>
 void reduce_rows(const T* x, int64_t rows, int64_t stride, int64_t width, Acc<T>* acc) {
   using A = Acc<T>;
@@ -67,26 +68,25 @@ void reduce_rows(const T* x, int64_t rows, int64_t stride, int64_t width, Acc<T>
   for (int64_t r = 1; r < rows; ++r) {
     const T* row = x + r * stride;
     prefetch_start(row + stride);
-    for_columns<A>(width, [&](int64_t d, int64_t n) {
-      store(acc + d, combine<R>(load(acc + d), load_up_to(row + d, n)));
-    });
+    for_columns<A>(width,
+                   [&](int64_t d, int64_t n) { store(acc + d, combine<R>(load(acc + d), load_up_to(row + d, n))); });
   }
 }
 
 template <class T, Reduce R, class Out>
 void pool_block(const T* x, int64_t rows, int64_t stride, int64_t width, Out* out) {
   using A = Acc<T>;
-  alignas(64) A acc[kBlock], part[kBlock];
+  alignas(64) A acc[kBlock], chunk[kBlock];
   const int64_t head = rows - 1;  // the last row goes straight into the result
   if (head > 0) {
     reduce_rows<T, R>(x, min_of(head, kChunk), stride, width, acc);
   }
   for (int64_t r = kChunk; r < head; r += kChunk) {
-    reduce_rows<T, R>(x + r * stride, min_of(head - r, kChunk), stride, width, part);
-    for_columns<A>(width, [&](int64_t d, int64_t) { store(acc + d, combine<R>(load(acc + d), load(part + d))); });
+    reduce_rows<T, R>(x + r * stride, min_of(head - r, kChunk), stride, width, chunk);
+    for_columns<A>(width, [&](int64_t d, int64_t) { store(acc + d, combine<R>(load(acc + d), load(chunk + d))); });
   }
   const T* last = x + head * stride;
-  prefetch_start(last + stride);  // usually of the next patch
+  prefetch_start(last + stride);  // usually the first row of the next patch
   for_columns<A>(width, [&](int64_t d, int64_t n) {
     Vec<A> v = load_up_to(last + d, n);
     v = head > 0 ? combine<R>(load(acc + d), v) : v;
@@ -101,27 +101,27 @@ void pool_rows(const T* x, int64_t rows, int64_t width, Out* out) {
   }
 }
 
-// Where the part that begins at row `begin` of a divided patch has its accumulators.
+// The accumulators of the part of a long patch that begins at row `begin`.
 template <class A>
-BLT_INLINE A* part_of(const PatchPoolArgs& args, const DividedPatch& divided, int64_t begin) {
-  const int64_t part = divided.first_part + (begin - divided.begin) / kPieceRows;
+BLT_INLINE A* part_of(const PatchPoolArgs& args, const LongPatch& patch, int64_t begin) {
+  const int64_t part = patch.first_part + (begin - patch.begin) / kPartRows;
   return static_cast<A*>(args.parts) + part * args.parts_stride;
 }
 
 template <class T, Reduce R>
 void pool(const PatchPoolArgs& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const PatchPiece& piece = args.pieces[i];
-    const T* x = static_cast<const T*>(args.x) + piece.begin * args.width;
-    T* out = static_cast<T*>(args.out) + piece.patch * args.width;
-    const int64_t rows = piece.end - piece.begin;
+    const PoolItem& item = args.items[i];
+    const T* x = static_cast<const T*>(args.x) + item.begin * args.width;
+    T* out = static_cast<T*>(args.out) + item.patch * args.width;
+    const int64_t rows = item.end - item.begin;
     if (rows == 0) {
       memset(out, 0, size_t(args.width) * sizeof(T));
-    } else if (piece.divided < 0) {
+    } else if (item.long_patch < 0) {
       pool_rows<T, R>(x, rows, args.width, out);
     } else {
       constexpr Reduce kPart = R == Reduce::mean ? Reduce::sum : R;
-      pool_rows<T, kPart>(x, rows, args.width, part_of<Acc<T>>(args, args.divided[piece.divided], piece.begin));
+      pool_rows<T, kPart>(x, rows, args.width, part_of<Acc<T>>(args, args.long_patches[item.long_patch], item.begin));
     }
   }
 }
@@ -131,13 +131,13 @@ void join(const PatchPoolArgs& args, int64_t begin, int64_t end) {
   using A = Acc<T>;
   alignas(64) A acc[kBlock];
   for (int64_t i = begin; i < end; ++i) {
-    const DividedPatch& divided = args.divided[i];
-    const int64_t rows = divided.end - divided.begin, parts = (rows + kPieceRows - 1) / kPieceRows;
+    const LongPatch& patch = args.long_patches[i];
+    const int64_t rows = patch.end - patch.begin, parts = (rows + kPartRows - 1) / kPartRows;
     for (int64_t block = 0; block < args.width; block += kBlock) {
       const int64_t columns = min_of(kBlock, args.width - block);
-      const A* x = part_of<A>(args, divided, divided.begin) + block;
+      const A* x = part_of<A>(args, patch, patch.begin) + block;
       reduce_rows<A, R>(x, parts, args.parts_stride, columns, acc);
-      T* out = static_cast<T*>(args.out) + divided.patch * args.width + block;
+      T* out = static_cast<T*>(args.out) + patch.patch * args.width + block;
       for_columns<A>(columns, [&](int64_t d, int64_t n) {
         const Vec<A> v = load(acc + d);
         store_up_to(out + d, R == Reduce::mean ? v / A(rows) : v, n);
@@ -155,14 +155,14 @@ BLT_INLINE void put(T* p, Vec<Acc<T>> v, int64_t n) {
   }
 }
 
-// The gradient of a row that equals the result, or does not, as torch.amax has it: grad * equal / ties. Where NaN won,
-// nothing is equal and every row gets 0 / 0.
+// The gradient of a row, as torch.amax has it: a row that equals the result receives the share grad / ties, another row
+// receives 0. Where NaN won no row is equal, and every row receives 0 / 0.
 template <class V>
-BLT_INLINE V divide(V x, V winner, V share) {
+BLT_INLINE V share_of(V x, V winner, V share) {
   return x == winner ? share : share * 0;
 }
 
-// U registers of columns of a patch, of which the last has n lanes in use.
+// Writes grad_x of U registers of columns of a patch. n lanes of the last register are in use.
 template <class T, bool Ties, bool Stream, int U>
 BLT_INLINE void spread_columns(const T* x, const T* out, const T* grad, T* grad_x, int64_t rows, int64_t stride,
                                Acc<T> divisor, int64_t n) {
@@ -189,14 +189,14 @@ BLT_INLINE void spread_columns(const T* x, const T* out, const T* grad, T* grad_
   for (int64_t r = 0; r < rows; ++r) {
     for (int u = 0; u < U; ++u) {
       const int64_t d = r * stride + u * kLanes<A>;
-      put<Stream>(grad_x + d, Ties ? divide(load_up_to(x + d, n), winner[u], share[u]) : share[u], n);
+      put<Stream>(grad_x + d, Ties ? share_of(load_up_to(x + d, n), winner[u], share[u]) : share[u], n);
     }
   }
 }
 
 template <class T, bool Ties, bool Stream>
-void spread_short(const T* x, const T* out, const T* grad, T* grad_x, int64_t rows, int64_t stride, Acc<T> divisor,
-                  int64_t width) {
+void spread_by_strips(const T* x, const T* out, const T* grad, T* grad_x, int64_t rows, int64_t stride, Acc<T> divisor,
+                      int64_t width) {
   constexpr int U = 4;  // whole cache lines of each row at a time
   constexpr int64_t lanes = kLanes<Acc<T>>;
   int64_t d = 0;
@@ -209,7 +209,7 @@ void spread_short(const T* x, const T* out, const T* grad, T* grad_x, int64_t ro
   }
 }
 
-// The rows of x, in each of the columns, that equal the result. `ties` has room for whole registers.
+// Counts, for each column, the rows of x that equal the result. `ties` has room for whole registers.
 template <class T>
 void count_ties(const T* x, const T* out, int64_t rows, int64_t stride, int64_t columns, Acc<T>* ties) {
   using A = Acc<T>;
@@ -222,10 +222,11 @@ void count_ties(const T* x, const T* out, int64_t rows, int64_t stride, int64_t 
   }
 }
 
-// ties -> what each of them receives.
+// Replaces the counts of ties by what each tied row receives.
 template <class T>
 void share_among(const T* grad, int64_t columns, Acc<T>* ties) {
-  for_columns<Acc<T>>(columns, [&](int64_t d, int64_t n) { store(ties + d, load_up_to(grad + d, n) / load(ties + d)); });
+  for_columns<Acc<T>>(columns,
+                      [&](int64_t d, int64_t n) { store(ties + d, load_up_to(grad + d, n) / load(ties + d)); });
 }
 
 template <class T, bool Stream>
@@ -234,14 +235,14 @@ void give_shares(const T* x, const T* out, const Acc<T>* share, T* grad_x, int64
   for (int64_t r = 0; r < rows; ++r) {
     for_columns<Acc<T>>(columns, [&](int64_t d, int64_t n) {
       const int64_t at = r * stride + d;
-      put<Stream>(grad_x + at, divide(load_up_to(x + at, n), load_up_to(out + d, n), load(share + d)), n);
+      put<Stream>(grad_x + at, share_of(load_up_to(x + at, n), load_up_to(out + d, n), load(share + d)), n);
     });
   }
 }
 
-// max and min of a patch of which a strip of columns may fall out of the cache: row after row, in blocks of columns.
+// Backward of max and min for a patch of more than kStripRows rows: row after row, in blocks of columns.
 template <class T, bool Stream>
-void spread_long(const T* x, const T* out, const T* grad, T* grad_x, int64_t rows, int64_t width) {
+void spread_by_rows(const T* x, const T* out, const T* grad, T* grad_x, int64_t rows, int64_t width) {
   alignas(64) Acc<T> share[kBlock];
   for (int64_t block = 0; block < width; block += kBlock) {
     const int64_t columns = min_of(kBlock, width - block);
@@ -262,31 +263,31 @@ template <class T>
 void ties_of_parts(const PatchPoolBackwardArgs& args, int64_t begin, int64_t end) {
   const PatchPoolArgs& f = args.forward;
   for (int64_t i = begin; i < end; ++i) {
-    const PatchPiece& piece = f.pieces[i];
-    if (piece.divided < 0) {
+    const PoolItem& item = f.items[i];
+    if (item.long_patch < 0) {
       continue;
     }
-    const T* x = static_cast<const T*>(f.x) + piece.begin * f.width;
-    const T* out = static_cast<const T*>(f.out) + piece.patch * f.width;
-    Acc<T>* ties = part_of<Acc<T>>(f, f.divided[piece.divided], piece.begin);
+    const T* x = static_cast<const T*>(f.x) + item.begin * f.width;
+    const T* out = static_cast<const T*>(f.out) + item.patch * f.width;
+    Acc<T>* ties = part_of<Acc<T>>(f, f.long_patches[item.long_patch], item.begin);
     for (int64_t d = 0; d < f.width; d += kBlock) {
-      count_ties(x + d, out + d, piece.end - piece.begin, f.width, min_of(kBlock, f.width - d), ties + d);
+      count_ties(x + d, out + d, item.end - item.begin, f.width, min_of(kBlock, f.width - d), ties + d);
     }
   }
 }
 
 template <class T>
-void shares_of_divided(const PatchPoolBackwardArgs& args, int64_t begin, int64_t end) {
+void shares_of_long(const PatchPoolBackwardArgs& args, int64_t begin, int64_t end) {
   using A = Acc<T>;
   const PatchPoolArgs& f = args.forward;
   for (int64_t i = begin; i < end; ++i) {
-    const DividedPatch& divided = f.divided[i];
-    A* first = part_of<A>(f, divided, divided.begin);
-    for (int64_t row = divided.begin + kPieceRows; row < divided.end; row += kPieceRows) {
-      const A* ties = part_of<A>(f, divided, row);
+    const LongPatch& patch = f.long_patches[i];
+    A* first = part_of<A>(f, patch, patch.begin);
+    for (int64_t row = patch.begin + kPartRows; row < patch.end; row += kPartRows) {
+      const A* ties = part_of<A>(f, patch, row);
       for_columns<A>(f.width, [&](int64_t d, int64_t) { store(first + d, load(first + d) + load(ties + d)); });
     }
-    share_among(static_cast<const T*>(args.grad) + divided.patch * f.width, f.width, first);
+    share_among(static_cast<const T*>(args.grad) + patch.patch * f.width, f.width, first);
   }
 }
 
@@ -294,25 +295,26 @@ template <class T, bool Ties, bool Stream>
 void spread(const PatchPoolBackwardArgs& args, int64_t begin, int64_t end) {
   const PatchPoolArgs& f = args.forward;
   for (int64_t i = begin; i < end; ++i) {
-    const PatchPiece& piece = f.pieces[i];
-    const int64_t rows = piece.end - piece.begin, patch = piece.patch * f.width;
-    T* grad_x = static_cast<T*>(args.grad_x) + piece.begin * f.width;
-    if (piece.patch < 0) {
+    const PoolItem& item = f.items[i];
+    const int64_t rows = item.end - item.begin, patch = item.patch * f.width;
+    T* grad_x = static_cast<T*>(args.grad_x) + item.begin * f.width;
+    if (item.patch < 0) {
       zero_rows<T, Stream>(grad_x, rows, f.width);
       continue;
     }
-    const DividedPatch* divided = piece.divided < 0 ? nullptr : f.divided + piece.divided;
-    const T* x = Ties ? static_cast<const T*>(f.x) + piece.begin * f.width : nullptr;
+    const LongPatch* long_patch = item.long_patch < 0 ? nullptr : f.long_patches + item.long_patch;
+    const T* x = Ties ? static_cast<const T*>(f.x) + item.begin * f.width : nullptr;
     const T* out = Ties ? static_cast<const T*>(f.out) + patch : nullptr;
     const T* grad = static_cast<const T*>(args.grad) + patch;
-    if (Ties && divided != nullptr) {
-      give_shares<T, Stream>(x, out, part_of<Acc<T>>(f, *divided, divided->begin), grad_x, rows, f.width, f.width);
-    } else if (Ties && rows > kLong) {
-      spread_long<T, Stream>(x, out, grad, grad_x, rows, f.width);
+    if (Ties && long_patch != nullptr) {
+      const Acc<T>* share = part_of<Acc<T>>(f, *long_patch, long_patch->begin);
+      give_shares<T, Stream>(x, out, share, grad_x, rows, f.width, f.width);
+    } else if (Ties && rows > kStripRows) {
+      spread_by_rows<T, Stream>(x, out, grad, grad_x, rows, f.width);
     } else {
-      const int64_t count = divided == nullptr ? rows : divided->end - divided->begin;
-      spread_short<T, Ties, Stream>(x, out, grad, grad_x, rows, f.width,
-                                    f.reduce == Reduce::mean ? Acc<T>(count) : Acc<T>(1), f.width);
+      const int64_t count = long_patch == nullptr ? rows : long_patch->end - long_patch->begin;
+      spread_by_strips<T, Ties, Stream>(x, out, grad, grad_x, rows, f.width,
+                                        f.reduce == Reduce::mean ? Acc<T>(count) : Acc<T>(1), f.width);
     }
   }
   if constexpr (Stream) {
@@ -357,7 +359,7 @@ void patch_pool_ties(const PatchPoolBackwardArgs& args, int64_t begin, int64_t e
 }
 
 void patch_pool_shares(const PatchPoolBackwardArgs& args, int64_t begin, int64_t end) {
-  BLT_DISPATCH_FLOAT(args.forward.dtype, T, { shares_of_divided<T>(args, begin, end); })
+  BLT_DISPATCH_FLOAT(args.forward.dtype, T, { shares_of_long<T>(args, begin, end); })
 }
 
 void patch_pool_backward(const PatchPoolBackwardArgs& args, int64_t begin, int64_t end) {

@@ -1,19 +1,15 @@
-// Where patches start, on the CPU: position t of a sequence decides whether position t + 1 starts a patch.
+// Where patches start, on the CPU. Position t of a sequence decides whether position t + 1 starts a patch.
 #include "cpu/segment.h"
 
+#include "common/segment_rules.h"
 #include "cpu/vec.h"
 
 namespace blt::cpu::BLT_CPU_CAPABILITY {
 
 namespace {
 
-bool spacelike(int64_t u) {
-  const bool letter = (u >= 'A' && u <= 'Z') || (u >= 'a' && u <= 'z');
-  const bool digit = u >= '0' && u <= '9', continuation = u >= 0x80 && u < 0xc0;
-  return !(letter | digit | continuation);
-}
-
-// Decisions by value: `starts` is made of bytes, which may alias anything the compiler sees through a reference.
+// The decisions of a rule. It holds values, because for the compiler a store to `starts`, which are bytes, might change
+// anything that is reached through a reference.
 template <Rule R>
 struct Decision {
   const float* e;
@@ -22,25 +18,16 @@ struct Decision {
   int64_t byte_offset;
   bool bos_patch;
 
-  // With the BOS patch e[0] is not used, so that the first difference of two used entropies is that of position 2.
-  static constexpr int64_t kForced = R == Rule::monotonic || R == Rule::combined ? 1 : 0;
-
-  BLT_INLINE int64_t byte(int64_t t) const {  // unsigned: a token at the end of int64 wraps
-    return int64_t(uint64_t(tokens[t]) - uint64_t(byte_offset));
-  }
+  BLT_INLINE int64_t byte(int64_t t) const { return byte_of(tokens[t], byte_offset); }
   BLT_INLINE uint8_t inner(int64_t t) const {  // t >= 1
-    if constexpr (R == Rule::threshold) {
-      return e[t] > threshold;
-    } else if constexpr (R == Rule::monotonic) {
-      return e[t] - e[t - 1] > threshold;
-    } else if constexpr (R == Rule::combined) {
-      return (e[t] > threshold) & (e[t] - e[t - 1] > delta);
+    if constexpr (R == Rule::spaces) {
+      return (byte(t) < 0) | (is_spacelike(byte(t)) & !is_spacelike(byte(t - 1)));
     } else {
-      return (byte(t) < 0) | (spacelike(byte(t)) & !spacelike(byte(t - 1)));
+      return entropy_starts<R>(e[t - 1], e[t], threshold, delta);
     }
   }
   uint8_t operator()(int64_t t) const {
-    if (bos_patch && t <= kForced) {
+    if (bos_patch && t <= kLastForced<R>) {
       return 1;
     }
     if (t > 0) {
@@ -53,8 +40,8 @@ struct Decision {
 // Writes starts[0 .. n-1] of a sequence and returns the decision about the byte after it. n > 0.
 template <Rule R>
 uint8_t decide(const SegmentArgs& args, int64_t base, int64_t n, uint8_t* __restrict starts) {
-  const Decision<R> starts_after{args.entropies + base, args.tokens + base, args.threshold,
-                                 args.delta,            args.byte_offset,   args.bos_patch};
+  const Decision<R> starts_after{args.entropies + base, args.tokens + base, args.threshold, args.delta,
+                                 args.byte_offset,      args.bos_patch};
   starts[0] = 1;
   for (int64_t t = 0; t < min_of(2, n - 1); ++t) {
     starts[t + 1] = starts_after(t);

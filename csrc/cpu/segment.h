@@ -10,7 +10,7 @@ namespace blt::cpu {
 struct SegmentArgs {
   Rule rule;
   bool bos_patch;
-  int64_t max_patch_length;  // 0: none
+  int64_t max_patch_length;  // 0: there is none
   float threshold, delta;
   int64_t byte_offset, patch_size;
   const float* entropies;              // [B, N]: threshold, monotonic, combined
@@ -20,7 +20,7 @@ struct SegmentArgs {
   uint8_t* next_is_start;              // [S]: the byte after the sequence starts a patch
 };
 
-// Sequences begin..end.
+// Sequences begin .. end - 1.
 BLT_CPU_KERNEL(segment, const SegmentArgs& args, int64_t begin, int64_t end)
 
 }  // namespace blt::cpu

@@ -1,8 +1,12 @@
 // Portable SIMD for the CPU kernels, on the vector extensions of GCC and Clang.
 //
-// Included by csrc/cpu/<op>.cpp only, which CMake compiles once for each instruction set with BLT_CPU_CAPABILITY naming
-// the namespace. Two rules keep an AVX-512 instruction from reaching an older processor through a shared inline symbol:
-// everything here and in the kernels lives in that namespace, and no torch or C++ standard library header is included.
+// It is our own: xsimd and torch's Vectorized include the C++ standard library, whose inline functions the copies for
+// several instruction sets would share, and Highway would be one more dependency for the few operations below.
+//
+// Only csrc/cpu/<op>.cpp includes this header. CMake compiles these files once for each instruction set, and
+// BLT_CPU_CAPABILITY names the namespace. Two rules keep an AVX-512 instruction from reaching an older processor
+// through an inline function that two copies share: everything here and in the kernels lives in that namespace, and
+// none of them includes a header of torch or of the C++ standard library.
 #pragma once
 
 #include <math.h>
@@ -13,8 +17,8 @@
 #endif
 
 #include "common/dtype.h"
+#include "common/kernel.h"
 
-#define BLT_INLINE inline __attribute__((always_inline))
 #define BLT_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace blt::cpu::BLT_CPU_CAPABILITY {
@@ -31,7 +35,7 @@ template <class T, int64_t Bytes = kVecBytes>
 struct VecOf {
   typedef T type __attribute__((vector_size(Bytes)));
 };
-// A register of floats or doubles: the two types that arithmetic is done in.
+// A register of floats or doubles, the two types in which the kernels compute.
 template <class A>
 using Vec = typename VecOf<A>::type;
 template <class A>
@@ -46,18 +50,6 @@ template <>
 struct IntOf<8> {
   using type = int64_t;
 };
-
-// Arithmetic type of a storage type: fp64 in fp64, everything else in fp32.
-template <class T>
-struct AccOf {
-  using type = float;
-};
-template <>
-struct AccOf<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename AccOf<T>::type;
 
 template <class A, class B>
 constexpr bool kSame = false;
@@ -74,13 +66,13 @@ BLT_INLINE To bit_cast(const From& from) {
 
 template <class A>
 BLT_INLINE Vec<A> splat(A value) {
-  return Vec<A>{} + value;  // {} is +0; x + 0 is x for every x but -0, which no caller tells from 0
+  return Vec<A>{} + value;  // {} is +0, and x + 0 is x for every x except -0, which no caller tells from 0
 }
 
 BLT_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 BLT_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// ---- fp32 <-> 16-bit, a register at a time -------------------------------------------------------------------------
+// ---- conversions between fp32 and 16 bits, a register at a time -----------------------------------------------------
 
 using F32 = Vec<float>;
 using I32 = VecOf<int32_t>::type;
@@ -109,7 +101,8 @@ BLT_INLINE U16 narrow(F32 x, float16) {
 }
 #endif
 #else
-// Integer shifts place the exponent; one multiplication by 2^112 (2^-112) mends its bias and renormalises subnormals.
+// Integer shifts put the exponent in place; a multiplication by 2^112 then corrects its bias and renormalises
+// subnormals.
 BLT_INLINE F32 widen(U16 bits, float16) {
   const U32 h = __builtin_convertvector(bits, U32);
   const U32 magnitude = (h & 0x7fffu) << 13;
@@ -122,9 +115,9 @@ BLT_INLINE U16 narrow(F32 x, float16) {
   const U32 bits = bit_cast<U32>(x);
   const U32 sign = (bits >> 16) & 0x8000u;
   const U32 magnitude = bits & 0x7fffffffu;
-  // Normal results: re-bias, round to nearest even on the 13 dropped bits.
+  // For normal results the bias is changed, and the 13 dropped bits are rounded to nearest even.
   const U32 normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Subnormal results: adding 0.5 leaves the value, rounded by the hardware, in the low mantissa bits.
+  // For subnormal results an addition of 0.5 leaves the value in the low mantissa bits, rounded by the hardware.
   const U32 subnormal = bit_cast<U32>(bit_cast<F32>(magnitude) + 0.5f) - 0x3f000000u;
   const U32 is_small = bit_cast<U32>(magnitude < (113u << 23));
   const U32 is_large = bit_cast<U32>(magnitude >= 0x477ff000u);  // rounds to 2^16 or above: infinity
@@ -136,7 +129,7 @@ BLT_INLINE U16 narrow(F32 x, float16) {
 }
 #endif
 
-// ---- loads and stores: unaligned, whole registers or the first n lanes ---------------------------------------------
+// ---- unaligned loads and stores of whole registers or of the first n lanes ------------------------------------------
 
 template <class T>
 BLT_INLINE Vec<Acc<T>> load(const T* p) {
@@ -169,7 +162,7 @@ BLT_INLINE __m256i first_lanes(int64_t n) {
 }
 #endif
 
-// Lanes n and above are `fill`. Nothing beyond p[n - 1] is read, by masked loads where the instruction set has them.
+// Lanes n and above are `fill`. Nothing beyond p[n - 1] is read; the loads are masked where the instruction set can.
 template <class T>
 BLT_INLINE Vec<Acc<T>> load_n(const T* p, int64_t n, T fill = T{}) {
 #if defined(__AVX512F__)
@@ -213,8 +206,9 @@ BLT_INLINE void store_n(T* p, Vec<Acc<T>> v, int64_t n) {
   }
 }
 
-// Stores a whole register past the caches, which saves reading the line first: for outputs that would not stay in any
-// cache (see wants_streaming in ops/tensor.h). p is aligned to the bytes stored; stream_fence() after the last one.
+// Stores a whole register past the caches, so that the cache line need not be read first. This is for outputs that
+// would not stay in any cache (see wants_streaming in ops/tensor.h). p must be aligned to the number of bytes stored,
+// and the caller must call stream_fence() after the last store.
 template <class T>
 BLT_INLINE void stream(T* p, Vec<Acc<T>> v) {
 #if defined(__SSE2__)
@@ -247,7 +241,7 @@ BLT_INLINE void stream_fence() {
 #endif
 }
 
-// One element.
+// Loads and stores of one element.
 template <class T>
 BLT_INLINE Acc<T> load1(const T* p) {
   if constexpr (sizeof(T) == 2) {
@@ -281,7 +275,8 @@ BLT_INLINE A fold(const void* lanes, Combine combine) {
   }
 }
 
-// A fixed tree (lane i with lane i + half): the order of additions never depends on the shape of the tensor.
+// Adds lane i to lane i + half, again and again, so that the order of additions never depends on the shape of the
+// tensor.
 template <class A>
 BLT_INLINE A horizontal_sum(Vec<A> v) {
   return fold<A, kVecBytes>(&v, [](auto a, auto b) { return a + b; });
@@ -307,8 +302,8 @@ BLT_INLINE Vec<A> add_pairs(Vec<A> a, Vec<A> b, Indices<I...>) {
 #endif
 }
 
-// The sums of N registers at once, into sums[0 .. N - 1]; N rounded up to whole registers is written. Each sum is the
-// same tree of neighbouring lanes, whatever N and its place.
+// Writes the sums of N registers to sums[0 .. N - 1], and up to the end of the last whole register. Each sum is the
+// same tree of neighbouring lanes, whatever N and the place of the register.
 template <class A, int64_t N, int64_t Width = kLanes<A>>
 BLT_INLINE void horizontal_sums(Vec<A>* v, A* sums) {
   if constexpr (Width > 1) {
@@ -330,7 +325,8 @@ BLT_INLINE A horizontal_max(Vec<A> v) {
 
 template <class A>
 BLT_INLINE Vec<A> maximum(Vec<A> a, Vec<A> b) {  // b where either is NaN
-  // The comparison below becomes a compare and a blend when one side is a constant.
+  // An intrinsic is one instruction. GCC makes two of a > b ? a : b, a comparison and a blend, where one side is
+  // constant.
 #if defined(__AVX512F__)
   if constexpr (sizeof(A) == 4) {
     return bit_cast<F32>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
@@ -347,15 +343,16 @@ BLT_INLINE Vec<A> maximum(Vec<A> a, Vec<A> b) {  // b where either is NaN
   return a > b ? a : b;
 }
 
-// e^x to within 1 ulp for x <= 88.7; below -87.3 it is 0 (results under 2^-126 are flushed); NaN stays NaN.
+// e^x to within 1 ulp for x <= 88.7. Below -87.3 it is 0, because results under 2^-126 are flushed. NaN stays NaN.
 BLT_INLINE F32 exp(F32 x) {
   const F32 clamped = x < -87.336544f ? splat<float>(-87.336544f) : x;
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low mantissa bits.
   const F32 shifted = clamped * 1.44269504088896341f + 12582912.0f;
   const F32 n = shifted - 12582912.0f;
-  F32 r = clamped - n * 0.693359375f;  // ln 2 in two parts: the first product is exact
+  F32 r = clamped - n * 0.693359375f;  // ln 2 has two parts, so that this first product is exact
   r = r + n * 2.12194440e-4f;
-  F32 p = splat<float>(1.9875691500e-4f);  // minimax polynomial of (e^r - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2] (Cephes)
+  // A minimax polynomial of (e^r - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2] (Cephes).
+  F32 p = splat<float>(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
@@ -375,15 +372,15 @@ BLT_INLINE Vec<double> exp(Vec<double> x) {
   return x;
 }
 
-// e^x for x <= 0, to within 1 + |x| / 8 ulp (the baseline: |x| / 2). It is exactly 0 at kExpFloor, to which the caller
-// clamps: the fewest instructions, for sums of many exponentials.
+// e^x for x <= 0, to within 1 + |x| / 8 ulp (on the baseline |x| / 2). The caller clamps x to kExpFloor, where the
+// result is exactly 0. This takes the fewest instructions; it is for sums of many exponentials.
 template <class A>
 constexpr A kExpFloor = A(-88.0296919);  // 2^-127 has the bits of 0
 template <>
 constexpr double kExpFloor<double> = -760;
 
 #if defined(__AVX2__)
-// The bits of 2^(j / K), K lanes, less j where the exponent's integer part arrives when it is shifted into place.
+// The bits of 2^(j / K) for each of K lanes, minus j at the place to which the shift of the exponent moves j.
 #if defined(__AVX512F__)
 alignas(64) constexpr uint32_t kExp2Powers[16] = {
     0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
@@ -393,8 +390,8 @@ alignas(32) constexpr uint32_t kExp2Powers[8] = {0x3f800000, 0x3f7b95c2, 0x3f783
                                                  0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
 #endif
 
-// x / ln 2 = n + j / K + f: n goes to the exponent, 2^(j / K) comes from a register, and for 2^f, |f| <= 1 / 2K, a cubic
-// will do.
+// x / ln 2 = n + j / K + f, where n goes to the exponent, 2^(j / K) comes from a register, and a cubic polynomial is
+// enough for 2^f, because |f| <= 1 / 2K.
 BLT_INLINE F32 exp_nonpositive(F32 x) {
   constexpr int kExponent = kVecBytes == 64 ? 19 : 20;  // j / K = 1 is bit 23
   U32 powers;
@@ -425,14 +422,21 @@ BLT_INLINE F32 exp_nonpositive(F32 x) {
   p = p * f + 5.55035993e-2f;
   p = p * f + 2.40226477e-1f;
   p = p * f + 6.93147182e-1f;
+#if defined(__FP_FAST_FMAF)
+  // With fused multiply-adds f is not exactly 0 at kExpFloor, and the bits below would be those of NaN. 2^n is exactly
+  // 0.
+  const F32 scale = bit_cast<F32>((bit_cast<U32>(shifted) << 23) + 0x3f800000u);
+  return scale + scale * (p * f);
+#else
   p = p * f + 1.0f;
   return bit_cast<F32>(bit_cast<U32>(p) + (bit_cast<U32>(shifted) << 23));
+#endif
 }
 #endif
 
 BLT_INLINE Vec<double> exp_nonpositive(Vec<double> x) { return exp(x); }
 
-// ln x to within 1 ulp for normal, positive, finite x; NaN stays NaN.
+// ln x to within 1 ulp for normal, positive, finite x. NaN stays NaN.
 BLT_INLINE F32 log(F32 x) {
   const I32 bits = bit_cast<I32>(x);
   const I32 exponent = (bits - 0x3f3504f3) >> 23;  // x = m * 2^exponent, m in [sqrt(1/2), sqrt(2)]

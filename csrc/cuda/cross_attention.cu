@@ -14,30 +14,30 @@ struct Grid {
   int threads;
 };
 
-// Lanes for a row.
+// How many lanes hold a row together.
 int lanes_of(const CrossAttentionArgs& args) {
   int lanes = 1;
   while (lanes < kWarp && lanes * kColumns < args.width) lanes *= 2;
   return lanes;
 }
 
-Grid attention_grid(const CrossAttentionArgs& args, int64_t owners, int64_t rows, int64_t heads,
-                    int most_threads = kAttentionThreads, int split = 1) {
-  const int lanes = lanes_of(args), groups = most_threads / (lanes * split);
-  const int64_t chunks = ceil_div(args.width, lanes * kColumns), pieces = rows * chunks * heads;
-  const int64_t pieces_of_block = std::clamp<int64_t>(pieces, 1, groups);
-  const int64_t owners_of_block = groups / pieces_of_block;
-  const int64_t blocks_of_owner = ceil_div(pieces, pieces_of_block);
-  BLT_CHECK(pieces <= INT32_MAX && args.width <= INT32_MAX / 2,
-            "cross_attention: too large: ", pieces, " rows of heads in a patch");
-  const int64_t threads = ceil_div(owners_of_block * pieces_of_block * lanes * split, kWarp) * kWarp;
-  return {{lanes, split, owners, int(chunks), int(heads), unsigned(pieces), unsigned(pieces_of_block),
-           unsigned(owners_of_block), unsigned(blocks_of_owner)},
-          ceil_div(owners, owners_of_block) * blocks_of_owner,
+Grid attention_grid(const CrossAttentionArgs& args, int64_t items, int64_t rows, int64_t heads,
+                    int most_threads = kAttentionThreads, int sets = 1) {
+  const int lanes = lanes_of(args), groups = most_threads / (lanes * sets);
+  const int64_t chunks = ceil_div(args.width, lanes * kColumns), tasks = rows * chunks * heads;
+  const int64_t tasks_of_block = std::clamp<int64_t>(tasks, 1, groups);
+  const int64_t items_of_block = groups / tasks_of_block;
+  const int64_t blocks_of_item = ceil_div(tasks, tasks_of_block);
+  BLT_CHECK(tasks <= INT32_MAX && args.width <= INT32_MAX / 2, "cross_attention: too large: ", tasks,
+            " rows of heads in a patch");
+  const int64_t threads = ceil_div(items_of_block * tasks_of_block * lanes * sets, kWarp) * kWarp;
+  return {{lanes, sets, items, int(chunks), int(heads), unsigned(tasks), unsigned(tasks_of_block),
+           unsigned(items_of_block), unsigned(blocks_of_item)},
+          ceil_div(items, items_of_block) * blocks_of_item,
           int(threads)};
 }
 
-// Whether rows can be accessed 16 bytes at a time, by one group each.
+// Whether one group can read a whole row, 16 bytes at a time.
 template <class T>
 bool is_plain(const CrossAttentionArgs& args) {
   constexpr int N = 16 / sizeof(T);
@@ -45,17 +45,17 @@ bool is_plain(const CrossAttentionArgs& args) {
                                                         args.grad, args.grad_q, args.grad_k, args.grad_v) == N;
 }
 
-// Rows of queries that each owner has for a key head.
-int64_t queries_of_owner(const CrossAttentionArgs& args) {
+// How many queries an item has for a key head.
+int64_t queries_of_item(const CrossAttentionArgs& args) {
   return (args.encoder ? args.slots : 1) * (args.heads / args.kv_heads);
 }
 
-// Rows that a walk over a patch's bytes holds, and the sets of lanes that share them, two each.
-int64_t held_rows(const CrossAttentionArgs& args) { return args.encoder ? queries_of_owner(args) : args.slots; }
-int walk_split(const CrossAttentionArgs& args) {
-  int split = 1;
-  while (split <= kWarp && split * 2 < held_rows(args)) split *= 2;
-  return split;
+// How many rows a walk over the bytes of a patch holds, and how many sets of lanes hold two of them each.
+int64_t held_rows(const CrossAttentionArgs& args) { return args.encoder ? queries_of_item(args) : args.slots; }
+int walk_sets(const CrossAttentionArgs& args) {
+  int sets = 1;
+  while (sets <= kWarp && sets * 2 < held_rows(args)) sets *= 2;
+  return sets;
 }
 
 void find_long_patches(const CrossAttentionArgs& args, int64_t parts, Stream stream) {
@@ -65,10 +65,10 @@ void find_long_patches(const CrossAttentionArgs& args, int64_t parts, Stream str
 
 template <class T, int Q, bool kPlain>
 void forward(const CrossAttentionArgs& args, Stream stream) {
-  const int64_t parts = args.encoder && args.window == 1 ? attention_parts(args) : 0, queries = queries_of_owner(args);
-  const int64_t owners = args.batch * (args.encoder ? args.capacity : args.num_bytes);
+  const int64_t parts = args.encoder && args.window == 1 ? attention_parts(args) : 0, queries = queries_of_item(args);
+  const int64_t items = args.batch * (args.encoder ? args.capacity : args.num_bytes);
   find_long_patches(args, parts, stream);
-  const Grid grid = attention_grid(args, parts + owners, ceil_div(queries, Q), args.kv_heads, attention_threads(Q));
+  const Grid grid = attention_grid(args, parts + items, ceil_div(queries, Q), args.kv_heads, attention_threads(Q));
   launch("cross_attention", attention_kernel<T, Q, kPlain>, grid.blocks, grid.threads, 0, stream, args, grid.shape,
          parts);
   if (parts > 0) {
@@ -81,7 +81,7 @@ void forward(const CrossAttentionArgs& args, Stream stream) {
 template <class T, bool kPlain>
 void backward_in_two_passes(const CrossAttentionArgs& args, Stream stream) {
   const int64_t patches = args.batch * args.capacity, bytes = args.batch * args.num_bytes;
-  const Grid queries = attention_grid(args, args.encoder ? patches : bytes, queries_of_owner(args), args.kv_heads);
+  const Grid queries = attention_grid(args, args.encoder ? patches : bytes, queries_of_item(args), args.kv_heads);
   launch("cross_attention_queries", attention_queries_kernel<T, kPlain>, queries.blocks, queries.threads, 0, stream,
          args, queries.shape);
   const Grid keys = attention_grid(args, args.encoder ? bytes : patches, args.encoder ? 1 : args.slots, args.kv_heads);
@@ -96,7 +96,7 @@ void decoder_forward(const CrossAttentionArgs& args, Stream stream) {
          grid.shape);
 }
 
-// Zeros in two gradients, or one, of bytes without a patch.
+// Writes zeros to one or two gradients of bytes without a patch.
 void zero_outside(const CrossAttentionArgs& args, int64_t row_bytes, void* first, void* second, Stream stream) {
   const int64_t blocks = ceil_div(args.batch * args.num_bytes, kAttentionThreads);
   launch("cross_attention_zero", attention_zero_kernel<uint4>, blocks, kAttentionThreads, 0, stream, args,
@@ -116,8 +116,8 @@ void sum_parts(const CrossAttentionArgs& args, int64_t parts, int64_t heads, voi
 template <class T, int Q>
 void encoder_backward(const CrossAttentionArgs& args, Stream stream) {
   const int64_t parts = attention_parts(args);
-  const auto run = [&](int64_t owners, bool only_sums) {
-    const Grid grid = attention_grid(args, owners, 1, args.kv_heads, kWalkThreads, walk_split(args));
+  const auto run = [&](int64_t items, bool only_sums) {
+    const Grid grid = attention_grid(args, items, 1, args.kv_heads, kWalkThreads, walk_sets(args));
     launch("cross_attention_encoder_backward", attention_encoder_backward_kernel<T, Q>, grid.blocks, grid.threads, 0,
            stream, args, grid.shape, parts, only_sums);
   };
@@ -133,7 +133,7 @@ void decoder_backward(const CrossAttentionArgs& args, Stream stream) {
   const int64_t parts = attention_parts(args);
   find_long_patches(args, parts, stream);
   const Grid grid =
-      attention_grid(args, parts + args.batch * args.capacity, 1, args.kv_heads, kWalkThreads, walk_split(args));
+      attention_grid(args, parts + args.batch * args.capacity, 1, args.kv_heads, kWalkThreads, walk_sets(args));
   launch("cross_attention_decoder_backward", attention_decoder_backward_kernel<T, K>, grid.blocks, grid.threads, 0,
          stream, args, grid.shape, parts);
   sum_parts<T>(args, parts, args.kv_heads, args.grad_k, 2 * args.width, 0, stream);
@@ -146,11 +146,11 @@ void decoder_backward(const CrossAttentionArgs& args, Stream stream) {
 bool attention_is_fused(const CrossAttentionArgs& args) {
   bool plain = false;
   BLT_DISPATCH_FLOAT(args.dtype, T, { plain = sizeof(T) < 8 && is_plain<T>(args); })
-  return plain && args.window == 1 && walk_split(args) * lanes_of(args) <= kWarp;
+  return plain && args.window == 1 && walk_sets(args) * lanes_of(args) <= kWarp;
 }
 
 void cross_attention(const CrossAttentionArgs& args, Stream stream) {
-  const int64_t queries = queries_of_owner(args);
+  const int64_t queries = queries_of_item(args);
   BLT_DISPATCH_FLOAT(args.dtype, T, {
     auto run = forward<T, 1, false>;
     if (is_plain<T>(args)) {

@@ -1,20 +1,22 @@
-// encoder_cross_attention and decoder_cross_attention, and their gradients: what serves both.
+// What encoder_cross_attention, decoder_cross_attention and their gradients share.
 // Floor: q, k and v once, out and lse once; backward: q, k, v, grad and lse once, the three gradients once.
 //
-// A group of lanes, 8 elements each, takes one key head of an owner: of a patch or of a byte. It reads each row of the
-// other side once for all the queries (keys) that it holds in registers, so that memory is read once but for what other
-// groups of the same block find in L1: the K slots of a byte's patch, read by each of its bytes, next to each other.
-// - Forward: the owner is what has the queries. All its queries see the same consecutive keys; their softmax is online.
-// - Backward with window 1: the owner is a patch, and one walk over its bytes gives all gradients. Sets of lanes share
-//   the held rows, two each, as far as a warp goes: each has its own part of the sums.
-// - Otherwise: a pass over the queries (grad_q, and what a softmax is made of), then one over the keys, which walks the
-//   queries that see them. It reads everything twice.
+// A group of lanes does one task: one key head of an item, which is a patch or a byte. Each lane holds 8 elements of a
+// row. The group reads each row of the other side once, for all the queries (or keys) that it holds in registers. So
+// memory is read once, except for rows that several groups of a thread block read: they find them in L1. The K slots of
+// a patch are such rows, because neighbouring bytes of the patch read them.
+// - Forward: an item is what has the queries. All its queries see the same consecutive keys; their softmax is online.
+// - Backward with window 1: an item is a patch, and one walk over its bytes gives all gradients. The held rows are
+//   dealt out among sets of lanes, two rows to a set, within one warp; each set adds up its own sums.
+// - Backward with other windows: one pass over the queries computes grad_q and the terms of each softmax; a second pass
+//   over the keys walks the queries that see them. Together they read everything twice.
 //
-// Blocks do not communicate within a launch: each row is written by one group. What a group does depends on the layout
-// alone: results are deterministic. Lanes of a warp make equally many steps, so that all can take part in shuffles.
+// Thread blocks do not communicate within a launch: each row is written by one group. What a group does depends on the
+// layout alone, so results are deterministic. All lanes of a warp make equally many steps, so that all of them take
+// part in the shuffles.
 //
-// Heads of more than 256 elements are shared by several groups, a chunk of columns each: every one of them computes
-// whole dot products, and its own columns of the results.
+// A head of more than 256 elements is spread over several groups, and each has a chunk of columns: each of them
+// computes whole dot products, and writes its own columns of the results.
 #pragma once
 
 #include "cuda/cross_attention_work.cuh"
@@ -23,7 +25,7 @@ namespace blt::cuda {
 
 // ---- rows -----------------------------------------------------------------------------------------------------------
 
-// A lane's elements of a row, in words: 16-bit elements do not take a register each.
+// A lane's elements of a row, in words, so that two 16-bit elements fit in one register.
 template <class T>
 struct Row {
   static constexpr int kWords = kColumns * int(sizeof(T)) / 4;
@@ -40,7 +42,7 @@ struct Row {
   }
 };
 
-// A lane of a group, and how it reads and writes rows. kPlain: 16 bytes at a time, in one chunk.
+// A lane of a group, and how it reads and writes rows. With kPlain a row is one chunk, read 16 bytes at a time.
 template <class T, bool kPlain>
 struct Lane {
   using A = Acc<T>;
@@ -57,7 +59,7 @@ struct Lane {
   __device__ __forceinline__ bool leads() const { return lane == 0 && chunk == 0; }
   __device__ __forceinline__ int column(int of_chunk) const { return (of_chunk * lanes + lane) * kColumns; }
 
-  // Zeros unless `valid`.
+  // This lane's elements of a row; zeros unless `valid`.
   __device__ __forceinline__ Row<T> load(const T* row, bool valid) const { return load_chunk(row, chunk, valid); }
   __device__ __forceinline__ Row<T> load_chunk(const T* row, int of_chunk, bool valid) const {
     Row<T> x{};
@@ -99,7 +101,7 @@ struct Lane {
     }
   }
 
-  // The dot product of two rows, of which x and y are this lane's elements. The same in all lanes of the group.
+  // The dot product of two rows, where x and y are this lane's elements. All lanes of the group get the same value.
   __device__ __forceinline__ A dot(const Row<T>& x, const T* x_row, const Row<T>& y, const T* y_row, bool valid) const {
     A sum = 0;
 #pragma unroll
@@ -120,7 +122,7 @@ struct Lane {
     return sum;
   }
 
-  // `parts` are accumulators: this lane's elements of a row of them.
+  // Writes this lane's elements of a row of accumulators of a part.
   __device__ __forceinline__ void store_part(A* row, const A (&x)[kColumns]) const {
     const int first = column(chunk);
 #pragma unroll
@@ -145,12 +147,13 @@ __device__ __forceinline__ void add_scaled(Acc<T> factor, const Row<T>& x, Acc<T
   for (int e = 0; e < kColumns; ++e) acc[e] += factor * x[e];
 }
 
-// Rows that are loaded before the first of them is used. Patches are short, and what lies beyond their end is computed
-// for nothing.
+// How many rows are loaded before the first of them is used. More would not pay: patches are short, and rows beyond the
+// end of a patch are computed in vain.
 template <class T>
 constexpr int kAhead = sizeof(T) == 8 ? 1 : 2;
 
-// Threads of a block, and blocks on a multiprocessor, which limits registers, of kernels that hold so many rows.
+// For a kernel that holds so many rows: the threads of a block, and the blocks that must fit on a multiprocessor, which
+// limits the registers of a thread.
 constexpr int attention_threads(int rows) { return rows > 2 ? kWalkThreads : kAttentionThreads; }
 template <class T>
 constexpr int attention_blocks(int rows) {
@@ -159,13 +162,13 @@ constexpr int attention_blocks(int rows) {
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
-// A softmax so far, about its largest score.
+// A softmax over the keys seen so far, relative to their largest score.
 template <class A>
 struct OnlineSoftmax {
   A top = minus_infinity<A>(), sum = 0;
   A acc[kColumns] = {};
 
-  // Makes room for scores of at most `score`, and keeps NaN out of `top`: it will be in `sum`.
+  // Rescales the sums if `score` is a new largest score. NaN never becomes the largest; it arrives in `sum`.
   __device__ __forceinline__ void raise(A score) {
     if (score > top) {
       const A factor = exp_of(top - score);
@@ -180,7 +183,7 @@ struct OnlineSoftmax {
   }
 };
 
-// A softmax whose sum is 0 saw nothing but -inf, or, unless `seen`, nothing.
+// Writes out and lse of a query. Without `seen` the query saw no key; a sum of 0 means that it saw scores of -inf only.
 template <class T, bool kPlain>
 __device__ __forceinline__ void finish(const CrossAttentionArgs& args, const Lane<T, kPlain>& lane, int64_t query,
                                        bool seen, OnlineSoftmax<Acc<T>>& softmax) {
@@ -195,30 +198,31 @@ __device__ __forceinline__ void finish(const CrossAttentionArgs& args, const Lan
   }
 }
 
-// Owners: the encoder's patches with window 1, after the parts of long ones, otherwise what has the queries.
+// The items are, for the encoder with window 1, the parts of long patches and then the patches; otherwise they are what
+// has the queries.
 template <class T, int Q, bool kPlain>
 __global__ void __launch_bounds__(attention_threads(Q), attention_blocks<T>(Q))
     attention_kernel(CrossAttentionArgs args, AttentionShape shape, int64_t parts) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
-  const AttentionUnit unit = attention_unit(shape);
-  const Lane<T, kPlain> lane(args, shape, unit.chunk);
+  const AttentionTask task = attention_task(shape);
+  const Lane<T, kPlain> lane(args, shape, task.chunk);
   const Layout layout{args};
-  AttentionWork work;
-  if (unit.active) {
-    work = args.encoder && args.window == 1 ? layout.bytes_of(unit.owner, parts) : layout.keys_of(unit.owner);
+  AttentionItem item;
+  if (task.active) {
+    item = args.encoder && args.window == 1 ? layout.bytes_of(task.item, parts) : layout.keys_of(task.item);
   }
-  const int count = work.count(), steps = warp_max(count);
+  const int count = item.count(), steps = warp_max(count);
   const A scale = A(args.scale);
   const T* queries = static_cast<const T*>(args.q);
-  const int64_t stride = args.kv_heads * args.width, first = work.begin * stride + unit.head * args.width;
+  const int64_t stride = args.kv_heads * args.width, first = item.begin * stride + task.head * args.width;
   const T *keys = static_cast<const T*>(args.k) + first, *values = static_cast<const T*>(args.v) + first;
   int64_t query[Q];
   Row<T> q[Q];
   OnlineSoftmax<A> softmax[Q];
 #pragma unroll
   for (int t = 0; t < Q; ++t) {
-    query[t] = query_of(args, work.owner, unit.head, unit.block * Q + t);
+    query[t] = query_of(args, item.index, task.head, task.block * Q + t);
     q[t] = lane.load(queries + query[t] * args.width, query[t] >= 0);
   }
   for (int i = 0; i < steps; i += U) {
@@ -252,8 +256,8 @@ __global__ void __launch_bounds__(attention_threads(Q), attention_blocks<T>(Q))
     if (query[t] < 0) {
       continue;
     }
-    if (work.part >= 0) {
-      A* part = query_part<A>(args, work.part, work.owner, query[t]);
+    if (item.part >= 0) {
+      A* part = query_part<A>(args, item.part, item.index, query[t]);
       lane.store_part(part, softmax[t].acc);
       if (lane.leads()) part[args.width] = softmax[t].top, part[args.width + 1] = softmax[t].sum;
     } else {
@@ -264,11 +268,11 @@ __global__ void __launch_bounds__(attention_threads(Q), attention_blocks<T>(Q))
 
 // ---- backward in two passes -----------------------------------------------------------------------------------------
 
-// A query in backward. With e_j = exp(score_j - lse), which is the softmax but for the rounding of lse:
+// The sums of a query in backward. With e_j = exp(score_j - lse), which is the softmax except for the rounding of lse:
 //   p_j = e_j / sum,   delta = the sum of p_j dp_j,   dscore_j = scale p_j (dp_j - delta)   where sum = the sum of e_j.
 template <class A>
 struct SoftmaxSums {
-  A sum = 0, delta = 0;  // delta: until `divide`, of e_j dp_j
+  A sum = 0, delta = 0;  // until `divide` is called, delta is the sum of e_j dp_j
 
   __device__ __forceinline__ void add(A e, A dp) {
     sum += e;
@@ -277,22 +281,22 @@ struct SoftmaxSums {
   __device__ __forceinline__ void divide() { delta /= sum; }
 };
 
-// Owners: what has the queries.
+// The items are what has the queries.
 template <class T, bool kPlain>
 __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
     attention_queries_kernel(CrossAttentionArgs args, AttentionShape shape) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
-  const AttentionUnit unit = attention_unit(shape);
-  const Lane<T, kPlain> lane(args, shape, unit.chunk);
-  const AttentionWork work = unit.active ? Layout{args}.keys_of(unit.owner) : AttentionWork{};
-  const int64_t query = query_of(args, work.owner, unit.head, unit.block);
-  const int count = work.count(), steps = warp_max(count);
+  const AttentionTask task = attention_task(shape);
+  const Lane<T, kPlain> lane(args, shape, task.chunk);
+  const AttentionItem item = task.active ? Layout{args}.keys_of(task.item) : AttentionItem{};
+  const int64_t query = query_of(args, item.index, task.head, task.block);
+  const int count = item.count(), steps = warp_max(count);
   const A scale = A(args.scale);
-  const int64_t stride = args.kv_heads * args.width, first = work.begin * stride + unit.head * args.width;
+  const int64_t stride = args.kv_heads * args.width, first = item.begin * stride + task.head * args.width;
   const T *keys = static_cast<const T*>(args.k) + first, *values = static_cast<const T*>(args.v) + first;
-  const T *q_row = static_cast<const T*>(args.q) + query * args.width;
-  const T *g_row = static_cast<const T*>(args.grad) + query * args.width;
+  const T* q_row = static_cast<const T*>(args.q) + query * args.width;
+  const T* g_row = static_cast<const T*>(args.grad) + query * args.width;
   const Row<T> q = lane.load(q_row, query >= 0), g = lane.load(g_row, query >= 0);
   const A lse = query >= 0 ? static_cast<const A*>(args.lse)[query] : A(0);
   SoftmaxSums<A> sums;
@@ -331,23 +335,23 @@ __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
   }
 }
 
-// Owners: what has the keys.
+// The items are what has the keys.
 template <class T, bool kPlain>
 __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
     attention_keys_kernel(CrossAttentionArgs args, AttentionShape shape) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
-  const AttentionUnit unit = attention_unit(shape);
-  const Lane<T, kPlain> lane(args, shape, unit.chunk);
-  const AttentionWork work = unit.active ? Layout{args}.queries_of(unit.owner) : AttentionWork{};
-  const int count = work.count(), steps = warp_max(count), shared = int(args.heads / args.kv_heads);
+  const AttentionTask task = attention_task(shape);
+  const Lane<T, kPlain> lane(args, shape, task.chunk);
+  const AttentionItem item = task.active ? Layout{args}.queries_of(task.item) : AttentionItem{};
+  const int count = item.count(), steps = warp_max(count), heads_per_key = int(args.heads / args.kv_heads);
   const A scale = A(args.scale);
-  const int64_t key = work.owner * (args.encoder ? 1 : args.slots) + unit.block;
-  const int64_t at = (key * args.kv_heads + unit.head) * args.width;
+  const int64_t key = item.index * (args.encoder ? 1 : args.slots) + task.block;
+  const int64_t at = (key * args.kv_heads + task.head) * args.width;
   const T *k_row = static_cast<const T*>(args.k) + at, *v_row = static_cast<const T*>(args.v) + at;
-  const Row<T> k = lane.load(k_row, unit.active), v = lane.load(v_row, unit.active);
+  const Row<T> k = lane.load(k_row, task.active), v = lane.load(v_row, task.active);
   A grad_k[kColumns] = {}, grad_v[kColumns] = {};
-  for (int head = 0; head < shared; ++head) {
+  for (int head = 0; head < heads_per_key; ++head) {
     for (int i = 0; i < steps; i += U) {
       Row<T> q[U], g[U];
       int64_t query[U];
@@ -355,7 +359,7 @@ __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
       A lse[U];
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        query[u] = (work.begin + i + u) * args.heads + unit.head * shared + head;
+        query[u] = (item.begin + i + u) * args.heads + task.head * heads_per_key + head;
         lse[u] = i + u < count ? static_cast<const A*>(args.lse)[query[u]] : minus_infinity<A>();
         valid[u] = lse[u] != minus_infinity<A>();
         q[u] = lane.load(static_cast<const T*>(args.q) + query[u] * args.width, valid[u]);
@@ -376,7 +380,7 @@ __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
       }
     }
   }
-  if (unit.active) {
+  if (task.active) {
     if (args.grad_k != nullptr) lane.store(static_cast<T*>(args.grad_k) + at, grad_k);
     if (args.grad_v != nullptr) lane.store(static_cast<T*>(args.grad_v) + at, grad_v);
   }
@@ -384,37 +388,39 @@ __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
 
 // ---- backward in one walk over the bytes of a patch -----------------------------------------------------------------
 
-// Sums over the sets of lanes of a group, each with its share of the held rows. All lanes of the warp take part.
+// Adds x over the sets of lanes of a group: each set has the sums of its own held rows. All lanes of the warp take
+// part.
 template <class A, int N>
-__device__ __forceinline__ void sum_of_shares(const AttentionShape& shape, A (&x)[N]) {
-  for (int distance = shape.lanes; distance < shape.lanes * shape.split; distance *= 2) {
+__device__ __forceinline__ void sum_over_sets(const AttentionShape& shape, A (&x)[N]) {
+  for (int distance = shape.lanes; distance < shape.lanes * shape.sets; distance *= 2) {
 #pragma unroll
     for (int e = 0; e < N; ++e) x[e] += __shfl_xor_sync(kFullWarp, x[e], distance);
   }
 }
 
-// Gradients of a patch's slots are the sums of the parts: of rows of `numbers`, from number `from`. Owners: tiles; the
-// long patch that begins in one.
+// Joins the parts of long patches: a gradient of a patch's slots is the sum of its parts. A row of a part is `numbers`
+// long, and the gradient begins at number `from`. The items are tiles, for the long patch that begins in each.
 template <class T>
 __global__ void __launch_bounds__(kAttentionThreads, attention_blocks<T>(1))
     attention_sum_kernel(CrossAttentionArgs args, AttentionShape shape, T* out, int64_t numbers, int64_t from) {
   using A = Acc<T>;
-  const AttentionUnit unit = attention_unit(shape);
+  const AttentionTask task = attention_task(shape);
   const Lane<T, true> lane(args, shape, 0);
-  const AttentionWork parts = unit.active ? Layout{args}.parts_from(unit.owner) : AttentionWork{};
-  if (parts.owner < 0) {
+  const AttentionItem parts = task.active ? Layout{args}.parts_from(task.item) : AttentionItem{};
+  if (parts.index < 0) {
     return;
   }
-  const int64_t row = unit.block * shape.heads + unit.head;
+  const int64_t row = task.block * shape.heads + task.head;
   A sum[kColumns] = {};
 #pragma unroll 4
   for (int64_t tile = parts.begin; tile < parts.end; ++tile) {
     lane.add_part(part_row<A>(args, Layout::part_in(parts, tile), row, shape.heads, numbers) + from, A(1), sum);
   }
-  lane.store(out + (parts.owner * args.slots * shape.heads + row) * args.width, sum);
+  lane.store(out + (parts.index * args.slots * shape.heads + row) * args.width, sum);
 }
 
-// Bytes that belong to no patch have no gradient, in one or two tensors of `accesses` a byte. A warp for 32 bytes.
+// Writes zeros for bytes that belong to no patch, to one or two tensors whose rows are `accesses` long. A warp does 32
+// bytes.
 template <class Access>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_zero_kernel(CrossAttentionArgs args, int64_t accesses, Access* first, Access* second) {

@@ -1,72 +1,69 @@
-// Cross-attention: who works on which rows, and how long patches are divided.
+// Cross-attention: which threads work on which rows, and how long patches are cut into parts.
 //
-// A patch of more than kAttentionTile bytes is divided where a patch is an owner: each tile of bytes holds at most two
-// parts of such patches, found by a kernel of its own, and a last kernel joins a patch's parts in order.
+// The work of a launch is a list of items: patches, bytes, or tiles of bytes. An item is cut into tasks, one for each
+// group of lanes (docs/design.md has a drawing). Where the items are patches, a patch of more than kAttentionTile bytes
+// is long: it is cut at the tiles of its row, so that a tile holds at most two parts of long patches. A kernel of its
+// own finds these parts, they are items like the short patches, and a last kernel joins the parts of each patch in
+// order.
 #pragma once
 
+#include "common/search.h"
 #include "cuda/cross_attention.h"
 #include "cuda/device.h"
 
 namespace blt::cuda {
 
 constexpr int kAttentionThreads = 256;
-constexpr int kWalkThreads = 128;  // of kernels that hold much: registers are given out in finer steps
+constexpr int kWalkThreads = 128;  // for kernels that hold many rows: small blocks share the registers out more finely
 constexpr int kColumns = 8;        // consecutive elements of a row that a lane holds
 
-// ---- who does what --------------------------------------------------------------------------------------------------
+// ---- items and tasks ------------------------------------------------------------------------------------------------
 
-// How the work is dealt out: `owners` of `pieces` = blocks of held rows * chunks of columns * heads, a group each.
-// Either a block of threads has some whole owners, or an owner some blocks.
+// How items are cut into tasks. An item has `tasks` = blocks of held rows * chunks of columns * heads, and each task is
+// done by one group of lanes. A thread block does all tasks of several items, or several thread blocks share one item.
 struct AttentionShape {
-  int lanes;  // that share a row: a power of two
-  int split;  // such sets of lanes in a group, which share the held rows: a power of two
-  int64_t owners;
+  int lanes;  // lanes that hold a row together: a power of two
+  int sets;   // sets of so many lanes in a group, among which the held rows are dealt out: a power of two
+  int64_t items;
   int chunks, heads;
-  unsigned pieces, pieces_per_block, owners_per_block, blocks_per_owner;
+  unsigned tasks, tasks_per_block, items_per_block, blocks_per_item;
 };
 
-struct AttentionUnit {
-  bool active;
-  int64_t owner, block;
+// What one group of lanes does of an item.
+struct AttentionTask {
+  bool active;    // there is such an item and task
+  int64_t item;   // the number of the item
+  int64_t block;  // of the rows that it holds
   int chunk, head;
 };
 
-__device__ __forceinline__ AttentionUnit attention_unit(const AttentionShape& shape) {
-  const unsigned group = threadIdx.x / unsigned(shape.lanes * shape.split), within = group / shape.pieces_per_block;
-  const unsigned piece =
-      blockIdx.x % shape.blocks_per_owner * shape.pieces_per_block + group % shape.pieces_per_block;
-  const unsigned row = piece / unsigned(shape.heads);
-  AttentionUnit unit;
-  unit.owner = int64_t(blockIdx.x / shape.blocks_per_owner) * shape.owners_per_block + within;
-  unit.active = within < shape.owners_per_block && piece < shape.pieces && unit.owner < shape.owners;
-  unit.block = shape.chunks == 1 ? row : row / unsigned(shape.chunks);
-  unit.chunk = shape.chunks == 1 ? 0 : int(row % unsigned(shape.chunks));
-  unit.head = int(piece % unsigned(shape.heads));
-  return unit;
+__device__ __forceinline__ AttentionTask attention_task(const AttentionShape& shape) {
+  const unsigned group = threadIdx.x / unsigned(shape.lanes * shape.sets), within = group / shape.tasks_per_block;
+  const unsigned number = blockIdx.x % shape.blocks_per_item * shape.tasks_per_block + group % shape.tasks_per_block;
+  const unsigned row = number / unsigned(shape.heads);
+  AttentionTask task;
+  task.item = int64_t(blockIdx.x / shape.blocks_per_item) * shape.items_per_block + within;
+  task.active = within < shape.items_per_block && number < shape.tasks && task.item < shape.items;
+  task.block = shape.chunks == 1 ? row : row / unsigned(shape.chunks);
+  task.chunk = shape.chunks == 1 ? 0 : int(row % unsigned(shape.chunks));
+  task.head = int(number % unsigned(shape.heads));
+  return task;
 }
 
-// ---- layout: values that are no layout's stay within the tensors ----------------------------------------------------
+// ---- the layout: any values are clamped, so that they stay within the tensors ---------------------------------------
 
 __device__ __forceinline__ int64_t clamp_to(int64_t x, int64_t limit) { return max_of(int64_t(0), min_of(x, limit)); }
 
-// Positions of the sorted `values` that are at most x.
+// How many of the sorted `values` are at most x.
 __device__ __forceinline__ int64_t count_up_to(const int32_t* values, int64_t count, int64_t x) {
-  int64_t low = 0, high = count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (values[middle] <= x) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return partition_point(int64_t(0), count, [&](int64_t i) { return values[i] <= x; });
 }
 
-// Rows begin .. end - 1 of the other side; `part` of the parts to write, -1 where there is only one.
-struct AttentionWork {
-  int64_t owner = -1;  // b * C + patch, or b * N + byte; -1: nothing to do
-  int64_t begin = 0, end = 0, part = -1;
+// A patch or a byte, and rows begin .. end - 1 of the other side, which its queries see or which see its keys.
+struct AttentionItem {
+  int64_t index = -1;  // b * C + patch, or b * N + byte; -1: there is nothing to do
+  int64_t begin = 0, end = 0;
+  int64_t part = -1;  // which of `parts` takes the result; -1: the patch is not long
   __device__ __forceinline__ int count() const { return end > begin ? int(end - begin) : 0; }
 };
 
@@ -79,13 +76,13 @@ struct Layout {
   __device__ __forceinline__ int64_t end(int64_t b, int64_t c) const {
     return clamp_to(args.end[b * args.stride + c], args.num_bytes);
   }
-  // The patch whose bytes include byte i, or an id that is none.
+  // The patch that byte i belongs to (encoder) or sees (decoder); an id below 0 or from C on where there is none.
   __device__ __forceinline__ int64_t patch_of(int64_t b, int64_t i) const {
     return args.encoder ? count_up_to(args.begin + b * args.stride, args.capacity + 1, i) - 1
                         : min_of(int64_t(args.ids[b * args.num_bytes + i]), args.capacity - 1);
   }
 
-  // Slots first_seen(p) .. p are visible from slot p, and slot p from p .. last_seer(p) - 1.
+  // Slot p sees slots first_seen(p) .. p, and slots p .. last_seer(p) - 1 see slot p.
   __device__ __forceinline__ int64_t first_seen(int64_t p) const {
     if (args.window == 1) return p;
     int64_t start = 0;
@@ -105,67 +102,68 @@ struct Layout {
     return min_of(stop, p + args.window);
   }
 
-  // Of a query: the patch's, or the byte's. The keys that it sees.
-  __device__ __forceinline__ AttentionWork keys_of(int64_t owner) const {
-    AttentionWork work;
-    work.owner = owner;
+  // The item of the queries of a patch (encoder) or of a byte (decoder): its rows are the keys that they see.
+  __device__ __forceinline__ AttentionItem keys_of(int64_t index) const {
+    AttentionItem item;
+    item.index = index;
     if (args.encoder) {
-      const int64_t b = owner / args.capacity, p = owner % args.capacity;
+      const int64_t b = index / args.capacity, p = index % args.capacity;
       if (begin(b, p) < end(b, p)) {
-        work.begin = b * args.num_bytes + begin(b, first_seen(p));
-        work.end = b * args.num_bytes + end(b, p);
+        item.begin = b * args.num_bytes + begin(b, first_seen(p));
+        item.end = b * args.num_bytes + end(b, p);
       }
     } else {
-      const int64_t b = owner / args.num_bytes, id = min_of(int64_t(args.ids[owner]), args.capacity - 1);
+      const int64_t b = index / args.num_bytes, id = min_of(int64_t(args.ids[index]), args.capacity - 1);
       if (id >= 0) {
-        work.begin = (b * args.capacity + first_seen(id)) * args.slots;
-        work.end = (b * args.capacity + id + 1) * args.slots;
+        item.begin = (b * args.capacity + first_seen(id)) * args.slots;
+        item.end = (b * args.capacity + id + 1) * args.slots;
       }
     }
-    return work;
+    return item;
   }
 
-  // Of a key: the byte's, or the patch's. The queries that see it, and maybe some that see nothing.
-  __device__ __forceinline__ AttentionWork queries_of(int64_t owner) const {
-    AttentionWork work;
-    work.owner = owner;
+  // The item of the keys of a byte (encoder) or of a patch (decoder): its rows are the queries that see them, and maybe
+  // some queries that see nothing.
+  __device__ __forceinline__ AttentionItem queries_of(int64_t index) const {
+    AttentionItem item;
+    item.index = index;
     if (args.encoder) {
-      const int64_t b = owner / args.num_bytes, p = patch_of(b, owner % args.num_bytes);
+      const int64_t b = index / args.num_bytes, p = patch_of(b, index % args.num_bytes);
       if (p >= 0 && p < args.capacity) {
-        work.begin = (b * args.capacity + p) * args.slots;
-        work.end = (b * args.capacity + last_seer(p)) * args.slots;
+        item.begin = (b * args.capacity + p) * args.slots;
+        item.end = (b * args.capacity + last_seer(p)) * args.slots;
       }
     } else {
-      const int64_t b = owner / args.capacity, p = owner % args.capacity;
+      const int64_t b = index / args.capacity, p = index % args.capacity;
       int64_t last = last_seer(p);
       while (last > p + 1 && begin(b, last - 1) >= end(b, last - 1)) --last;
-      work.begin = b * args.num_bytes + begin(b, p);
-      work.end = b * args.num_bytes + end(b, last - 1);
+      item.begin = b * args.num_bytes + begin(b, p);
+      item.end = b * args.num_bytes + end(b, last - 1);
     }
-    return work;
+    return item;
   }
 
   __device__ __forceinline__ int64_t tiles() const { return (args.num_bytes + kAttentionTile - 1) / kAttentionTile; }
 
-  // The patch of work item `index`, of which the first `parts` are the parts of long patches. Bytes of a patch: encoder
-  // keys, decoder queries.
-  __device__ __forceinline__ AttentionWork bytes_of(int64_t index, int64_t parts) const {
-    AttentionWork work;
+  // Item number `index` of a walk over the bytes of patches (the encoder's keys, the decoder's queries): the first
+  // `parts` items are the parts of long patches, and the others are the patches that are not long.
+  __device__ __forceinline__ AttentionItem bytes_of(int64_t index, int64_t parts) const {
+    AttentionItem item;
     if (index >= parts) {
       const int64_t patch = index - parts, b = patch / args.capacity, c = patch % args.capacity;
       if (parts == 0 || end(b, c) - begin(b, c) <= kAttentionTile) {
-        work = {patch, b * args.num_bytes + begin(b, c), b * args.num_bytes + end(b, c), -1};
+        item = {patch, b * args.num_bytes + begin(b, c), b * args.num_bytes + end(b, c), -1};
       }
-      return work;
+      return item;
     }
     const int64_t c = args.long_patches[index], b = index / 2 / tiles(), first = index / 2 % tiles() * kAttentionTile;
     if (c >= 0) {
-      work = {b * args.capacity + c, b * args.num_bytes + max_of(begin(b, c), first),
+      item = {b * args.capacity + c, b * args.num_bytes + max_of(begin(b, c), first),
               b * args.num_bytes + min_of(end(b, c), first + kAttentionTile), index};
     }
-    return work;
+    return item;
   }
-  // The long patch of which this is a part, or -1.
+  // The long patch that part `index` belongs to, or -1.
   __device__ __forceinline__ int64_t long_patch(int64_t index) const {
     const bool begins_here = index % 2 == 1;
     const int64_t b = index / 2 / tiles(), first = index / 2 % tiles() * kAttentionTile;
@@ -174,51 +172,51 @@ struct Layout {
     return is_long && begins_here == (begin(b, c) >= first) ? c : -1;
   }
 
-  // All parts of a long patch: of the tiles begin .. end - 1, counted over all rows.
-  __device__ __forceinline__ AttentionWork parts_of(int64_t patch) const {
-    AttentionWork work;
+  // All parts of a long patch: its rows are the tiles begin .. end - 1, counted over all batch rows.
+  __device__ __forceinline__ AttentionItem parts_of(int64_t patch) const {
+    AttentionItem item;
     const int64_t b = patch / args.capacity, c = patch % args.capacity;
-    work.owner = patch;
-    work.begin = b * tiles() + begin(b, c) / kAttentionTile;
-    work.end = b * tiles() + (end(b, c) - 1) / kAttentionTile + 1;
-    return work;
+    item.index = patch;
+    item.begin = b * tiles() + begin(b, c) / kAttentionTile;
+    item.end = b * tiles() + (end(b, c) - 1) / kAttentionTile + 1;
+    return item;
   }
-  // Those of the long patch that begins in a tile.
-  __device__ __forceinline__ AttentionWork parts_from(int64_t tile) const {
-    const AttentionWork part = bytes_of(tile * 2 + 1, tile * 2 + 2);
-    return part.owner < 0 ? part : parts_of(part.owner);
+  // All parts of the long patch that begins in a tile.
+  __device__ __forceinline__ AttentionItem parts_from(int64_t tile) const {
+    const AttentionItem part = bytes_of(tile * 2 + 1, tile * 2 + 2);
+    return part.index < 0 ? part : parts_of(part.index);
   }
-  // Of parts_of, the one in a tile.
-  static __device__ __forceinline__ int64_t part_in(const AttentionWork& parts, int64_t tile) {
+  // Which of the parts that parts_of returned lies in a tile.
+  static __device__ __forceinline__ int64_t part_in(const AttentionItem& parts, int64_t tile) {
     return tile * 2 + (tile == parts.begin ? 1 : 0);
   }
 };
 
-// Number j of the queries that an owner has for a key head: an index of [query rows * H], or -1.
-__device__ __forceinline__ int64_t query_of(const CrossAttentionArgs& args, int64_t owner, int head, int64_t j) {
+// Query number j of a patch or byte, for a key head: its index in [query rows * H], or -1 where there is none.
+__device__ __forceinline__ int64_t query_of(const CrossAttentionArgs& args, int64_t index, int head, int64_t j) {
   const int64_t rows = args.encoder ? args.slots : 1;
   if (args.heads == args.kv_heads) {  // no divisions
-    return owner >= 0 && j < rows ? (owner * rows + j) * args.heads + head : -1;
+    return index >= 0 && j < rows ? (index * rows + j) * args.heads + head : -1;
   }
-  const int64_t shared = args.heads / args.kv_heads;
-  return owner >= 0 && j < rows * shared ? (owner * rows + j / shared) * args.heads + head * shared + j % shared : -1;
+  const int64_t heads_per_key = args.heads / args.kv_heads;
+  if (index < 0 || j >= rows * heads_per_key) return -1;
+  return (index * rows + j / heads_per_key) * args.heads + head * heads_per_key + j % heads_per_key;
 }
 
-// Row of slot s of a patch in the parts.
+// The accumulators of a part for one slot and head: a row of so many numbers.
 template <class A>
 __device__ __forceinline__ A* part_row(const CrossAttentionArgs& args, int64_t part, int64_t slot_and_head,
                                        int64_t heads, int64_t numbers) {
   return static_cast<A*>(args.parts) + (part * args.slots * heads + slot_and_head) * numbers;
 }
-// Of a query of a patch.
+// The accumulators of a part for one query of a patch: its sums, and two more numbers.
 template <class A>
 __device__ __forceinline__ A* query_part(const CrossAttentionArgs& args, int64_t part, int64_t patch, int64_t query) {
   return part_row<A>(args, part, query - patch * args.slots * args.heads, args.heads, args.width + 2);
 }
 
-// A thread for each part: those of no patch are most, and must cost little.
-__global__ void __launch_bounds__(kAttentionThreads)
-    attention_long_kernel(CrossAttentionArgs args, int64_t parts) {
+// Finds the patch of each part, a thread for a part. Most tiles have no part of a long patch, so that must cost little.
+__global__ void __launch_bounds__(kAttentionThreads) attention_long_kernel(CrossAttentionArgs args, int64_t parts) {
   const int64_t index = int64_t(blockIdx.x) * kAttentionThreads + threadIdx.x;
   if (index < parts) {
     args.long_patches[index] = int32_t(Layout{args}.long_patch(index));

@@ -1,12 +1,12 @@
-// decoder_cross_attention with window 1: a byte sees the slots of one patch.
-// Forward keeps them in registers from byte to byte; backward walks once over the bytes of a patch.
+// decoder_cross_attention with window 1, where a byte sees the slots of one patch.
+// Forward keeps these slots in registers from byte to byte; backward walks once over the bytes of a patch.
 #pragma once
 
 #include "cuda/cross_attention.cuh"
 
 namespace blt::cuda {
 
-// Owners: kByteTile consecutive bytes; the keys that they see stay in registers from byte to byte of a patch.
+// The items are tiles of kByteTile consecutive bytes; the keys that they see stay in registers from byte to byte.
 constexpr int kByteTile = 8;
 
 template <class T, int K>
@@ -14,23 +14,23 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
     attention_decoder_kernel(CrossAttentionArgs args, AttentionShape shape) {
   using A = Acc<T>;
   constexpr int U = sizeof(T) == 2 ? 4 : 2;
-  const AttentionUnit unit = attention_unit(shape);
+  const AttentionTask task = attention_task(shape);
   const Lane<T, true> lane(args, shape, 0);
-  const int64_t begin = unit.owner * kByteTile;
-  const int count = unit.active ? int(min_of(int64_t(kByteTile), args.batch * args.num_bytes - begin)) : 0;
-  const int slots = int(args.slots), shared = int(args.heads / args.kv_heads);
+  const int64_t begin = task.item * kByteTile;
+  const int count = task.active ? int(min_of(int64_t(kByteTile), args.batch * args.num_bytes - begin)) : 0;
+  const int slots = int(args.slots), heads_per_key = int(args.heads / args.kv_heads);
   const A scale = A(args.scale);
   const int64_t slot_stride = args.kv_heads * args.width;
   Row<T> k[K] = {}, v[K] = {};
-  int64_t held = -1;  // the patch, of those of all rows, whose keys they are
-  for (int i = 0; i < kByteTile * shared; i += U) {  // byte after byte, each with all its heads
+  int64_t held = -1;  // the patch whose rows k and v hold, counted over all batch rows
+  for (int i = 0; i < kByteTile * heads_per_key; i += U) {  // byte after byte, and all heads of each
     int64_t query[U], patch[U];
     Row<T> q[U];
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      const int byte = shared == 1 ? i + u : (i + u) / shared, head = i + u - byte * shared;
+      const int byte = heads_per_key == 1 ? i + u : (i + u) / heads_per_key, head = i + u - byte * heads_per_key;
       const bool valid = byte < count;
-      query[u] = valid ? (begin + byte) * args.heads + unit.head * shared + head : -1;
+      query[u] = valid ? (begin + byte) * args.heads + task.head * heads_per_key + head : -1;
       const int64_t id = valid ? min_of(int64_t(args.ids[begin + byte]), args.capacity - 1) : -1;
       patch[u] = id < 0 ? -1 : (begin + byte) / args.num_bytes * args.capacity + id;
       q[u] = lane.load(static_cast<const T*>(args.q) + query[u] * args.width, valid);
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
     for (int u = 0; u < U; ++u) {
       if (patch[u] >= 0 && patch[u] != held) {
         held = patch[u];
-        const int64_t first = held * slots * slot_stride + unit.head * args.width;
+        const int64_t first = held * slots * slot_stride + task.head * args.width;
 #pragma unroll
         for (int s = 0; s < K; ++s) {
           k[s] = lane.load(static_cast<const T*>(args.k) + first + s * slot_stride, s < slots);
@@ -70,22 +70,22 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   }
 }
 
-// Owners: patches, after the parts of long ones.
+// The items are the parts of long patches and then the patches.
 template <class T, int K>
 __global__ void __launch_bounds__(kWalkThreads, 3)
     attention_decoder_backward_kernel(CrossAttentionArgs args, AttentionShape shape, int64_t parts) {
   using A = Acc<T>;
   constexpr int U = kAhead<T>;
-  const AttentionUnit unit = attention_unit(shape);
+  const AttentionTask task = attention_task(shape);
   const Lane<T, true> lane(args, shape, 0);
-  const AttentionWork work = unit.active ? Layout{args}.bytes_of(unit.owner, parts) : AttentionWork{};
-  const int count = work.count(), steps = warp_max(count), shared = int(args.heads / args.kv_heads);
-  const int share = int(threadIdx.x) / shape.lanes % shape.split;
-  const int slots = work.owner >= 0 ? int(args.slots) - share * K : 0;  // from the first one of this share
+  const AttentionItem item = task.active ? Layout{args}.bytes_of(task.item, parts) : AttentionItem{};
+  const int count = item.count(), steps = warp_max(count), heads_per_key = int(args.heads / args.kv_heads);
+  const int set = int(threadIdx.x) / shape.lanes % shape.sets;
+  const int slots = item.index >= 0 ? int(args.slots) - set * K : 0;  // counted from the first slot of this set
   const A scale = A(args.scale);
   const int64_t stride = args.heads * args.width;
   const int64_t slot_stride = args.kv_heads * args.width;
-  const int64_t first_slot = (work.owner * args.slots + share * K) * slot_stride + unit.head * args.width;
+  const int64_t first_slot = (item.index * args.slots + set * K) * slot_stride + task.head * args.width;
   Row<T> k[K], v[K];
   A grad_k[K][kColumns], grad_v[K][kColumns];
 #pragma unroll
@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(kWalkThreads, 3)
 #pragma unroll
     for (int e = 0; e < kColumns; ++e) grad_k[s][e] = grad_v[s][e] = 0;
   }
-  for (int head = 0; head < shared; ++head) {
-    const int64_t query = work.begin * args.heads + unit.head * shared + head, first = query * args.width;
+  for (int head = 0; head < heads_per_key; ++head) {
+    const int64_t query = item.begin * args.heads + task.head * heads_per_key + head, first = query * args.width;
     for (int i = 0; i < steps; i += U) {
       Row<T> q[U], g[U];
       A lse[U];
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kWalkThreads, 3)
       }
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        A e[K], dp[K], sums[2] = {};  // of e and of e dp
+        A e[K], dp[K], sums[2] = {};  // the sums of e and of e dp
 #pragma unroll
         for (int s = 0; s < K; ++s) {
           const A score = scale * lane.dot(q[u], nullptr, k[s], nullptr, true);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kWalkThreads, 3)
             sums[1] += e[s] * dp[s];
           }
         }
-        sum_of_shares(shape, sums);
+        sum_over_sets(shape, sums);
         A grad_q[kColumns] = {};
         if (i + u < count) {
           const A inverse = A(1) / sums[0], delta = sums[1] * inverse;
@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kWalkThreads, 3)
             }
           }
         }
-        sum_of_shares(shape, grad_q);
-        if (i + u < count && args.grad_q != nullptr && share == 0) {
+        sum_over_sets(shape, grad_q);
+        if (i + u < count && args.grad_q != nullptr && set == 0) {
           lane.store(static_cast<T*>(args.grad_q) + first + (i + u) * stride, grad_q);
         }
       }
@@ -144,9 +144,9 @@ __global__ void __launch_bounds__(kWalkThreads, 3)
 #pragma unroll
   for (int s = 0; s < K; ++s) {
     if (s < slots) {
-      if (work.part >= 0) {
-        const int64_t row = (share * K + s) * args.kv_heads + unit.head;
-        A* part = part_row<A>(args, work.part, row, args.kv_heads, 2 * args.width);
+      if (item.part >= 0) {
+        const int64_t row = (set * K + s) * args.kv_heads + task.head;
+        A* part = part_row<A>(args, item.part, row, args.kv_heads, 2 * args.width);
         lane.store_part(part, grad_k[s]);
         lane.store_part(part + args.width, grad_v[s]);
       } else {

@@ -1,5 +1,6 @@
-// What kernels (.cuh) need of CUDA beyond the language, each with a host twin: included by nvcc, and by g++ with
-// BLT_EMULATE_CUDA, where csrc/testing/emulator.h gives the execution model on host threads.
+// What the kernels (.cuh) need of CUDA beyond the language. Each has a version for the host, because nvcc includes this
+// file, and so does g++ with BLT_EMULATE_CUDA, where csrc/testing/emulator.h runs CUDA's execution model on host
+// threads.
 #pragma once
 
 #include <stdint.h>
@@ -20,18 +21,6 @@ namespace blt::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
-
-// Arithmetic type of an element type.
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename Accumulator<T>::type;
 
 // ---- conversions ----------------------------------------------------------------------------------------------------
 
@@ -98,8 +87,8 @@ __device__ __forceinline__ double log_of(double x) { return log(x); }
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
-// N consecutive elements, loaded and stored as one access of N * sizeof(T) bytes: a power of two up to 16, to which the
-// address is aligned.
+// N consecutive elements, which are loaded and stored in one access. N * sizeof(T) is a power of two up to 16, to which
+// the address must be aligned.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T data[N];
@@ -124,13 +113,13 @@ struct Word<16> {
   using type = uint4;
 };
 
-// Read-only data.
+// Loads data that no thread writes during the launch.
 template <int N, class T>
 __device__ __forceinline__ Pack<T, N> load(const T* p) {
   using W = typename Word<int(sizeof(T)) * N>::type;
   return bit_cast<Pack<T, N>>(__ldg(reinterpret_cast<const W*>(p)));
 }
-// Data that is not read again: it leaves the caches first.
+// Loads and stores data that is not used again, so that it leaves the caches first.
 template <int N, class T>
 __device__ __forceinline__ Pack<T, N> load_once(const T* p) {
   using W = typename Word<int(sizeof(T)) * N>::type;
@@ -145,7 +134,7 @@ __device__ __forceinline__ void store_once(T* p, const Pack<T, N>& x) {
 // ---- warps ----------------------------------------------------------------------------------------------------------
 
 template <class T>
-__device__ __forceinline__ T warp_max(T x) {  // NaN where any lane has one
+__device__ __forceinline__ T warp_max(T x) {  // NaN where any lane has NaN
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
     const T other = __shfl_xor_sync(kFullWarp, x, lanes);
     x = other > x || other != other ? other : x;

@@ -6,7 +6,7 @@ namespace blt::cuda {
 
 namespace {
 
-// kEntropyPack where that many logits can be read at once, else 1.
+// kEntropyPack where so many logits can be read at once, otherwise 1.
 template <class... Pointers>
 int pack_width(int64_t vocab, size_t element, Pointers... pointers) {
   const int access = element == 8 ? 2 : kEntropyPack;
@@ -24,8 +24,8 @@ void entropy(const EntropyArgs& args, Stream stream) {
 
 void entropy_backward(const EntropyBackwardArgs& args, Stream stream) {
   BLT_DISPATCH_FLOAT(args.dtype, T, {
-    launch("entropy_backward", entropy_backward_kernel<T>, ceil_div(args.rows, kEntropyWarps), kEntropyThreads, 0, stream,
-           args, pack_width(args.vocab, sizeof(T), args.logits, args.out));
+    launch("entropy_backward", entropy_backward_kernel<T>, ceil_div(args.rows, kEntropyWarps), kEntropyThreads, 0,
+           stream, args, pack_width(args.vocab, sizeof(T), args.logits, args.out));
   })
 }
 

@@ -1,9 +1,11 @@
-// entropy and its gradient: a warp for each row.
-// Floor: logits once, one entropy a row; backward: logits once, their gradient once. A row of up to 512 logits stays in
-// registers, 16 a lane, longer ones are read in chunks of that size, in backward twice.
+// entropy and its gradient. Each row has a warp.
+// At least these bytes must move: the logits once and one entropy for each row; in backward the logits once and their
+// gradient once. A row of up to 512 logits stays in registers, 16 for each lane. A longer row is read in chunks of that
+// size, in backward twice.
 //
-// With d_i = x_i - m and m the largest logit so far, S = sum e^d_i, W = sum d_i e^d_i:   H = ln S - W / S.
-// The lane of a logit depends on its position alone, so that a row's entropy does not depend on where the row lies.
+// With d_i = x_i - m, where m is the largest logit so far, S = sum e^d_i and W = sum d_i e^d_i:   H = ln S - W / S.
+// The lane of a logit depends on its position alone, so that the entropy of a row does not depend on where the row
+// lies.
 #pragma once
 
 #include "cuda/device.h"
@@ -12,21 +14,21 @@
 namespace blt::cuda {
 
 constexpr int kEntropyThreads = 256, kEntropyWarps = kEntropyThreads / kWarp;
-constexpr int kEntropyPack = 4, kEntropyPacks = 4;  // consecutive logits of a lane, and how many such
+constexpr int kEntropyPack = 4, kEntropyPacks = 4;  // logits that follow each other in a lane, and such packs in a lane
 constexpr int kEntropyChunk = kWarp * kEntropyPack * kEntropyPacks;
 
-// e^d for d <= 0 is 0 there and below.
+// e^d is 0 here and below.
 template <class A>
 constexpr A kExpFloor = sizeof(A) == 8 ? A(-800) : A(-150);
 
-// x - max, clamped so that -inf contributes 0 * floor = 0; NaN stays.
+// x - max, clamped so that -inf contributes 0 * floor = 0. NaN stays NaN.
 template <class A>
 __device__ __forceinline__ A below_max(A x, A max) {
   const A d = x - max;
   return d < kExpFloor<A> ? kExpFloor<A> : d;
 }
 
-// The logits of a lane in a chunk; -inf past the end.
+// Loads the logits of a lane in a chunk, and -inf past the end of the row.
 template <class T>
 __device__ __forceinline__ void load_chunk(const T* row, int64_t begin, int64_t vocab, int width,
                                            Acc<T> (&x)[kEntropyPacks][kEntropyPack]) {
@@ -51,7 +53,7 @@ __device__ __forceinline__ void load_chunk(const T* row, int64_t begin, int64_t 
   }
 }
 
-// The sums of a row so far, about `max`: the same in every lane of its warp.
+// The sums of a row so far, relative to `max`. Every lane of the warp has the same ones.
 template <class A>
 struct EntropySums {
   A max = minus_infinity<A>(), sum = 0, dot = 0;
@@ -68,7 +70,7 @@ struct EntropySums {
       return;  // nothing but masked logits
     }
     const A raised = max > top || max != max ? max : top;
-    if (sum != 0) {  // what is there moves to the new maximum
+    if (sum != 0) {  // the sums so far become relative to the new maximum
       const A shift = below_max(max, raised), factor = exp_of(shift);
       dot = factor * (dot + shift * sum);
       sum *= factor;
@@ -114,7 +116,7 @@ __global__ void __launch_bounds__(kEntropyThreads) entropy_kernel(EntropyArgs ar
   }
 }
 
-// dH/dx_i = p_i (W / S - d_i): no large terms cancel, and p_i = 0 gives 0.
+// dH/dx_i = p_i (W / S - d_i), in which no large terms cancel, and p_i = 0 gives 0.
 template <class T>
 __global__ void __launch_bounds__(kEntropyThreads) entropy_backward_kernel(EntropyBackwardArgs args, int width) {
   using A = Acc<T>;

@@ -9,15 +9,15 @@ struct EntropyArgs {
   DType dtype;
   int64_t rows, vocab;  // V
   const void* logits;   // [rows, V]
-  void* out;            // [rows] float32; float64 for float64
+  void* out;            // [rows] float32, or float64 for float64 logits
 };
 
 struct EntropyBackwardArgs {
   DType dtype;
   int64_t rows, vocab;
-  const void* grad;    // [rows], dtype of the entropies
+  const void* grad;    // [rows], in the dtype of the entropies
   const void* logits;  // [rows, V]
-  void* out;           // [rows, V], dtype of logits
+  void* out;           // [rows, V], in the dtype of the logits
 };
 
 void entropy(const EntropyArgs& args, Stream stream);

@@ -12,7 +12,7 @@ int tables_of(const HashArgs& args) { return args.num_sizes * args.num_primes; }
 
 template <class T, class U, int N>
 void embed(const HashEmbeddingArgs& args, Stream stream) {
-  // Positions of a block: enough that hashing takes little of its time, few enough that there are many blocks.
+  // A block takes so many positions that hashing is little of its time, and so few that there are many blocks.
   const int64_t packs = args.width / N;
   const int64_t most = kMaxTables / tables_of(args.hash);
   const int64_t tile = max_of(int64_t(1), min_of(8 * kHashThreads / packs, most));
@@ -35,27 +35,11 @@ void join(const HashGradArgs& args, Stream stream) {
          kHashThreads, 0, stream, args, chunks);
 }
 
-// One access to each of two rows of these types covers as many elements.
+// How many elements one access covers in rows of each of these types.
 template <class T, class U>
 constexpr int kWide = 16 / int(sizeof(T) > sizeof(U) ? sizeof(T) : sizeof(U));
 
 }  // namespace
-
-// Runs the statements with T bound to the table's element type and U to that of bytes (out, base, grad).
-#define BLT_DISPATCH_TABLE(table_dtype, byte_dtype, T, U, ...) \
-  if (table_dtype == DType::f64) {                             \
-    using T = double;                                          \
-    using U = double;                                          \
-    __VA_ARGS__;                                               \
-  } else {                                                     \
-    BLT_DISPATCH_FLOAT(table_dtype, T, {                       \
-      BLT_DISPATCH_FLOAT(byte_dtype, U, {                      \
-        if constexpr (sizeof(T) < 8 && sizeof(U) < 8) {        \
-          __VA_ARGS__;                                         \
-        }                                                      \
-      })                                                       \
-    })                                                         \
-  }
 
 void store_numbers(const int64_t* numbers, int64_t count, int64_t* out, Stream stream) {
   for (int64_t done = 0; done < count; done += kHashThreads) {
@@ -102,7 +86,7 @@ void hash_ngram_rows(const SortedKeys& sorted, const int64_t* runs, int64_t* row
 }
 
 void hash_ngram_padding(const int64_t* count, int64_t num_rows, int64_t row_bytes, void* out, Stream stream) {
-  constexpr int64_t kBlocks = 2048;  // enough for any device: how many rows there are to fill is not known here
+  constexpr int64_t kBlocks = 2048;  // enough for any device; how many rows are to be filled is not known here
   const auto run = [&](auto access) {
     using Access = decltype(access);
     const int64_t accesses = row_bytes / int64_t(sizeof(Access));
@@ -112,15 +96,15 @@ void hash_ngram_padding(const int64_t* count, int64_t num_rows, int64_t row_byte
   if (access_width(row_bytes, 1, 16, out) == 16) {
     run(uint4{});
   } else {
-    run(uint16_t{});  // every element is some of these
+    run(uint16_t{});  // the size of every element is a multiple of this
   }
 }
 
 void hash_ngram_table_gradient(const HashGradArgs& args, Stream stream) {
   BLT_DISPATCH_TABLE(args.table_dtype, args.grad_dtype, T, U, {
     constexpr int N = kWide<T, U>;
-    const bool wide = access_width(args.width, sizeof(T), N, args.out) == N &&
-                      access_width(args.width, sizeof(U), N, args.grad) == N;
+    const bool wide =
+        access_width(args.width, sizeof(T), N, args.out) == N && access_width(args.width, sizeof(U), N, args.grad) == N;
     (wide ? sum<T, U, N> : sum<T, U, 1>)(args, stream);
   })
   if (args.sorted.entries > kRunTile) {

@@ -1,22 +1,23 @@
 // hash_ngram_ids, hash_ngram_embedding and the gradient of its table.
 //
-// Forward. Floor: tokens once (nothing beside the rest), G table rows and a row of base for each position, out once.
-// A block hashes the n-grams of a tile of positions, a thread for each position and prime, by the recurrence, and
-// leaves the addresses of their rows in shared memory. Then all threads gather, a 16-byte pack of columns each: the
-// loads of up to kInFlight tables and of base are under way at once, the sum is stored once. Tables exceed every cache,
-// yet frequent n-grams come from L2: table rows are kept there, base and out are not.
+// Forward. At least these bytes must move: the tokens once (which is nothing beside the rest), G table rows and a row
+// of base for each position, and out once. A block hashes the n-grams of a tile of positions, with a thread for each
+// position and prime, and leaves the addresses of their rows in shared memory. Then all threads gather, each for a pack
+// of columns of 16 bytes: the loads of up to kInFlight tables and of base are under way at once, and the sum is stored
+// once. Tables exceed every cache, but frequent n-grams come from L2: table rows are kept there, base and out are not.
 //
-// Gradient. Floor: a row of grad for each position and table, each table row that is read written once; dense: the
-// zeros of the others, too. The keys are sorted outside, stably, so that the entries of a table row (a run) follow each
-// other in order of position. A tile of kRunTile entries, of which each thread has a pack of columns, sums the runs
-// that start in it, some entries beyond its end. A run of more than kRunTile entries (padding, very frequent n-grams)
-// is summed by the tiles it extends to, each its own entries, into `parts`; a second kernel joins them in order.
-// Results are deterministic: who sums what depends on the sorted keys alone.
+// Gradient. At least these bytes must move: a row of grad for each position and table, and each table row that is read
+// once; a dense gradient also has the zeros of the other rows. torch sorts the keys before (ops/cuda/sort.h), stably,
+// so that the entries of a table row, a run, follow each other in order of position. The sorted entries are cut into
+// tiles of kRunTile. A tile, in which each thread has a pack of columns, sums the runs that start in it, also their
+// entries beyond its end. A run of more than kRunTile entries is long (padding has such runs, and very frequent
+// n-grams): each tile that it reaches sums its own entries as a part of the run into `parts`, and a second kernel joins
+// the parts in order. Results are deterministic, because the tile that sums an entry depends on the sorted keys alone.
 //
-// Blocks do not communicate within a launch: each row of out and of `parts` is written by one tile, that of `parts` by
-// the tile of its number.
+// Blocks do not communicate within a launch: each row of out is written by one tile, and row t of `parts` by tile t.
 #pragma once
 
+#include "common/search.h"
 #include "cuda/device.h"
 #include "cuda/hash_ngram_embedding.h"
 
@@ -26,46 +27,15 @@ constexpr int kHashThreads = 256;
 
 // ---- hashes ---------------------------------------------------------------------------------------------------------
 
-// h, read as int64, floor-mod V. The quotient by the rounded-down reciprocal is right or one too small.
-__device__ __forceinline__ int64_t floor_mod(const HashArgs& args, uint64_t h) {
-  const uint64_t v = uint64_t(args.num_rows);
-  uint64_t rest = h - __umul64hi(h, args.reciprocal) * v;
-  rest = rest >= v ? rest - v : rest;
-  if (int64_t(h) < 0) {  // h stands for h - 2^64
-    rest = rest >= args.wrap ? rest - args.wrap : rest + v - args.wrap;
-  }
-  return int64_t(rest);
-}
-
-__device__ __forceinline__ uint64_t token(const HashArgs& args, int64_t j) {
-  return args.tokens64 != nullptr ? uint64_t(args.tokens64[j]) : uint64_t(int64_t(args.tokens32[j]));
-}
-
 __device__ __forceinline__ int64_t number(const HashArgs& args, int i) {
   return args.numbers != nullptr ? args.numbers[i] : args.few[i];
-}
-
-__device__ __forceinline__ uint64_t power(uint64_t base, int64_t exponent) {
-  uint64_t result = 1;
-  for (; exponent > 0; exponent /= 2, base *= base) {
-    result *= exponent % 2 == 1 ? base : 1;
-  }
-  return result;
 }
 
 // Where the sequence of position j starts. Whatever the offsets are, it lies in 0 .. j.
 template <class Int>
 __device__ __forceinline__ int64_t last_not_above(const Int* offsets, int64_t n, int64_t j) {
-  int64_t low = 0, high = n;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (int64_t(offsets[middle]) <= j) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low == 0 ? 0 : max_of(int64_t(0), int64_t(offsets[low - 1]));
+  const int64_t above = partition_point(int64_t(0), n, [&](int64_t i) { return int64_t(offsets[i]) <= j; });
+  return above == 0 ? 0 : max_of(int64_t(0), int64_t(offsets[above - 1]));
 }
 
 __device__ __forceinline__ int64_t sequence_start(const HashArgs& args, int64_t j) {
@@ -78,26 +48,16 @@ __device__ __forceinline__ int64_t sequence_start(const HashArgs& args, int64_t 
   return j / args.row_length * args.row_length;
 }
 
-// emit(column, id) for every size, with prime number q, of position j.
+// Calls emit(column, id) for every size, with prime number q, at position j.
 template <class Emit>
 __device__ __forceinline__ void hash_position(const HashArgs& args, int64_t j, int q, const Emit& emit) {
   const int sizes = args.num_sizes;
-  const int64_t start = sequence_start(args, j);
-  const uint64_t prime = uint64_t(number(args, 2 * sizes + q));
-  uint64_t h = token(args, j);
-  int64_t size = 1;
-  for (int k = 0; k < sizes; ++k) {
-    const int64_t wanted = number(args, k);
-    for (; size < wanted && j - size >= start; ++size) {
-      h = token(args, j - size) + prime * h;
-    }
-    h *= power(prime, wanted - size);  // the tokens before the start are zeros
-    size = wanted;
-    emit(q * sizes + int(number(args, sizes + k)), floor_mod(args, h));
-  }
+  hash_ngrams(
+      args, uint64_t(number(args, 2 * sizes + q)), sequence_start(args, j), j, [&](int k) { return number(args, k); },
+      [&](int k, int64_t id) { emit(q * sizes + int(number(args, sizes + k)), id); });
 }
 
-// emit(position - first, column, id) for all columns of `count` positions: the work of a block.
+// Calls emit(position - first, column, id) for all columns of `count` positions, which are the work of a block.
 template <class Emit>
 __device__ __forceinline__ void hash_tile(const HashArgs& args, int64_t first, int count, const Emit& emit) {
   for (int i = int(threadIdx.x); i < count * args.num_primes; i += kHashThreads) {
@@ -116,7 +76,8 @@ __global__ void __launch_bounds__(kHashThreads) store_numbers_kernel(Numbers num
   }
 }
 
-// Through shared memory: the G ids of a position are adjacent, those that a warp computes at a time are not.
+// The ids go through shared memory: the G ids of a position are adjacent, but those that a warp computes at a time are
+// not.
 __global__ void __launch_bounds__(kHashThreads) hash_ngram_ids_kernel(HashArgs args, int64_t* ids, int tile) {
   __shared__ int64_t found[kMaxTables];  // [tile, G]
   const int tables = args.num_primes * args.num_sizes;
@@ -136,14 +97,13 @@ __global__ void __launch_bounds__(kHashThreads) hash_ngram_keys_kernel(HashArgs 
     return;
   }
   const int64_t j = i % args.positions;
-  hash_position(args, j, int(i / args.positions), [&](int g, int64_t id) {
-    keys[g * args.positions + j] = Key(g * args.num_rows + id);
-  });
+  hash_position(args, j, int(i / args.positions),
+                [&](int g, int64_t id) { keys[g * args.positions + j] = Key(g * args.num_rows + id); });
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
-constexpr int kInFlight = 8;
+constexpr int kInFlight = 8;  // table rows that a thread loads before it adds the first of them
 
 template <class T, class U, int N>
 __global__ void __launch_bounds__(kHashThreads, 2) hash_ngram_embedding_kernel(HashEmbeddingArgs args, int tile) {
@@ -153,9 +113,8 @@ __global__ void __launch_bounds__(kHashThreads, 2) hash_ngram_embedding_kernel(H
   const int tables = hash.num_primes * hash.num_sizes;
   const int64_t first = int64_t(blockIdx.x) * tile;
   const int count = int(min_of(int64_t(tile), hash.positions - first));
-  hash_tile(hash, first, count, [&](int k, int g, int64_t id) {
-    rows[k * tables + g] = (g * hash.num_rows + id) * args.table_stride;
-  });
+  hash_tile(hash, first, count,
+            [&](int k, int g, int64_t id) { rows[k * tables + g] = (g * hash.num_rows + id) * args.table_stride; });
   __syncthreads();
 
   const T* const table = static_cast<const T*>(args.table);
@@ -203,7 +162,7 @@ __device__ __forceinline__ int64_t key_at(const SortedKeys& sorted, int64_t i) {
   return sorted.keys64 != nullptr ? sorted.keys64[i] : int64_t(sorted.keys32[i]);
 }
 
-// A warp for each tile. counts may be null.
+// Marks the entries that start a run, a warp for each tile, and counts them in `counts` unless that is null.
 __global__ void __launch_bounds__(kHashThreads)
     hash_ngram_runs_kernel(SortedKeys sorted, const int64_t* places, int64_t num_positions, int32_t* positions,
                            int32_t* counts) {
@@ -222,12 +181,12 @@ __global__ void __launch_bounds__(kHashThreads)
   }
 }
 
-// The number of the run that starts with entry `head` of a tile. runs[tile] runs start in this tile or before it.
+// The number of the run that starts with entry `head` of a tile, where runs[tile] runs start in this tile or before it.
 __device__ __forceinline__ int64_t run_number(const SortedKeys& sorted, const int64_t* runs, int64_t tile, int head) {
   return runs[tile] - __popc(sorted.heads[tile] >> head);
 }
 
-// num_rows: from the number of runs to that of entries.
+// Writes the key of each run to `rows`. num_rows is at least the number of runs and at most that of entries.
 __global__ void __launch_bounds__(kHashThreads)
     hash_ngram_rows_kernel(SortedKeys sorted, const int64_t* runs, int64_t* rows, int64_t num_rows) {
   const int64_t i = int64_t(blockIdx.x) * kHashThreads + threadIdx.x;
@@ -242,7 +201,7 @@ __global__ void __launch_bounds__(kHashThreads)
   }
 }
 
-// Zeros from row *count to the last, each of so many accesses.
+// Writes zeros to the rows from *count to the last; a row is `accesses` long.
 template <class Access>
 __global__ void __launch_bounds__(kHashThreads)
     hash_ngram_padding_kernel(const int64_t* count, int64_t num_rows, int64_t accesses, Access* out) {
@@ -252,12 +211,12 @@ __global__ void __launch_bounds__(kHashThreads)
   }
 }
 
-// What lies where in a tile.
+// The entries of a tile.
 struct RunTile {
   int64_t first;   // entry
-  int count;       // of entries
-  uint32_t heads;  // entries that start a run
-  int lead;        // entries before the first head: they continue a run of earlier tiles
+  int count;       // how many entries there are
+  uint32_t heads;  // bit i: entry i starts a run
+  int lead;        // how many entries lie before the first head; they continue a run of earlier tiles
 
   __device__ __forceinline__ int last_head() const { return kRunTile - 1 - __clz(int(heads)); }
 };
@@ -292,19 +251,19 @@ __device__ __forceinline__ void write_table_row(const HashGradArgs& args, int64_
   store_once<N>(static_cast<T*>(args.out) + row * args.width + column, v);
 }
 
-// A thread for each tile and pack of columns.
+// Sums the runs of each tile. A task is a tile and a pack of columns, and each thread has one.
 template <class T, class U, int N>
 __global__ void __launch_bounds__(kHashThreads) hash_ngram_sum_kernel(HashGradArgs args) {
   using A = Acc<T>;
   constexpr int kRows = 4;  // loaded together
-  const int64_t packs = args.width / N, unit = int64_t(blockIdx.x) * kHashThreads + threadIdx.x;
-  const int64_t tile = unit / packs, column = unit % packs * N;
+  const int64_t packs = args.width / N, task = int64_t(blockIdx.x) * kHashThreads + threadIdx.x;
+  const int64_t tile = task / packs, column = task % packs * N;
   const RunTile t = run_tile(args.sorted, tile), next = run_tile(args.sorted, tile + 1);
   if (t.count == 0) {
     return;
   }
-  // Entries begin .. end - 1, counted from the first of this tile. A long run is left to the tiles after the one it
-  // starts in; the first of them takes its entries in there, too.
+  // This thread sums entries begin .. end - 1, counted from the first of the tile. The tile in which a long run starts
+  // leaves it to the tiles after it, and the first of these sums the entries in the tile before as well.
   bool part = false;
   int begin = t.lead, end = t.count;
   if (tile > 0 && t.lead > 0) {
@@ -323,7 +282,7 @@ __global__ void __launch_bounds__(kHashThreads) hash_ngram_sum_kernel(HashGradAr
   const U* const grad = static_cast<const U*>(args.grad) + column;
   const int32_t* const positions = args.positions + t.first;
   A sum[N] = {};
-  int head = -1;  // of the run that is being summed; -1: it is a part
+  int head = -1;  // the first entry of the run that is being summed; -1: it is a part of a long run
   const auto finish = [&] {
     if (head >= 0) {
       write_table_row<T, N>(args, tile, head, column, sum);
@@ -361,7 +320,7 @@ __global__ void __launch_bounds__(kHashThreads) hash_ngram_sum_kernel(HashGradAr
   }
 }
 
-// sum += parts of tiles begin .. end - 1.
+// Adds the parts of tiles begin .. end - 1 to sum.
 template <int N, class A>
 __device__ __forceinline__ void add_parts(const HashGradArgs& args, int64_t begin, int64_t end, int64_t column,
                                           A (&sum)[N]) {
@@ -386,20 +345,12 @@ __device__ __forceinline__ void add_parts(const HashGradArgs& args, int64_t begi
 // The first entry whose key is larger than that of entry i.
 __device__ __forceinline__ int64_t end_of_run(const SortedKeys& sorted, int64_t i) {
   const int64_t key = key_at(sorted, i);
-  int64_t low = i, high = sorted.entries;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (key_at(sorted, middle) <= key) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return partition_point(i, sorted.entries, [&](int64_t other) { return key_at(sorted, other) <= key; });
 }
 
-// A block for kWarp tiles and kWarp packs of columns. Runs of few parts go to its warps in turn; those of many are
-// divided among its warps, whose sums are added in order.
+// Joins the parts of long runs. A block does kWarp tiles and kWarp packs of columns. A run of few parts goes to one
+// warp, and the warps take turns; the parts of a run of many are dealt out to all warps, and their sums are added in
+// order.
 template <class T, int N>
 __global__ void __launch_bounds__(kHashThreads) hash_ngram_join_kernel(HashGradArgs args, int64_t chunks) {
   using A = Acc<T>;
@@ -409,7 +360,7 @@ __global__ void __launch_bounds__(kHashThreads) hash_ngram_join_kernel(HashGradA
   const int64_t first = int64_t(blockIdx.x) / chunks * kWarp;
   const int64_t column = (int64_t(blockIdx.x) % chunks * kWarp + lane) * N;
   const bool active = column < args.width;
-  int64_t parts = 0;  // of the long run that starts in tile first + lane: those of the tiles after it
+  int64_t parts = 0;  // of the long run that starts in tile first + lane; they lie in the tiles after it
   int start = 0;
   {
     const RunTile t = run_tile(args.sorted, first + lane);
@@ -437,10 +388,10 @@ __global__ void __launch_bounds__(kHashThreads) hash_ngram_join_kernel(HashGradA
     const int of = __ffs(int(left)) - 1;
     const int64_t tile = first + of, count = __shfl_sync(kFullWarp, parts, of);
     const int head = __shfl_sync(kFullWarp, start, of);
-    const int64_t share = (count + kWarps - 1) / kWarps, from = min_of(count, warp * share);
+    const int64_t per_warp = (count + kWarps - 1) / kWarps, from = min_of(count, warp * per_warp);
     A sum[N] = {};
     if (active) {
-      add_parts<N>(args, tile + 1 + from, tile + 1 + min_of(count, from + share), column, sum);
+      add_parts<N>(args, tile + 1 + from, tile + 1 + min_of(count, from + per_warp), column, sum);
     }
 #pragma unroll
     for (int e = 0; e < N; ++e) sums[warp][lane][e] = sum[e];

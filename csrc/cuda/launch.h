@@ -1,4 +1,4 @@
-// Launching a kernel: on a CUDA stream, or with BLT_EMULATE_CUDA on host threads. Errors name the kernel and its grid.
+// Launches a kernel on a CUDA stream, or with BLT_EMULATE_CUDA on host threads. Errors name the kernel and its grid.
 #pragma once
 
 #include "common/check.h"

@@ -10,13 +10,12 @@ template <Rule R>
 void run(const StartsArgs& args, size_t value_bytes, Stream stream) {
   const int64_t num_bytes = args.sequences.num_bytes, tiles = layout_tiles(num_bytes);
   const int64_t blocks = args.sequences.batch * tiles;
-  // 16 bytes where that many are loaded at once, 4 bytes of a mask.
+  // A thread loads 16 bytes at once, of a mask 4 bytes.
   const int access = value_bytes == 8 ? 2 : kLayoutItems;
   const bool aligned =
       access_width(num_bytes, value_bytes == 0 ? 1 : value_bytes, access, args.values) == access &&
       access_width(num_bytes, sizeof(int32_t), kLayoutItems, args.out.patch_ids, args.out.visible_ids) == kLayoutItems;
-  launch("layout_tiles", layout_tiles_kernel<R>, blocks, kLayoutThreads, 0, stream, args, unsigned(tiles),
-         aligned);
+  launch("layout_tiles", layout_tiles_kernel<R>, blocks, kLayoutThreads, 0, stream, args, unsigned(tiles), aligned);
   launch("layout_from_starts", layout_from_starts_kernel<R>, blocks + 1, kLayoutThreads, 0, stream, args,
          unsigned(tiles), aligned);
 }

@@ -1,17 +1,21 @@
 // The fields of a PatchLayout from patch starts (a mask, or a rule that is evaluated here) or from patch lengths.
 //
-// Floor of layout_from_starts: the values that decide once (1, 4 or 8 bytes a byte of text), patch_ids and visible_ids
-// once (8 bytes a byte), offsets once (4 bytes a slot). Two launches whatever B and N. A row is divided into tiles, one
-// a block. The first launch counts the starts of each tile (and fills offsets with the end of the row, which slots
-// without bytes keep); in the second each block adds up the counts of the tiles before its own, scans its tile and
-// writes. The values are decided upon twice: the second time they come from L2, as do the counts, 16 bytes for each
-// tile before (for a whole row 1 % of the floor at 16 k bytes, as much as the floor at 2 M).
-// No block waits for another of its launch; within the second one blocks share only `overflow`, a sum of integers.
+// layout_from_starts must move at least these bytes: the values that decide once (1, 4 or 8 bytes for a byte of text),
+// patch_ids and visible_ids once (8 bytes for a byte of text), and offsets once (4 bytes for a slot). It takes two
+// launches, whatever B and N are. A row is cut into tiles, and each tile has a block. The first launch counts the
+// starts of each tile, and fills offsets with the end of the row, which slots without bytes keep. In the second launch
+// each block adds up the counts of the tiles before its own, scans its tile and writes. The values are read in both
+// launches; the second time they come from L2. So do the counts, 16 bytes for each tile before: for a row of 16k bytes
+// these are 1 % of the bytes that must move, for a row of 2M bytes as much as these. No block waits for another one of
+// its launch. In the second launch blocks share only `overflow`, a sum of integers.
 //
-// Floor of layout_from_lengths: lengths, offsets, patch_ids and visible_ids once. Two launches too: a block a row sums
-// the lengths up to offsets, then each byte finds its slot there by bisection.
+// layout_from_lengths must move lengths, offsets, patch_ids and visible_ids once. It takes two launches, too: in the
+// first a block for each row sums the lengths to offsets, and in the second each byte finds its slot there by
+// bisection.
 #pragma once
 
+#include "common/search.h"
+#include "common/segment_rules.h"
 #include "cuda/device.h"
 #include "cuda/layout.h"
 
@@ -19,10 +23,13 @@ namespace blt::cuda {
 
 constexpr int kLayoutThreads = 256;
 constexpr int kLayoutWarps = kLayoutThreads / kWarp;
-constexpr int kLayoutItems = 4;  // consecutive bytes of a thread: one access of 16 bytes for each [B, N] output
+constexpr int kLayoutItems = 4;  // consecutive bytes of a thread: it writes 16 bytes of each [B, N] output at once
 constexpr int kLayoutTile = kLayoutThreads * kLayoutItems;
 
 // ---- scans ----------------------------------------------------------------------------------------------------------
+//
+// They are our own, because cub does not compile for the host threads of the tests (csrc/testing), and needs of it are
+// few: one scan of a block, with an operation that does not commute.
 
 template <class T>
 __device__ __forceinline__ T shuffle(const T& x, int lane) {
@@ -36,7 +43,7 @@ __device__ __forceinline__ T shuffle(const T& x, int lane) {
   return y;
 }
 
-// x of all lanes up to this one, in order: `op` need not commute.
+// Combines x of all lanes up to this one, in order, so that `op` need not commute.
 template <class T, class Op>
 __device__ __forceinline__ T warp_scan(T x, Op op) {
   const int lane = int(threadIdx.x) % kWarp;
@@ -50,16 +57,16 @@ __device__ __forceinline__ T warp_scan(T x, Op op) {
 
 template <class T>
 struct Scan {
-  T before, total;  // x of the threads before this one, and of all
+  T before, total;  // x of the threads before this one combined, and x of all threads combined
 };
 
-// Op::none() is neutral. All threads of the block take part.
+// Op::none() is the neutral element. All threads of the block must take part.
 template <class T, class Op>
 __device__ __forceinline__ Scan<T> block_scan(T x, Op op) {
   __shared__ T warps[kLayoutWarps];
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   const T upto = warp_scan(x, op);
-  __syncthreads();  // the last scan was read
+  __syncthreads();  // every thread has read what the last scan left in `warps`
   if (lane == kWarp - 1) warps[warp] = upto;
   __syncthreads();
   const T sums = warp_scan(lane < kLayoutWarps ? warps[lane] : Op::none(), op);
@@ -79,18 +86,19 @@ struct Max {
 
 // ---- sequences ------------------------------------------------------------------------------------------------------
 
-// Bytes begin .. end - 1 of a row are those of sequence s of the row; s = in_row: bytes after the last one.
+// Bytes begin .. end - 1 of a row are those of sequence s of the row. With s = in_row they come after the last
+// sequence.
 struct Span {
   int32_t s, begin, end;
 };
 
-// The sequence of byte i. The bounds come from the comparisons that were made, so that for any values, also decreasing
-// ones, the spans of all bytes are a division of the row into sequences in order.
+// The sequence of byte i. The bounds of the span come from the comparisons of the search. So for any values, even for
+// decreasing ones, the spans of all bytes cut the row into sequences in order.
 __device__ __forceinline__ Span span_at(const SequenceArgs& args, int64_t row, int32_t i) {
   Span span{0, 0, args.num_bytes};
   const int64_t base = args.packed ? 0 : row;
   int32_t stop = args.in_row;
-  while (span.s < stop) {
+  while (span.s < stop) {  // not partition_point: it would take more registers to keep the bounds as well
     const int32_t middle = span.s + (stop - span.s) / 2;
     int64_t end = args.num_bytes;
     if (args.ends != nullptr) {
@@ -108,14 +116,14 @@ __device__ __forceinline__ Span span_at(const SequenceArgs& args, int64_t row, i
   return span;
 }
 
-// The last sequence of a row that has bytes, or none: s = -1, end = 0.
+// The last sequence of a row that has bytes, or s = -1 and end = 0 where there is none.
 __device__ __forceinline__ Span last_span(const SequenceArgs& args, int64_t row) {
   const Span span = args.num_bytes == 0 ? Span{0, 0, 0} : span_at(args, row, args.num_bytes - 1);
   if (span.s < args.in_row && span.end > 0) return span;
   return span.begin == 0 ? Span{-1, 0, 0} : span_at(args, row, span.begin - 1);
 }
 
-// The spans of a thread's bytes, from the one before the first on; there is none before byte 0.
+// The spans of the byte before a thread's first one, and of the thread's bytes. There is no span before byte 0.
 struct Spans {
   Span at[kLayoutItems + 1];
 
@@ -137,10 +145,11 @@ struct Spans {
 
 // ---- where patches start --------------------------------------------------------------------------------------------
 
-// A run of bytes knows where the mask or rule has its `first` and `last` start (-1: nowhere), the `count` of starts
-// from the first to the last of these, those that max_patch_length cuts between them included, and how many of them
-// come before the last that begins a sequence (`begin`, -1: there is none). Every sequence that is cut begins with a
-// start of the rule, so that no distance between two of them reaches across sequences.
+// The summary of a run of bytes says where the mask or rule has its `first` and `last` start (-1: nowhere). `count` is
+// the number of starts from the first to the last of these, including those that max_patch_length adds between them.
+// `begin` says how many of them come before the last start that begins a sequence (-1: none begins one). With
+// max_patch_length every sequence begins with a start of the rule, so that no distance between two starts reaches
+// across sequences.
 struct JoinStarts {
   int32_t max_patch_length;
 
@@ -156,14 +165,8 @@ struct JoinStarts {
   }
 };
 
-__device__ __forceinline__ bool spacelike(int64_t u) {
-  const bool letter = (u >= 'A' && u <= 'Z') || (u >= 'a' && u <= 'z');
-  const bool digit = u >= '0' && u <= '9', continuation = u >= 0x80 && u < 0xc0;
-  return !(letter | digit | continuation);
-}
-
-// values[first - before .. first - before + Count - 1] of a row; 0 outside of it. The access is as wide as it can be
-// for the bytes of the thread itself.
+// Loads `Count` values of a row from first - Before on, and 0 outside of the row. The thread's own bytes are loaded in
+// one access where that is possible.
 template <int Count, int Before, class T>
 __device__ __forceinline__ void load_values(const T* row, int32_t num_bytes, int64_t first, bool aligned,
                                             T (&values)[Count]) {
@@ -185,8 +188,9 @@ __device__ __forceinline__ void load_values(const T* row, int32_t num_bytes, int
   }
 }
 
-// Of a thread's bytes: natural: the mask or rule has a start there; after: it has one at the next byte, were it of the
-// same sequence. A bit for each byte; bytes outside of sequences have none.
+// The decisions about a thread's bytes, a bit for each. `natural` says that the mask or rule has a start at the byte;
+// `after` says that it has one at the next byte, or would have one if that belonged to the sequence. The bits of bytes
+// outside of sequences are 0.
 template <Rule R>
 struct Decisions {
   uint32_t natural = 0, after = 0;
@@ -195,7 +199,7 @@ struct Decisions {
                                        bool aligned) {
     const SequenceArgs& sequences = args.sequences;
     const int64_t base = row * sequences.num_bytes;
-    // What byte first - 1 + k decides about the next one: far from the start of its sequence, and at its start.
+    // What byte first - 1 + k decides about the next one: `inner` inside of its sequence, and `alone` at its start.
     uint32_t inner = 0, alone = 0;
     if constexpr (R == Rule::mask) {
       uint8_t mask[kLayoutItems + 1];
@@ -210,8 +214,8 @@ struct Decisions {
       bool space_before = false;
 #pragma unroll
       for (int k = 0; k < kLayoutItems + 2; ++k) {
-        const int64_t byte = int64_t(uint64_t(tokens[k]) - uint64_t(args.byte_offset));
-        const bool space = spacelike(byte);
+        const int64_t byte = byte_of(tokens[k], args.byte_offset);
+        const bool space = is_spacelike(byte);
         if (k > 0) {
           alone |= uint32_t(byte < 0) << (k - 1);
           inner |= uint32_t((byte < 0) | (space & !space_before)) << (k - 1);
@@ -224,23 +228,16 @@ struct Decisions {
                                        aligned, e);
 #pragma unroll
       for (int k = 0; k <= kLayoutItems; ++k) {
-        const float rise = e[k + 1] - e[k];
-        const bool above = e[k + 1] > args.threshold;
-        const bool starts = R == Rule::threshold   ? above
-                            : R == Rule::monotonic ? rise > args.threshold
-                                                   : above & (rise > args.delta);
-        inner |= uint32_t(starts) << k;
+        inner |= uint32_t(entropy_starts<R>(e[k], e[k + 1], args.threshold, args.delta)) << k;
       }
       alone = R == Rule::threshold ? inner : 0;
     }
-    // With the BOS patch e[0] is not used, so that the first difference of two used entropies is that of position 2.
-    constexpr int32_t kForced = R == Rule::monotonic || R == Rule::combined ? 1 : 0;
-    const auto decides = [&](int k, int32_t t) {  // byte first - 1 + k, at position t of its sequence
+    const auto decides = [&](int k, int32_t t) {  // for byte first - 1 + k, which has position t in its sequence
       if constexpr (R == Rule::fixed) {
         const int32_t past = t - (args.bos_patch ? 0 : args.patch_size - 1);
         return past >= 0 && past % args.patch_size == 0;
       }
-      return (args.bos_patch && t <= kForced) || (((t > 0 ? inner : alone) >> k) & 1) != 0;
+      return (args.bos_patch && t <= kLastForced<R>) || (((t > 0 ? inner : alone) >> k) & 1) != 0;
     };
 #pragma unroll
     for (int k = 0; k < kLayoutItems; ++k) {
@@ -275,7 +272,7 @@ struct Decisions {
   }
 };
 
-// The last slot that a sequence may use: every later one of the row keeps at least one.
+// The last slot that a sequence may use, because every later sequence of the row keeps at least one slot.
 __device__ __forceinline__ int32_t last_slot(const StartsArgs& args, int32_t s) {
   return args.merge ? args.out.capacity - args.sequences.in_row + s : INT32_MAX;
 }
@@ -299,8 +296,8 @@ __global__ void __launch_bounds__(kLayoutThreads) layout_tiles_kernel(StartsArgs
   }
 }
 
-// cu_patches from num_patches, by one block. Sequences of a packed row that have bytes wrote theirs; those after the
-// last of them begin where it ends.
+// One block writes cu_patches from num_patches. In a packed row the sequences that have bytes wrote theirs before, and
+// the sequences after the last of them begin where it ends.
 __device__ __forceinline__ void finish_rows(const SequenceArgs& sequences, const LayoutOut& out) {
   if (sequences.packed) {
     const int32_t last = last_span(sequences, 0).s, num_patches = out.num_patches[0];
@@ -319,14 +316,14 @@ __device__ __forceinline__ void finish_rows(const SequenceArgs& sequences, const
   }
 }
 
-// num_patches of all rows, a warp a row.
+// Writes num_patches of all rows, with a warp for each row.
 __device__ __forceinline__ void count_patches(const StartsArgs& args, int64_t tiles) {
   const JoinStarts join{args.max_patch_length};
   const int lane = int(threadIdx.x) % kWarp;
-  const int64_t share = (tiles + kWarp - 1) / kWarp;
+  const int64_t per_lane = (tiles + kWarp - 1) / kWarp;
   for (int64_t row = threadIdx.x / kWarp; row < args.sequences.batch; row += kLayoutWarps) {
     Starts all = JoinStarts::none();
-    for (int64_t t = lane * share; t < min_of((lane + 1) * share, tiles); ++t) {
+    for (int64_t t = lane * per_lane; t < min_of((lane + 1) * per_lane, tiles); ++t) {
       all = join(all, args.tiles[row * tiles + t]);
     }
     all = warp_scan(all, join);
@@ -350,7 +347,7 @@ __device__ __forceinline__ void store_ids(int32_t* row, int32_t num_bytes, int64
   }
 }
 
-// The last block has no tile: it finishes num_patches and cu_patches.
+// Each block has a tile, except the last one, which writes num_patches and cu_patches.
 template <Rule R>
 __global__ void __launch_bounds__(kLayoutThreads, 4)
     layout_from_starts_kernel(StartsArgs args, unsigned tiles, bool aligned) {
@@ -365,8 +362,8 @@ __global__ void __launch_bounds__(kLayoutThreads, 4)
   }
   const JoinStarts join{args.max_patch_length};
   Starts before = JoinStarts::none();
-  const int64_t share = (tile + kLayoutThreads - 1) / kLayoutThreads;
-  for (int64_t t = threadIdx.x * share; t < min_of((threadIdx.x + 1) * share, tile); ++t) {
+  const int64_t per_thread = (tile + kLayoutThreads - 1) / kLayoutThreads;
+  for (int64_t t = threadIdx.x * per_thread; t < min_of((threadIdx.x + 1) * per_thread, tile); ++t) {
     before = join(before, args.tiles[row * tiles + t]);
   }
   if (tile > 0) before = block_scan(before, join).total;
@@ -375,13 +372,13 @@ __global__ void __launch_bounds__(kLayoutThreads, 4)
   const Decisions<R> decisions(args, spans, row, first, aligned);
   before = join(before, block_scan(decisions.starts(spans, first, join), join).before);
 
-  // The number of the last start up to byte first - 1, the bytes since then, and the slot of that byte.
+  // For byte first - 1: the number of the last start up to it, how many bytes lie between, and its slot.
   const bool some = before.last >= 0;
   const int32_t since = some ? int32_t(first) - 1 - before.last : 0, cuts = join.cuts(since);
   int32_t start = some ? before.count - 1 + cuts : -1;
   int32_t length = since - cuts * join.max_patch_length;
   int32_t slot = min_of(start, last_slot(args, spans.at[0].s));
-  int32_t begin = before.begin;  // number of the start that begins the sequence
+  int32_t begin = before.begin;  // the number of the start that begins the sequence
   int32_t* const offsets = out.offsets + row * (int64_t(out.capacity) + 1);
   Pack<int32_t, kLayoutItems> own, visible;
   int32_t merged = 0;
@@ -391,7 +388,7 @@ __global__ void __launch_bounds__(kLayoutThreads, 4)
     const Span& span = spans.at[k + 1];
     if (span.s < sequences.in_row) {
       const int32_t i = int32_t(first) + k, limit = last_slot(args, span.s);
-      // From here on, `length` is that of the patch with byte i: a patch that is not there has none.
+      // From here on `length` belongs to the patch of byte i, and counts its bytes before byte i.
       const bool starts = ((decisions.natural >> k) & 1) != 0 || (start >= 0 && length + 1 == join.max_patch_length);
       length = starts ? 0 : length + 1;
       start += starts;
@@ -407,7 +404,7 @@ __global__ void __launch_bounds__(kLayoutThreads, 4)
         for (int32_t s = spans.at[k].s + 1; s <= span.s; ++s) out.cu_patches[s] = id;
       }
       const int32_t next = start + (((decisions.after >> k) & 1) != 0 || length + 1 == join.max_patch_length);
-      // The next byte of the sequence has a slot; after the last one it would be a slot of its own.
+      // The next byte of the sequence has a slot. A start after the last byte would have a slot of its own.
       const int32_t seen = (i + 1 < span.end ? min_of(next, limit) : id + next - start) - 1;
       own.data[k] = id;
       visible.data[k] = seen < (sequences.packed ? min_of(begin, limit) : 0) ? -1 : seen;
@@ -422,7 +419,7 @@ __global__ void __launch_bounds__(kLayoutThreads, 4)
 
 // ---- from lengths ---------------------------------------------------------------------------------------------------
 
-// A block a row.
+// Sums the lengths of a row to offsets, with a block for each row.
 __global__ void __launch_bounds__(kLayoutThreads) layout_offsets_kernel(LengthsArgs args) {
   const int64_t row = blockIdx.x, num_bytes = args.sequences.num_bytes, capacity = args.out.capacity;
   const int64_t real = last_span(args.sequences, row).end;
@@ -433,7 +430,7 @@ __global__ void __launch_bounds__(kLayoutThreads) layout_offsets_kernel(LengthsA
     args.out.overflow[row] = 0;
   }
   __syncthreads();
-  int64_t sum = 0, used = 0;  // bytes so far; slots up to the last one with bytes
+  int64_t sum = 0, used = 0;  // the bytes so far, and the slots up to the last one that has bytes
   for (int64_t tile = 0; tile < capacity; tile += kLayoutTile) {
     const int64_t first = tile + threadIdx.x * kLayoutItems;
     int64_t lengths[kLayoutItems], own = 0;
@@ -465,17 +462,12 @@ __global__ void __launch_bounds__(kLayoutThreads) layout_offsets_kernel(LengthsA
   if (threadIdx.x == 0) args.out.num_patches[row] = int32_t(used);
 }
 
-// The slot of byte i < offsets[C].
+// The slot of byte i, where i < offsets[C].
 __device__ __forceinline__ int32_t slot_at(const int32_t* offsets, int32_t capacity, int32_t i) {
-  int32_t slot = 0, stop = capacity;
-  while (stop - slot > 1) {
-    const int32_t middle = slot + (stop - slot) / 2;
-    (offsets[middle] <= i ? slot : stop) = middle;
-  }
-  return slot;
+  return partition_point(1, capacity, [&](int32_t slot) { return offsets[slot] <= i; }) - 1;
 }
 
-// A thread for kLayoutItems bytes; the last block finishes cu_patches.
+// Each thread has kLayoutItems bytes; the last block writes cu_patches.
 __global__ void __launch_bounds__(kLayoutThreads)
     layout_from_lengths_kernel(LengthsArgs args, unsigned tiles, bool aligned) {
   const SequenceArgs& sequences = args.sequences;
@@ -490,7 +482,7 @@ __global__ void __launch_bounds__(kLayoutThreads)
   const int32_t end = offsets[out.capacity], real = last_span(sequences, row).end;
   const Spans spans(sequences, row, first);
   Pack<int32_t, kLayoutItems> own, visible;
-  int32_t id = -1, next_id = -1, lowest = 0;  // of bytes i and i + 1; of the first slot of the sequence
+  int32_t id = -1, next_id = -1, lowest = 0;  // the slots of bytes i and i + 1, and the first slot of the sequence
 #pragma unroll
   for (int k = 0; k < kLayoutItems; ++k) {
     own.data[k] = visible.data[k] = -1;

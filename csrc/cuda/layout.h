@@ -7,15 +7,16 @@
 
 namespace blt::cuda {
 
-// The sequences of a batch: one a row, or all packed in the only row.
+// The sequences of a batch. Each row is one sequence, or all sequences are packed in the only row.
 struct SequenceArgs {
   int64_t batch;      // B
   int32_t num_bytes;  // N
   bool packed;
-  int32_t in_row;       // sequences of a row: S when packed, else 1
-  const void* ends;     // packed: where each ends, [S] (cu_seqlens + 1); else seq_lens [B], or null for N
-  bool ends_are_int64;  // else int32
-  // [S]: whether the byte after the sequence starts a patch. Null: no, or what the rule or the lengths say.
+  int32_t in_row;       // how many sequences a row has: S when packed, otherwise 1
+  const void* ends;     // packed: where each sequence ends, [S] (cu_seqlens + 1); otherwise seq_lens [B], or null for N
+  bool ends_are_int64;  // otherwise they are int32
+  // [S]: whether the byte after the sequence starts a patch. If null, the rule or the lengths say so, or else it does
+  // not.
   const uint8_t* next_is_start;
 };
 
@@ -29,7 +30,7 @@ struct LayoutOut {
   int32_t* overflow;     // [B]
 };
 
-// What a run of bytes, or the bytes of two adjacent runs, adds to the starts before it: see the kernels.
+// A summary of the patch starts in a run of bytes; JoinStarts in layout.cuh makes one of two adjacent runs.
 struct alignas(16) Starts {
   int32_t first, last, count, begin;
 };
@@ -43,8 +44,8 @@ struct StartsArgs {
   float threshold, delta;    // threshold, monotonic, combined
   int64_t byte_offset;       // spaces
   int32_t patch_size;        // fixed
-  bool bos_patch;            // not of masks
-  int32_t max_patch_length;  // INT32_MAX: none
+  bool bos_patch;            // false for a mask
+  int32_t max_patch_length;  // INT32_MAX: there is none
   Starts* tiles;             // [B * layout_tiles(N)], scratch
 };
 
@@ -53,10 +54,10 @@ struct LengthsArgs {
   LayoutOut out;
   const void* lengths;  // [B, C]
   bool lengths_are_int64;
-  int32_t* closes;  // [B], scratch: whether a slot starts with the byte after the last real one
+  int32_t* closes;  // [B], scratch: whether a slot starts at the byte after the last real one
 };
 
-// Blocks that share a row.
+// How many tiles a row has; each has a block.
 int64_t layout_tiles(int64_t num_bytes);
 
 void layout_from_starts(const StartsArgs& args, Stream stream);

@@ -11,8 +11,8 @@ void run(const PatchGatherArgs& args, Stream stream) {
   const int64_t accesses = args.row_bytes / int64_t(sizeof(Access));
   const int lanes = gather_lanes(accesses);
   const int64_t threads = ceil_div(args.rows, kGatherRows) * lanes;
-  launch("patch_gather", patch_gather_kernel<Access>, ceil_div(threads, kGatherThreads), kGatherThreads, 0, stream, args,
-         accesses, lanes);
+  launch("patch_gather", patch_gather_kernel<Access>, ceil_div(threads, kGatherThreads), kGatherThreads, 0, stream,
+         args, accesses, lanes);
 }
 
 }  // namespace
@@ -32,7 +32,8 @@ void patch_gather(const PatchGatherArgs& args, Stream stream) {
 
 void segments_of_ids(const SegmentsArgs& args, int64_t batch, Stream stream) {
   const int64_t slots = batch * args.capacity;
-  launch("segments_init", segments_init_kernel, ceil_div(slots, kGatherThreads), kGatherThreads, 0, stream, args, slots);
+  launch("segments_init", segments_init_kernel, ceil_div(slots, kGatherThreads), kGatherThreads, 0, stream, args,
+         slots);
   launch("segments", segments_kernel, ceil_div(args.rows, kGatherThreads), kGatherThreads, 0, stream, args);
 }
 

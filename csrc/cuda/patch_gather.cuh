@@ -1,6 +1,6 @@
-// patch_gather: copies of rows, whatever their element type.
-// Floor: ids once, every row of y that is seen once, out once. Bytes that see the same patch follow each other, so that
-// its row comes from L1 or L2 after the first.
+// patch_gather copies rows, whatever their element type.
+// At least these bytes must move: ids once, every row of y that a byte sees once, and out once. Bytes that see the same
+// patch follow each other, so that all but the first of them find its row in L1 or L2.
 #pragma once
 
 #include "cuda/device.h"
@@ -9,9 +9,9 @@
 namespace blt::cuda {
 
 constexpr int kGatherThreads = 256;
-constexpr int kGatherRows = 4;  // of a lane: as many loads in flight before the first store
+constexpr int kGatherRows = 4;  // rows of a lane, which loads from all of them before its first store
 
-// Lanes that copy a row together: a power of two, all of a warp for rows of 512 bytes or more.
+// How many lanes copy a row together: a power of two, and a whole warp for rows of 512 bytes or more.
 inline int gather_lanes(int64_t accesses) {
   int lanes = 1;
   while (lanes < kWarp && lanes < accesses) lanes *= 2;
@@ -19,7 +19,8 @@ inline int gather_lanes(int64_t accesses) {
 }
 
 template <class Access>
-__global__ void __launch_bounds__(kGatherThreads) patch_gather_kernel(PatchGatherArgs args, int64_t accesses, int lanes) {
+__global__ void __launch_bounds__(kGatherThreads)
+    patch_gather_kernel(PatchGatherArgs args, int64_t accesses, int lanes) {
   const int64_t thread = int64_t(blockIdx.x) * kGatherThreads + threadIdx.x;
   const int64_t first = thread / lanes * kGatherRows;
   const auto* const y = static_cast<const Access*>(args.y);
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(kGatherThreads) patch_gather_kernel(PatchGathe
   }
 }
 
-// Slots without bytes after the last one that has some: begin = end = N.
+// Sets begin = end = N, which stays in the slots after the last one that has bytes.
 __global__ void __launch_bounds__(kGatherThreads) segments_init_kernel(SegmentsArgs args, int64_t slots) {
   const int64_t c = int64_t(blockIdx.x) * kGatherThreads + threadIdx.x;
   if (c < slots) {
@@ -54,8 +55,8 @@ __global__ void __launch_bounds__(kGatherThreads) segments_init_kernel(SegmentsA
   }
 }
 
-// A thread for each byte; one that starts or ends a run of equal ids writes. Slots that were skipped are empty, at the
-// start of the run.
+// Each byte has a thread, which writes if a run of equal ids starts or ends there. Slots that the run skips are empty,
+// and lie at its start.
 __global__ void __launch_bounds__(kGatherThreads) segments_kernel(SegmentsArgs args) {
   const int64_t row = int64_t(blockIdx.x) * kGatherThreads + threadIdx.x;
   if (row >= args.rows) {

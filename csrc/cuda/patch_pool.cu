@@ -6,13 +6,13 @@ namespace blt::cuda {
 
 namespace {
 
-// Calls run(PoolShape, blocks, threads) for packs of `n` columns.
+// Calls run(shape, blocks, threads) for packs of n columns.
 template <class Run>
 void with_shape(const PatchPoolArgs& args, int n, const Run& run) {
   const PoolShape shape = pool_shape(args, n);
   const int groups = kPoolThreads / shape.lanes;
-  const int64_t units = args.batch * shape.tiles * shape.chunks;
-  run(shape, ceil_div(units, groups), groups * shape.lanes);
+  const int64_t tasks = args.batch * shape.tiles * shape.chunks;
+  run(shape, ceil_div(tasks, groups), groups * shape.lanes);
 }
 
 template <class T, int N, bool kExtreme>

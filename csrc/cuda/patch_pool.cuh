@@ -1,14 +1,17 @@
 // patch_pool and its gradient.
-// Floor: x once, out once; backward of max and min: x, out and grad once, grad_x once; of mean and sum: grad and grad_x.
+// At least these bytes must move: x once and out once; in backward of max and min x, out, grad and grad_x once, and in
+// backward of mean and sum grad and grad_x once.
 //
-// Balance: tiles of equally many bytes plus slots, so that neither a patch of 16k bytes nor thousands of empty slots fall
-// to one thread. A tile owns the slots that lie in it, and all bytes of their patches, a few beyond its end; of a patch
-// of more than kPoolTile bytes each tile reduces the bytes that lie in it, to `parts`, and a second kernel joins them in
-// order. What a tile does depends on the layout alone: results are deterministic.
+// The work is dealt out in tiles of equally many bytes plus slots, so that neither a patch of 16k bytes nor thousands
+// of empty slots fall to one thread. A tile reduces the patches whose slots lie in it, also their bytes beyond its end.
+// A patch of more than kPoolTile bytes is long: each tile reduces the bytes of it that lie in the tile, as a part of
+// the patch, to `parts`, and a second kernel joins the parts in order. What a tile does depends on the layout alone, so
+// results are deterministic.
 //
-// Blocks do not communicate within a launch: each `parts` row, slot and byte is written by one tile.
+// Blocks do not communicate within a launch: each row of `parts`, each slot and each byte is written by one tile.
 #pragma once
 
+#include "common/search.h"
 #include "cuda/device.h"
 #include "cuda/patch_pool.h"
 
@@ -16,10 +19,11 @@ namespace blt::cuda {
 
 constexpr int kPoolThreads = 256;
 
-// Threads that share a tile, a pack of columns each; how many such groups of columns there are; tiles of a batch row.
 struct PoolShape {
-  int lanes;
-  int64_t packs, chunks, tiles;
+  int lanes;       // threads that work on a tile together, each on a pack of columns
+  int64_t packs;   // packs of columns in a row
+  int64_t chunks;  // chunks of `lanes` packs in a row
+  int64_t tiles;   // tiles in a batch row
 };
 
 inline PoolShape pool_shape(const PatchPoolArgs& args, int columns_of_a_pack) {
@@ -29,32 +33,24 @@ inline PoolShape pool_shape(const PatchPoolArgs& args, int columns_of_a_pack) {
   return {int(lanes), packs, (packs + lanes - 1) / lanes, pool_tiles(args.num_bytes, args.capacity)};
 }
 
-// The slots of a row that come before item `position` of the merged order, in which slot c is item begin[c] + c.
+// How many slots of a row come before place `position`. Slots and bytes are counted in one order, in which each slot
+// comes just before its bytes: slot c has place begin[c] + c.
 __device__ __forceinline__ int64_t slots_before(const int32_t* begin, int64_t capacity, int64_t position) {
-  int64_t low = 0, high = capacity;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (begin[middle] + middle < position) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return partition_point(int64_t(0), capacity, [&](int64_t c) { return begin[c] + c < position; });
 }
 
-// What one thread works on: a tile and a pack of columns. Inactive threads have none.
+// What one thread works on: a tile and a pack of columns. Threads that are not active have none.
 struct PoolTile {
   bool active;
-  int64_t index;       // of the tile, over all rows
-  int64_t row_tile;    // of the first tile of row b
-  int64_t b, column;   // of the batch; the first of the pack
-  int64_t row0, row1;  // bytes that lie in the tile
-  int64_t slot0, slot1;
+  int64_t index;         // the tile, counted over all batch rows
+  int64_t row_tile;      // the first tile of batch row b
+  int64_t b, column;     // the batch row; the first column of the pack
+  int64_t row0, row1;    // bytes row0 .. row1 - 1 lie in the tile
+  int64_t slot0, slot1;  // slots slot0 .. slot1 - 1 lie in the tile
   int64_t num_bytes;
-  const int32_t *begin, *end;  // of row b
+  const int32_t *begin, *end;  // of batch row b
 
-  // Of slot c; values that are no layout's stay within the row.
+  // The bytes first(c) .. last(c) - 1 of slot c, clamped so that any values stay within the row.
   __device__ __forceinline__ int64_t first(int64_t c) const { return clamp(begin[c]); }
   __device__ __forceinline__ int64_t last(int64_t c) const { return clamp(end[c]); }
   __device__ __forceinline__ int64_t rows(int64_t c) const { return last(c) - first(c); }
@@ -64,10 +60,10 @@ struct PoolTile {
 template <int N>
 __device__ __forceinline__ PoolTile pool_tile(const PatchPoolArgs& args, const PoolShape& shape) {
   const int64_t groups = blockDim.x / shape.lanes;
-  const int64_t unit = int64_t(blockIdx.x) * groups + threadIdx.x / shape.lanes;
-  const int64_t pack = unit % shape.chunks * shape.lanes + threadIdx.x % shape.lanes;
+  const int64_t task = int64_t(blockIdx.x) * groups + threadIdx.x / shape.lanes;
+  const int64_t pack = task % shape.chunks * shape.lanes + threadIdx.x % shape.lanes;
   PoolTile t{};
-  t.index = unit / shape.chunks;
+  t.index = task / shape.chunks;
   t.active = t.index < args.batch * shape.tiles && pack < shape.packs;
   if (t.active) {
     t.b = t.index / shape.tiles;
@@ -86,13 +82,14 @@ __device__ __forceinline__ PoolTile pool_tile(const PatchPoolArgs& args, const P
   return t;
 }
 
-// parts[tile, which]: 0 for the bytes of a long patch that began in an earlier tile, 1 for one that begins here.
+// parts[tile, which], where which = 0 is the part of a long patch that began in an earlier tile, and 1 that of a long
+// patch that begins here.
 template <class A>
 __device__ __forceinline__ A* part_of(const PatchPoolArgs& args, int64_t tile, int which, int64_t column) {
   return static_cast<A*>(args.parts) + (tile * 2 + which) * args.width + column;
 }
 
-// Max and min are one: min x = -max(-x).
+// Min is computed as max: min x = -max(-x).
 template <class A>
 __device__ __forceinline__ A sign_of(Reduce reduce) {
   return reduce == Reduce::min ? A(-1) : A(1);
@@ -142,7 +139,7 @@ __device__ __forceinline__ void write(T* p, const Acc<T> (&acc)[N], Acc<T> facto
   store_once<N>(p, v);
 }
 
-// body(slot, first row, rows, which) for the parts of long patches that lie in a tile.
+// Calls body(slot, first row, rows, which) for the parts of long patches that lie in a tile.
 template <class Body>
 __device__ __forceinline__ void for_each_part(const PoolTile& t, const Body& body) {
   if (t.slot0 > 0 && t.rows(t.slot0 - 1) > kPoolTile) {
@@ -188,10 +185,10 @@ __global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_kernel(PatchPoolAr
   });
 }
 
-// The parts of the long patch that begins in a tile: its own, and those of the tiles after it.
+// Joins the parts of the long patch c that begins in a tile: the part in this tile and those in the tiles after it.
 template <int N, bool kExtreme, class A>
 __device__ __forceinline__ void join_parts(const PatchPoolArgs& args, const PoolTile& t, int64_t c, A (&acc)[N]) {
-  // The last byte of patch c is item end[c] - 1 + (c + 1) of its row.
+  // The last byte of patch c has place end[c] - 1 + (c + 1) in its row.
   const int64_t last = t.row_tile + (t.last(c) + c) / kPoolTile;
 #pragma unroll
   for (int e = 0; e < N; ++e) acc[e] = identity<kExtreme, A>();
@@ -202,7 +199,7 @@ __device__ __forceinline__ void join_parts(const PatchPoolArgs& args, const Pool
   }
 }
 
-// Whether a long patch begins in the tile: the slot, or -1.
+// The slot of the long patch that begins in the tile, or -1.
 __device__ __forceinline__ int64_t long_patch(const PoolTile& t) {
   return t.active && t.slot0 < t.slot1 && t.rows(t.slot1 - 1) > kPoolTile ? t.slot1 - 1 : -1;
 }
@@ -221,7 +218,7 @@ __global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_join_kernel(PatchP
               args.reduce == Reduce::mean ? A(1) / A(t.rows(c)) : sign_of<A>(args.reduce));
 }
 
-// How often each column of some rows equals the patch's result.
+// Counts, for each column, the rows that equal the result of the patch.
 template <class T, int N>
 __device__ __forceinline__ void count_ties(const T* x, int64_t rows, int64_t stride, const Pack<T, N>& winner,
                                            Acc<T> (&ties)[N]) {
@@ -235,7 +232,8 @@ __device__ __forceinline__ void count_ties(const T* x, int64_t rows, int64_t str
   }
 }
 
-// Bytes that won get their share. Where NaN won nothing is equal, and 0 / 0 makes every gradient NaN.
+// Writes the gradient of rows: those that equal the result receive the share. Where NaN won no row is equal, and 0 / 0
+// makes every gradient NaN.
 template <class T, int N>
 __device__ __forceinline__ void give_shares(const T* x, T* grad_x, int64_t rows, int64_t stride,
                                             const Pack<T, N>& winner, const Acc<T> (&share)[N]) {
@@ -270,9 +268,10 @@ __global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_ties_kernel(PatchP
   });
 }
 
-// What each winner of a long patch receives, to the part where the patch begins.
+// Writes what each winner of a long patch receives to the part where the patch begins.
 template <class T, int N>
-__global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_shares_kernel(PatchPoolBackwardArgs args, PoolShape shape) {
+__global__ void __launch_bounds__(kPoolThreads, 2)
+    patch_pool_shares_kernel(PatchPoolBackwardArgs args, PoolShape shape) {
   using A = Acc<T>;
   const PatchPoolArgs& f = args.forward;
   const PoolTile t = pool_tile<N>(f, shape);
@@ -289,7 +288,8 @@ __global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_shares_kernel(Patc
 }
 
 template <class T, int N, bool kExtreme>
-__global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_backward_kernel(PatchPoolBackwardArgs args, PoolShape shape) {
+__global__ void __launch_bounds__(kPoolThreads, 2)
+    patch_pool_backward_kernel(PatchPoolBackwardArgs args, PoolShape shape) {
   using A = Acc<T>;
   const PatchPoolArgs& f = args.forward;
   const PoolTile t = pool_tile<N>(f, shape);
@@ -301,10 +301,11 @@ __global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_backward_kernel(Pa
   const T* grad = static_cast<const T*>(args.grad) + t.b * f.capacity * f.width + t.column;
   T* grad_x = static_cast<T*>(args.grad_x) + t.b * f.num_bytes * f.width + t.column;
   A share[N];
-  // Rows of one patch, of which `share` is what each of them (max, min: each winner) receives.
+  // Writes rows of one patch, where `share` is what each row (for max and min each winner) receives.
   const auto spread = [&](int64_t c, int64_t first, int64_t rows) {
     if constexpr (kExtreme) {
-      give_shares<T, N>(x + first * f.width, grad_x + first * f.width, rows, f.width, load<N>(out + c * f.width), share);
+      give_shares<T, N>(x + first * f.width, grad_x + first * f.width, rows, f.width, load<N>(out + c * f.width),
+                        share);
     } else {
       Pack<T, N> g;
 #pragma unroll
@@ -334,7 +335,7 @@ __global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_backward_kernel(Pa
     spread(c, t.first(c), rows);
   }
   for_each_part(t, [&](int64_t c, int64_t first, int64_t rows, int) {
-    if constexpr (kExtreme) {  // the shares lie where the patch begins: slot c is item first(c) + c of its row
+    if constexpr (kExtreme) {  // the share lies in the part where the patch begins; slot c has place first(c) + c
       const A* part = part_of<A>(f, t.row_tile + (t.first(c) + c) / kPoolTile, 1, t.column);
 #pragma unroll
       for (int e = 0; e < N; ++e) share[e] = part[e];
@@ -343,7 +344,7 @@ __global__ void __launch_bounds__(kPoolThreads, 2) patch_pool_backward_kernel(Pa
     }
     spread(c, first, rows);
   });
-  // Bytes before the first patch and after the last.
+  // Bytes before the first patch and after the last one receive zeros.
   const int64_t head = f.capacity > 0 ? t.first(0) : f.num_bytes, tail = f.capacity > 0 ? t.last(f.capacity - 1) : 0;
   for (int64_t i = t.row0; i < t.row1; ++i) {
     if (i < head || i >= tail) {

@@ -2,31 +2,31 @@
 
 #include "common/dtype.h"
 #include "common/reduce.h"
+#include "common/segments.h"
 #include "cuda/stream.h"
 
 namespace blt::cuda {
 
-// Patch c of row b is bytes begin[b * stride + c] .. end[b * stride + c] - 1 of that row; begin never decreases.
-struct PatchPoolArgs {
+struct PatchPoolArgs : Segments {
   DType dtype;
   Reduce reduce;
-  int64_t batch, num_bytes, capacity, width;  // B, N, C, D
-  const int32_t *begin, *end;
-  int64_t stride;
+  int64_t width;  // D
   const void* x;  // [B, N, D]
   void* out;      // [B, C, D]
   void* parts;    // accumulators [B * pool_tiles, 2, D]
 };
 
 struct PatchPoolBackwardArgs {
-  PatchPoolArgs forward;  // x and out: for max and min only
+  PatchPoolArgs forward;  // x and out are read by max and min only
   const void* grad;       // [B, C, D]
   void* grad_x;           // [B, N, D]
 };
 
-// A row's bytes and slots, each slot before its bytes, are dealt out in tiles of this many.
+// The bytes and slots of a row, each slot just before its bytes, are dealt out in tiles of so many.
 constexpr int64_t kPoolTile = 64;
-inline int64_t pool_tiles(int64_t num_bytes, int64_t capacity) { return (num_bytes + capacity + kPoolTile - 1) / kPoolTile; }
+inline int64_t pool_tiles(int64_t num_bytes, int64_t capacity) {
+  return (num_bytes + capacity + kPoolTile - 1) / kPoolTile;
+}
 
 void patch_pool(const PatchPoolArgs& args, Stream stream);
 void patch_pool_backward(const PatchPoolBackwardArgs& args, Stream stream);

@@ -3,7 +3,7 @@
 #include "cuda/launch.h"
 
 #if !defined(BLT_EMULATE_CUDA)
-// Of torch's C interface, in libtorch_cuda: weak, because a torch without CUDA does not have it.
+// A function of torch's C interface, in libtorch_cuda. It is weak, because a torch without CUDA does not have it.
 extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 #endif
 

@@ -1,11 +1,11 @@
-// Where launchers run. Free of CUDA headers: the ops include it.
+// The device and stream that launchers run on. The ops include this, so it is free of CUDA headers.
 #pragma once
 
 namespace blt::cuda {
 
 using Stream = void*;  // a cudaStream_t
 
-// Makes a device current while it lives, and knows torch's current stream there.
+// Makes a device current during its own lifetime, and knows torch's current stream of that device.
 class OnDevice {
  public:
   explicit OnDevice(int device);
@@ -17,7 +17,7 @@ class OnDevice {
 
  private:
   Stream stream_ = nullptr;
-  int previous_ = -1;  // the device to go back to; -1: it is the same
+  int previous_ = -1;  // the device to go back to; -1: it is the same device
 };
 
 }  // namespace blt::cuda

@@ -1,9 +1,9 @@
-// Which instruction set the CPU kernels use in this process.
+// Chooses the instruction set that the CPU kernels use in this process, and tells it.
 #include <cstdlib>
 #include <cstring>
 
-#include "ops/tensor.h"
 #include "cpu/dispatch.h"
+#include "ops/tensor.h"
 
 namespace blt::cpu {
 

@@ -7,29 +7,25 @@ namespace blt {
 
 namespace {
 
-using cpu::AttentionGroup;
+using cpu::AttentionItem;
 using cpu::CrossAttentionArgs;
 using cpu::CrossAttentionScratch;
 using Kernel = void (*)(const CrossAttentionArgs&, int64_t, int64_t, const CrossAttentionScratch&);
 
-constexpr int64_t kWorkPerThread = 1 << 15;  // elements: less is not worth waking a thread for
-constexpr int64_t kLine = 64;                // bytes: threads share no cache line, kernels may pad to a register
+constexpr int64_t kWorkPerThread = 1 << 15;  // elements; for fewer it does not pay to wake a thread
+constexpr int64_t kLine = 64;                // bytes; threads share no cache line, and kernels may pad to a register
 
 int64_t lines(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
-ScalarType arithmetic_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+// How many keys the queries of item i see, and how many queries see its keys at most (those of empty patches do not).
+int64_t visible_keys(const std::vector<AttentionItem>& items, int64_t i) {
+  const AttentionItem& item = items[i];
+  return item.first <= i ? item.kv_end - items[item.first].kv_begin : 0;
 }
-
-// Keys that the queries of group i see, and queries that see its keys (at most: those of empty patches do not).
-int64_t visible_keys(const std::vector<AttentionGroup>& groups, int64_t i) {
-  const AttentionGroup& group = groups[i];
-  return group.first <= i ? group.kv_end - groups[group.first].kv_begin : 0;
-}
-int64_t viewing_queries(const std::vector<AttentionGroup>& groups, int64_t i) {
+int64_t viewing_queries(const std::vector<AttentionItem>& items, int64_t i) {
   int64_t queries = 0;
-  for (int64_t other = i; other < groups[i].last; ++other) {
-    queries += groups[other].q_end - groups[other].q_begin;
+  for (int64_t other = i; other < items[i].last; ++other) {
+    queries += items[other].q_end - items[other].q_begin;
   }
   return queries;
 }
@@ -37,7 +33,7 @@ int64_t viewing_queries(const std::vector<AttentionGroup>& groups, int64_t i) {
 class Attention {
  public:
   Attention(AttentionPlan&& plan, const Tensor& q, const Tensor& k, const Tensor& v, std::optional<double> scale)
-      : groups_(std::move(plan.groups)), q_(blt::contiguous(q)), k_(blt::contiguous(k)), v_(blt::contiguous(v)) {
+      : items_(std::move(plan.items)), q_(blt::contiguous(q)), k_(blt::contiguous(k)), v_(blt::contiguous(v)) {
     args.dtype = dtype_of(plan.op, "q", q);
     args.heads = q.size(2);
     args.kv_heads = k.size(2);
@@ -46,32 +42,32 @@ class Attention {
     args.q = q_.const_data_ptr();
     args.k = k_.const_data_ptr();
     args.v = v_.const_data_ptr();
-    args.num_groups = int64_t(groups_.size());
+    args.num_items = int64_t(items_.size());
     int64_t cost = 0;
-    for (int64_t i = 0; i < args.num_groups; ++i) {
-      AttentionGroup& group = groups_[i];
-      group.cost = cost;
-      cost += group.q_end - group.q_begin + std::max(visible_keys(groups_, i), group.kv_end - group.kv_begin);
+    for (int64_t i = 0; i < args.num_items; ++i) {
+      AttentionItem& item = items_[i];
+      item.cost = cost;
+      cost += item.q_end - item.q_begin + std::max(visible_keys(items_, i), item.kv_end - item.kv_begin);
     }
-    AttentionGroup total{};
+    AttentionItem total{};
     total.cost = cost;
-    groups_.push_back(total);
-    args.groups = groups_.data();
+    items_.push_back(total);
+    args.items = items_.data();
   }
 
   enum class Blocks { of_queries, of_keys, none };
 
-  // Runs the kernel over all groups on torch's threads. `blocks` says which side's rows it takes in blocks.
+  // Runs the kernel over all items on torch's threads. `blocks` says which side's rows the kernel takes in blocks.
   void run(Kernel kernel, Blocks blocks) const {
-    const int64_t total = groups_.back().cost * args.kv_heads;
+    const int64_t total = items_.back().cost * args.kv_heads;
     const int64_t threads =
         std::min<int64_t>(torch::stable::get_num_threads(), 1 + total * args.width / kWorkPerThread);
     int64_t max_queries = 0, max_keys = 0, max_numbers = 0;
-    for (int64_t i = 0; i < args.num_groups; ++i) {
-      const AttentionGroup& group = groups_[i];
+    for (int64_t i = 0; i < args.num_items; ++i) {
+      const AttentionItem& item = items_[i];
       const bool of_keys = blocks == Blocks::of_keys;
-      int64_t queries = of_keys ? viewing_queries(groups_, i) : group.q_end - group.q_begin;
-      int64_t keys = of_keys ? group.kv_end - group.kv_begin : visible_keys(groups_, i);
+      int64_t queries = of_keys ? viewing_queries(items_, i) : item.q_end - item.q_begin;
+      int64_t keys = of_keys ? item.kv_end - item.kv_begin : visible_keys(items_, i);
       queries *= args.heads / args.kv_heads;
       max_queries = std::max(max_queries, queries);
       max_keys = std::max(max_keys, keys);
@@ -99,23 +95,18 @@ class Attention {
   CrossAttentionArgs args{};
 
  private:
-  std::vector<AttentionGroup> groups_;
+  std::vector<AttentionItem> items_;
   Tensor q_, k_, v_;
 };
 
 }  // namespace
 
 AttentionPlan::AttentionPlan(const char* op, int64_t batch, int64_t capacity, const Tensor& cu_patches, int64_t window)
-    : op(op), windowed(window > 1), groups(size_t(batch * capacity)) {
-  check_dim(op, "cu_patches", cu_patches, 1);
-  check_dtype(op, "cu_patches", cu_patches, ScalarType::Int, "int32");
+    : op(op), windowed(window > 1), items(size_t(batch * capacity)) {
+  const int64_t sequences = check_window(op, cu_patches, batch, window);
   check_cpu(op, "cu_patches", cu_patches);
-  BLT_CHECK(window >= 1, op, ": window: expected at least 1, got ", window);
-  const int64_t sequences = cu_patches.size(0) - 1;
-  BLT_CHECK(batch == 1 ? sequences >= 0 : sequences == batch, op, ": cu_patches: expected size ", batch + 1, ", got ",
-            sequences + 1);
-  // First slots of the sequences of a row, and its end: those of cu_patches in the only row of a packed batch; the
-  // whole row where every row is a sequence of its own. Slots after the last sequence are one more.
+  // The first slot of each sequence of a row, and the end of the row. The only row of a packed batch has the sequences
+  // of cu_patches, and slots after the last one count as one more sequence; otherwise every row is one sequence.
   std::vector<int64_t> starts{0};
   if (batch == 1) {
     const Tensor dense = blt::contiguous(cu_patches);
@@ -132,9 +123,9 @@ AttentionPlan::AttentionPlan(const char* op, int64_t batch, int64_t capacity, co
   for (int64_t b = 0; b < batch; ++b) {
     for (size_t s = 0; s + 1 < starts.size(); ++s) {
       for (int64_t p = starts[s]; p < starts[s + 1]; ++p) {
-        cpu::AttentionGroup& group = groups[b * capacity + p];
-        group.first = b * capacity + std::max(starts[s], p - window + 1);
-        group.last = b * capacity + std::min(starts[s + 1], p + window);
+        cpu::AttentionItem& item = items[b * capacity + p];
+        item.first = b * capacity + std::max(starts[s], p - window + 1);
+        item.last = b * capacity + std::min(starts[s + 1], p + window);
       }
     }
   }
@@ -142,36 +133,16 @@ AttentionPlan::AttentionPlan(const char* op, int64_t batch, int64_t capacity, co
 
 void AttentionPlan::add_queries_without_keys(int64_t begin, int64_t end) {
   if (begin < end) {
-    const int64_t self = int64_t(groups.size());
-    groups.push_back({begin, end, 0, 0, self + 1, self, 0});
+    const int64_t self = int64_t(items.size());
+    items.push_back({begin, end, 0, 0, self + 1, self, 0});
   }
 }
 
 void AttentionPlan::add_keys_without_queries(int64_t begin, int64_t end) {
   if (begin < end) {
-    const int64_t self = int64_t(groups.size());
-    groups.push_back({0, 0, begin, end, self, self, 0});
+    const int64_t self = int64_t(items.size());
+    items.push_back({0, 0, begin, end, self, self, 0});
   }
-}
-
-void check_attention_inputs(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, int64_t batch) {
-  check_dim(op, "q", q, 4);
-  check_dim(op, "k", k, 4);
-  check_dim(op, "v", v, 4);
-  dtype_of(op, "q", q);
-  for (const auto& [name, t] : {std::pair{"k", &k}, std::pair{"v", &v}}) {
-    check_size(op, name, *t, 0, batch);
-    check_size(op, name, *t, 1, k.size(1));
-    check_size(op, name, *t, 2, k.size(2));
-    check_size(op, name, *t, 3, q.size(3));
-    BLT_CHECK(t->scalar_type() == q.scalar_type(), op, ": ", name, ": expected the dtype of q");
-    check_cpu(op, name, *t);
-  }
-  check_size(op, "q", q, 0, batch);
-  check_cpu(op, "q", q);
-  BLT_CHECK(q.size(3) >= 1, op, ": q: expected a head dimension of at least 1, got ", q.size(3));
-  BLT_CHECK(q.size(2) >= 1 && k.size(2) >= 1 && q.size(2) % k.size(2) == 0, op, ": q: expected a positive multiple of the ",
-            k.size(2), " heads of k, got ", q.size(2));
 }
 
 std::tuple<Tensor, Tensor> attention_forward(AttentionPlan plan, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -191,23 +162,14 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(AttentionPlan plan, const 
                                                       bool need_v) {
   const char* op = plan.op;
   const bool windowed = plan.windowed;
-  check_dim(op, "grad", grad, 4);
-  check_dim(op, "lse", lse, 3);
-  for (int64_t d = 0; d < 4; ++d) {
-    check_size(op, "grad", grad, d, q.size(d));
-    if (d < 3) check_size(op, "lse", lse, d, q.size(d));
-  }
-  BLT_CHECK(grad.scalar_type() == q.scalar_type(), op, ": grad: expected the dtype of q");
-  BLT_CHECK(lse.scalar_type() == arithmetic_type(q), op, ": lse: expected float32, or float64 where q is");
-  check_cpu(op, "grad", grad);
-  check_cpu(op, "lse", lse);
+  check_attention_grad(op, grad, lse, q);
   const Tensor grad_dense = blt::contiguous(grad);
   Attention attention(std::move(plan), q, k, v, scale);
   CrossAttentionArgs& args = attention.args;
   args.grad = grad_dense.const_data_ptr();
   const auto gradient = [](const Tensor& t, bool needed, void*& data) {
-    Tensor out = needed ? empty({t.size(0), t.size(1), t.size(2), t.size(3)}, t.scalar_type())
-                        : empty({0}, t.scalar_type());
+    Tensor out =
+        needed ? empty({t.size(0), t.size(1), t.size(2), t.size(3)}, t.scalar_type()) : empty({0}, t.scalar_type());
     data = needed ? out.mutable_data_ptr() : nullptr;
     return out;
   };

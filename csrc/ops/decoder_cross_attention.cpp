@@ -1,4 +1,4 @@
-// decoder_cross_attention: bytes attend to the K slots of the last finished patch.
+// decoder_cross_attention, where bytes attend to the K slots of the last finished patch.
 #include "ops/cross_attention.h"
 
 namespace {
@@ -7,7 +7,7 @@ using blt::Tensor;
 
 constexpr const char* kOp = "decoder_cross_attention";
 
-// `offsets` gives the number of slots; what a byte sees is in `visible_ids`.
+// `offsets` is read for the number of slots only; `visible_ids` says which patch a byte sees.
 blt::AttentionPlan plan(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible_ids,
                         const Tensor& offsets, const Tensor& cu_patches, int64_t window) {
   blt::check_dim(kOp, "visible_ids", visible_ids, 2);
@@ -19,13 +19,12 @@ blt::AttentionPlan plan(const Tensor& q, const Tensor& k, const Tensor& v, const
   blt::check_size(kOp, "offsets", offsets, 0, batch);
   blt::check_attention_inputs(kOp, q, k, v, batch);
   blt::check_size(kOp, "q", q, 1, num_bytes);
-  const int64_t slots = capacity == 0 ? 0 : k.size(1) / capacity;
-  BLT_CHECK(slots * capacity == k.size(1) && (slots >= 1 || capacity == 0), kOp, ": k: expected C*K rows with C = ",
-            capacity, " and K >= 1, got ", k.size(1));
+  blt::check_cpu(kOp, "q", q);
+  const int64_t slots = blt::slots_of(kOp, "k", k, capacity);
   blt::AttentionPlan plan(kOp, batch, capacity, cu_patches, window);
   for (int64_t i = 0; i < batch * capacity; ++i) {
-    plan.groups[i].kv_begin = i * slots;
-    plan.groups[i].kv_end = (i + 1) * slots;
+    plan.items[i].kv_begin = i * slots;
+    plan.items[i].kv_end = (i + 1) * slots;
   }
   const Tensor dense = blt::contiguous(visible_ids);
   for (int64_t b = 0; b < batch; ++b) {
@@ -43,8 +42,8 @@ blt::AttentionPlan plan(const Tensor& q, const Tensor& k, const Tensor& v, const
                 ", each in one run and in rising order apart from -1, got ", id, " at [", b, ", ", begin, "] after ",
                 last);
       last = id;
-      plan.groups[b * capacity + id].q_begin = first_byte + begin;
-      plan.groups[b * capacity + id].q_end = first_byte + end;
+      plan.items[b * capacity + id].q_begin = first_byte + begin;
+      plan.items[b * capacity + id].q_end = first_byte + end;
     }
   }
   return plan;

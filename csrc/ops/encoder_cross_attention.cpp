@@ -1,4 +1,4 @@
-// encoder_cross_attention: the K slots of a patch attend to the bytes of the patch.
+// encoder_cross_attention, where the K slots of a patch attend to the bytes of the patch.
 #include "ops/cross_attention.h"
 
 namespace {
@@ -15,9 +15,8 @@ blt::AttentionPlan plan(const Tensor& q, const Tensor& k, const Tensor& v, const
   BLT_CHECK(offsets.size(1) >= 1, kOp, ": offsets: expected shape [B, C + 1], got ", offsets.size(1), " columns");
   const int64_t batch = offsets.size(0), capacity = offsets.size(1) - 1;
   blt::check_attention_inputs(kOp, q, k, v, batch);
-  const int64_t num_bytes = k.size(1), slots = capacity == 0 ? 0 : q.size(1) / capacity;
-  BLT_CHECK(slots * capacity == q.size(1) && (slots >= 1 || capacity == 0), kOp, ": q: expected C*K rows with C = ",
-            capacity, " and K >= 1, got ", q.size(1));
+  blt::check_cpu(kOp, "q", q);
+  const int64_t num_bytes = k.size(1), slots = blt::slots_of(kOp, "q", q, capacity);
   blt::AttentionPlan plan(kOp, batch, capacity, cu_patches, window);
   const Tensor dense = blt::contiguous(offsets);
   for (int64_t b = 0; b < batch; ++b) {
@@ -25,18 +24,18 @@ blt::AttentionPlan plan(const Tensor& q, const Tensor& k, const Tensor& v, const
     const int64_t first_byte = b * num_bytes;
     for (int64_t p = 0; p <= capacity; ++p) {
       BLT_CHECK(row[p] >= (p == 0 ? 0 : row[p - 1]) && row[p] <= num_bytes, kOp,
-                ": offsets: expected non-decreasing values from 0 to ", num_bytes, ", got ", row[p], " at [", b, ", ", p,
-                "]");
+                ": offsets: expected non-decreasing values from 0 to ", num_bytes, ", got ", row[p], " at [", b, ", ",
+                p, "]");
     }
     for (int64_t p = 0; p < capacity; ++p) {
       const int64_t i = b * capacity + p;
-      blt::cpu::AttentionGroup& group = plan.groups[i];
-      group.q_begin = i * slots;
-      group.q_end = group.q_begin + slots;
-      group.kv_begin = first_byte + row[p];
-      group.kv_end = first_byte + row[p + 1];
+      blt::cpu::AttentionItem& item = plan.items[i];
+      item.q_begin = i * slots;
+      item.q_end = item.q_begin + slots;
+      item.kv_begin = first_byte + row[p];
+      item.kv_end = first_byte + row[p + 1];
       if (row[p] == row[p + 1]) {
-        group.first = i + 1;  // an empty slot sees nothing, whatever the window
+        item.first = i + 1;  // an empty slot sees nothing, whatever the window
       }
     }
     plan.add_keys_without_queries(first_byte, first_byte + row[0]);

@@ -1,4 +1,4 @@
-// entropy: logits -> entropy of each row's softmax, in nats.
+// entropy computes the entropy of the softmax of each row of logits, in nats.
 #include "ops/entropy.h"
 
 #include "cpu/entropy.h"

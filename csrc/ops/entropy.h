@@ -1,11 +1,11 @@
-// entropy as a function of C++, for the ops that go on from there, and what its ops check on every device.
+// entropy as a C++ function, for the ops that build on it, and what its ops check on every device.
 #pragma once
 
 #include "ops/tensor.h"
 
 namespace blt {
 
-// Of the entropies of logits [..., V]: [...].
+// The sizes [...] of the entropies of logits [..., V].
 inline std::vector<int64_t> row_sizes(const char* op, const Tensor& logits) {
   BLT_CHECK(logits.dim() >= 1 && logits.size(-1) >= 1, op, ": logits: expected shape [..., V] with V >= 1");
   const auto sizes = logits.sizes();
@@ -16,7 +16,7 @@ inline ScalarType entropy_dtype(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// `grad` is one of the entropies of `logits`.
+// Checks that `grad` can be the gradient of the entropies of `logits`.
 inline void check_entropy_grad(const char* op, const Tensor& grad, const Tensor& logits) {
   check_sizes(op, "grad", grad, row_sizes(op, logits));
   BLT_CHECK(grad.scalar_type() == entropy_dtype(logits), op, ": grad: expected the dtype of the entropies");

@@ -1,17 +1,15 @@
-// hash_ngram_ids and hash_ngram_embedding: rolling hashes of the tokens, and the table rows they name, summed.
-#include <algorithm>
-#include <numeric>
+// hash_ngram_ids hashes the n-grams of tokens, and hash_ngram_embedding sums the table rows that the hashes name.
+#include "ops/hash_ngram_embedding.h"
 
-#include "ops/tensor.h"
 #include "cpu/hash_ngram_embedding.h"
 #include "ops/layout.h"
 
 namespace {
 
+using blt::Ints;
 using blt::Tensor;
 using blt::cpu::HashArgs;
 using blt::cpu::HashRowCounts;
-using Ints = std::vector<int64_t>;
 
 // Checked arguments of the hash, and the storage that HashArgs points into.
 struct Hash {
@@ -22,46 +20,23 @@ struct Hash {
 
   Hash(const char* op, const Tensor& tokens_, const Ints& ngram_sizes, int64_t num_rows, const Ints& primes_,
        const std::optional<Tensor>& cu_seqlens)
-      : tokens(blt::contiguous(tokens_)), size_numbers(ngram_sizes.size()), primes(primes_) {
-    blt::check_dim(op, "tokens", tokens, 2);
-    BLT_CHECK(!ngram_sizes.empty(), op, ": ngram_sizes: expected at least one size");
-    BLT_CHECK(!primes.empty(), op, ": primes: expected at least one prime");
-    BLT_CHECK(num_rows >= 1, op, ": num_rows: expected at least 1, got ", num_rows);
+      : tokens(blt::contiguous(tokens_)), size_numbers(blt::ascending_order(ngram_sizes)), primes(primes_) {
+    tables = blt::set_ngram_hash(op, tokens, ngram_sizes, num_rows, primes, args);
     positions = tokens.numel();
-    tables = int64_t(primes.size() * ngram_sizes.size());
-    BLT_CHECK(tables <= blt::cpu::kMaxTables, op, ": expected at most ", blt::cpu::kMaxTables, " tables, got ", tables);
-
-    std::iota(size_numbers.begin(), size_numbers.end(), 0);
-    std::stable_sort(size_numbers.begin(), size_numbers.end(),
-                     [&](int64_t a, int64_t b) { return ngram_sizes[a] < ngram_sizes[b]; });
     for (const int64_t number : size_numbers) {
-      BLT_CHECK(ngram_sizes[number] >= 1, op, ": ngram_sizes: expected sizes of at least 1, got ", ngram_sizes[number]);
       sizes.push_back(ngram_sizes[number]);
     }
-    const blt::Sequences sequences =
-        blt::parse_sequences(op, tokens.size(0), tokens.size(1), std::nullopt, cu_seqlens);
+    const blt::Sequences sequences = blt::parse_sequences(op, tokens.size(0), tokens.size(1), std::nullopt, cu_seqlens);
     bounds = sequences.begin;
-    if (sequences.packed) {  // bytes after the last offset are one more sequence
+    if (sequences.packed) {  // bytes after the last offset count as one more sequence
       bounds.push_back(sequences.end.empty() ? 0 : sequences.end.back());
     }
     bounds.push_back(positions);
-
-    if (tokens.scalar_type() == blt::ScalarType::Long) {
-      args.tokens64 = tokens.const_data_ptr<int64_t>();
-    } else {
-      blt::check_dtype(op, "tokens", tokens, blt::ScalarType::Int, "int32 or int64");
-      args.tokens32 = tokens.const_data_ptr<int32_t>();
-    }
     args.bounds = bounds.data();
     args.num_bounds = int64_t(bounds.size());
     args.sizes = sizes.data();
     args.size_numbers = size_numbers.data();
-    args.num_sizes = int64_t(sizes.size());
     args.primes = primes.data();
-    args.num_primes = int64_t(primes.size());
-    args.num_rows = num_rows;
-    args.reciprocal = UINT64_MAX / uint64_t(num_rows);
-    args.wrap = (UINT64_MAX % uint64_t(num_rows) + 1) % uint64_t(num_rows);
   }
   Hash(const Hash&) = delete;
 };
@@ -76,31 +51,20 @@ Tensor hash_ngram_ids_cpu(const Tensor& tokens, const Ints& ngram_sizes, int64_t
   return ids;
 }
 
-// fp64 goes with fp64; the other three mix.
-void check_dtypes(const char* op, const char* argument, blt::DType dtype, blt::DType table) {
-  BLT_CHECK((dtype == blt::DType::f64) == (table == blt::DType::f64), op, ": ", argument,
-            ": float64 goes with a float64 table only");
-}
-
-// sparse_grad is for autograd, which learns of it through this op.
+// The op does not use sparse_grad, which tells autograd what kind of gradient to make.
 Tensor hash_ngram_embedding_cpu(const Tensor& tokens, const Tensor& table, const std::optional<Tensor>& base,
                                 const Ints& ngram_sizes, int64_t num_rows, const Ints& primes,
                                 const std::optional<Tensor>& cu_seqlens, bool normalize, bool sparse_grad) {
   constexpr const char* op = "hash_ngram_embedding";
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
-  blt::check_dim(op, "table", table, 2);
   blt::check_cpu(op, "table", table);
-  BLT_CHECK(table.size(0) % hash.tables == 0 && table.size(0) / hash.tables == num_rows, op, ": table: expected ",
-            hash.tables, " * ", num_rows, " rows, got ", table.size(0));
+  blt::check_table(op, table, hash.tables, num_rows);
   const int64_t width = table.size(1);
-  BLT_CHECK(width <= 1 || table.stride(1) == 1, op, ": table: expected rows of adjacent elements");
   const blt::DType table_dtype = blt::dtype_of(op, "table", table);
   std::optional<Tensor> base_dense;
   if (base) {
     blt::check_cpu(op, "base", *base);
-    blt::check_sizes(op, "base", *base, {tokens.size(0), tokens.size(1), width});
-    check_dtypes(op, "base", blt::dtype_of(op, "base", *base), table_dtype);
-    base_dense = blt::contiguous(*base);
+    base_dense = blt::dense_base(op, *base, tokens, table);
   }
   Tensor out = blt::empty({tokens.size(0), tokens.size(1), width}, base ? base->scalar_type() : table.scalar_type());
   if (width == 0) {
@@ -122,25 +86,16 @@ Tensor hash_ngram_embedding_cpu(const Tensor& tokens, const Tensor& table, const
   return out;
 }
 
-// Which rows the table gradient has: those of the table; those that are read; these, and padding up to B * N * G.
+// Which rows the table gradient has: all of the table, those that are read, or those and padding up to B * N * G rows.
 enum class Rows { of_table, read, padded };
 
-// Sum of grad over the positions that read each table row: the rows that are read, the sums, and how many are read.
+// Sums grad over the positions that read each table row. Returns the rows, the sums, and how many rows are read.
 std::tuple<Tensor, Tensor, int64_t> table_gradient(const char* op, const Tensor& grad, const Hash& hash, bool normalize,
                                                    blt::ScalarType table_dtype, Rows which) {
-  blt::check_dim(op, "grad", grad, 3);
+  const int64_t positions = hash.positions, tables = hash.tables, num_rows = hash.args.num_rows;
+  const int64_t position_bits = blt::check_hash_grad(op, grad, hash.tokens, tables, num_rows), width = grad.size(2);
   blt::check_cpu(op, "grad", grad);
-  blt::check_size(op, "grad", grad, 0, hash.tokens.size(0));
-  blt::check_size(op, "grad", grad, 1, hash.tokens.size(1));
   const Tensor grad_dense = blt::contiguous(grad);
-  const int64_t width = grad.size(2), positions = hash.positions, tables = hash.tables, num_rows = hash.args.num_rows;
-  int64_t position_bits = 0;
-  while (positions >> position_bits != 0) {
-    ++position_bits;
-  }
-  BLT_CHECK(num_rows <= (INT64_MAX >> position_bits) / tables, op,
-            ": num_rows: expected num_rows * tables * tokens below 2**63, got ", num_rows, " * ", tables, " * ",
-            positions);
 
   const auto ints = [](int64_t size) { return blt::empty({size}, blt::ScalarType::Long); };
   Tensor keys = ints(tables * positions), scratch = ints(tables * positions);
@@ -179,20 +134,19 @@ std::tuple<Tensor, Tensor, int64_t> table_gradient(const char* op, const Tensor&
                                     grad_dense.const_data_ptr(),
                                     out.mutable_data_ptr(),
                                     rows.mutable_data_ptr<int64_t>(),
-                                    scratch.mutable_data_ptr<int64_t>(),  // the sort is done with it
+                                    scratch.mutable_data_ptr<int64_t>(),  // the sort does not need it any more
                                     shared_rows.mutable_data_ptr<int64_t>(),
                                     shared_begin.mutable_data_ptr<int64_t>(),
                                     shared_positions.mutable_data_ptr<int64_t>()};
-  check_dtypes(op, "grad", args.grad_dtype, out_dtype);
+  blt::check_hash_dtypes(op, "grad", args.grad_dtype, out_dtype);
   args.shared_begin[total.shared_rows] = total.shared_entries;
   const auto list_kernel = blt::cpu::hash_ngram_list_rows_cpu();
   const auto sole_kernel = blt::cpu::hash_ngram_sole_rows_cpu();
   const auto shared_kernel = blt::cpu::hash_ngram_shared_rows_cpu();
   const auto unread_kernel = blt::cpu::hash_ngram_unread_rows_cpu();
-  blt::parallel_for(tables, 1,
-                    [&](int64_t begin, int64_t end) { list_kernel(sort, args, before.data(), begin, end); });
+  blt::parallel_for(tables, 1, [&](int64_t begin, int64_t end) { list_kernel(sort, args, before.data(), begin, end); });
   blt::parallel_for(positions, 16, [&](int64_t begin, int64_t end) { sole_kernel(args, begin, end); });
-  // Tiles of columns: threads share a row that every position reads, too.
+  // The work is cut into tiles of columns as well, so that several threads work on a row that every position reads.
   const int64_t entries = total.shared_entries, tile = blt::cpu::kSharedTile, tiles = (width + tile - 1) / tile;
   blt::parallel_for(tiles * entries, 64, [&](int64_t begin, int64_t end) {
     while (begin < end) {
@@ -202,7 +156,7 @@ std::tuple<Tensor, Tensor, int64_t> table_gradient(const char* op, const Tensor&
       begin = stop;
     }
   });
-  // Rows of out that are no sums: in the table those that nobody reads, else those beyond the ones that are read.
+  // Rows of out that are no sums: in a dense gradient the rows that nobody reads, otherwise the padding.
   const int64_t listed = dense ? total.rows : 0, first = dense ? 0 : total.rows;
   blt::parallel_for(out.size(0) - first, 64,
                     [&](int64_t begin, int64_t end) { unread_kernel(args, listed, first + begin, first + end); });
@@ -245,8 +199,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_ngram_embedding_row_grad_cpu(const Tenso
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(blt_kernels, m) {
-  m.def(
-      "hash_ngram_ids(Tensor tokens, int[] ngram_sizes, int num_rows, int[] primes, Tensor? cu_seqlens) -> Tensor");
+  m.def("hash_ngram_ids(Tensor tokens, int[] ngram_sizes, int num_rows, int[] primes, Tensor? cu_seqlens) -> Tensor");
   m.def(
       "hash_ngram_embedding(Tensor tokens, Tensor table, Tensor? base, int[] ngram_sizes, int num_rows, int[] primes, "
       "Tensor? cu_seqlens, bool normalize, bool sparse_grad) -> Tensor");

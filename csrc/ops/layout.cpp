@@ -1,4 +1,4 @@
-// layout_from_lengths, layout_from_starts: the fields of a PatchLayout.
+// layout_from_lengths and layout_from_starts make the fields of a PatchLayout.
 #include "ops/layout.h"
 
 #include "cpu/layout.h"
@@ -7,7 +7,7 @@ namespace blt {
 
 namespace {
 
-// A row is walked by one thread; fewer bytes than this are not worth a second one.
+// One thread walks a row, and with fewer bytes than this in all rows a second thread does not pay.
 constexpr int64_t kGrainBytes = 16384;
 
 std::vector<int64_t> read_ints(const char* op, const char* argument, const Tensor& t) {
@@ -28,8 +28,9 @@ LayoutFields empty_fields(const Sequences& sequences, int64_t capacity) {
   const int64_t batch = sequences.batch, num_bytes = sequences.num_bytes;
   BLT_CHECK(num_bytes <= INT32_MAX && capacity <= INT32_MAX, "PatchLayout: a row holds at most 2^31 - 1 bytes");
   const auto int32 = [](std::vector<int64_t> sizes) { return empty(std::move(sizes), ScalarType::Int); };
-  return {int32({batch, capacity + 1}), int32({batch, num_bytes}),       int32({batch, num_bytes}),
-          int32({batch}),               int32({sequences.count() + 1}), int32({batch})};
+  return {int32({batch, capacity + 1}),   int32({batch, num_bytes}),
+          int32({batch, num_bytes}),      int32({batch}),
+          int32({sequences.count() + 1}), int32({batch})};
 }
 
 cpu::LayoutArgs layout_args(const Sequences& sequences, const uint8_t* next_is_start, const LayoutFields& fields) {
@@ -64,7 +65,7 @@ void run(Kernel kernel, const cpu::LayoutArgs& args, int64_t batch) {
   }
 }
 
-// One byte for each sequence: 0 where the caller does not know.
+// One byte for each sequence; it is 0 where the caller does not know.
 std::vector<uint8_t> read_next_is_start(const char* op, const std::optional<Tensor>& next_is_start, int64_t count) {
   std::vector<uint8_t> out(size_t(count), 0);
   if (next_is_start) {
@@ -93,8 +94,8 @@ LayoutFields layout_from_starts_cpu(const Tensor& mask, const std::optional<Tens
   return layout_of_starts(op, static_cast<const uint8_t*>(dense.const_data_ptr()), sequences, next.data(), capacity);
 }
 
-// Offsets of one row of lengths, cut at `real` bytes. Returns whether the lengths reach beyond them, and the byte there
-// is the first of its slot.
+// Writes the offsets of one row of lengths, cut at `real` bytes. Returns whether the lengths reach beyond these and the
+// next byte is the first one of its slot.
 template <class Int>
 bool read_lengths(const char* op, const Int* lengths, int64_t slots, int64_t num_bytes, int64_t real,
                   int32_t* offsets) {
@@ -104,8 +105,9 @@ bool read_lengths(const char* op, const Int* lengths, int64_t slots, int64_t num
   for (int64_t c = 0; c < slots; ++c) {
     const int64_t length = lengths[c] > 0 ? int64_t(lengths[c]) : 0;
     next_is_start |= length > 0 && total == real;
-    BLT_CHECK(length <= num_bytes + 1 - total, op, ": lengths: expected sums of at most num_bytes + 1 = ",
-              num_bytes + 1, ", got at least ", total, " + ", length);
+    BLT_CHECK(length <= num_bytes + 1 - total, op,
+              ": lengths: expected sums of at most num_bytes + 1 = ", num_bytes + 1, ", got at least ", total, " + ",
+              length);
     total += length;
     offsets[c + 1] = int32_t(total < real ? total : real);
   }

@@ -1,9 +1,10 @@
-// linear_entropy: hidden states and a linear head -> entropy of each prediction; logits exist for some rows at a time.
+// linear_entropy computes the entropy of each prediction of a linear head. Only the logits of some rows exist at a
+// time.
 #include "cpu/linear_entropy.h"
 
 #include <algorithm>
 
-#include "ops/tensor.h"
+#include "ops/linear_entropy.h"
 
 namespace {
 
@@ -13,26 +14,17 @@ using blt::cpu::LinearEntropyArgs;
 using blt::cpu::LinearEntropyBlock;
 
 constexpr const char* kOp = "linear_entropy";
-constexpr int64_t kGrain = 12;            // rows a thread takes at least
-constexpr int64_t kBackwardLogits = 1 << 20;  // elements of the logits' gradient in memory at a time
+constexpr int64_t kGrain = 12;                // a thread takes at least so many rows
+constexpr int64_t kBackwardLogits = 1 << 20;  // so many elements of the logits' gradient are in memory at a time
 constexpr int64_t kGrainColumns = 64;
 
-ScalarType result_dtype(const Tensor& hidden, const Tensor& weight) {
-  const bool f64 = hidden.scalar_type() == ScalarType::Double || weight.scalar_type() == ScalarType::Double;
-  return f64 ? ScalarType::Double : ScalarType::Float;
-}
-
-// Checked and dense arguments; `grad` and `out` are left to the caller.
+// Checks the arguments, which must be contiguous. The caller fills in `grad` and `out`.
 LinearEntropyArgs arguments(const Tensor& hidden, const Tensor& weight) {
-  blt::check_cpu(kOp, "weight", weight);
+  blt::check_linear_entropy(kOp, hidden, weight);
   blt::check_cpu(kOp, "hidden", hidden);
-  blt::check_dim(kOp, "weight", weight, 2);
-  BLT_CHECK(weight.size(0) >= 1, kOp, ": weight: expected shape [V, D] with V >= 1");
-  BLT_CHECK(hidden.dim() >= 1 && hidden.size(-1) == weight.size(1), kOp, ": hidden: expected shape [..., ",
-            weight.size(1), "]");
   return {blt::dtype_of(kOp, "hidden", hidden),
           blt::dtype_of(kOp, "weight", weight),
-          result_dtype(hidden, weight) == ScalarType::Double ? blt::DType::f64 : blt::DType::f32,
+          blt::linear_entropy_dtype(hidden, weight) == ScalarType::Double ? blt::DType::f64 : blt::DType::f32,
           weight.size(0),
           weight.size(1),
           hidden.const_data_ptr(),
@@ -41,22 +33,17 @@ LinearEntropyArgs arguments(const Tensor& hidden, const Tensor& weight) {
           nullptr};
 }
 
-std::vector<int64_t> row_sizes(const Tensor& hidden) {
-  const auto sizes = hidden.sizes();
-  return {sizes.begin(), sizes.end() - 1};
-}
-
 // Runs kernel(args, begin, end, scratch) on all rows, each thread with scratch of its own.
 template <class Kernel>
 void for_rows(Kernel kernel, const LinearEntropyArgs& args, ScalarType dtype, int64_t rows) {
   const int64_t threads = std::clamp<int64_t>((rows + kGrain - 1) / kGrain, 1, torch::stable::get_num_threads());
-  const int64_t share = (rows + threads - 1) / threads, size = blt::cpu::linear_entropy_scratch(args.vocab);
+  const int64_t rows_per_thread = (rows + threads - 1) / threads, size = blt::cpu::linear_entropy_scratch(args.vocab);
   Tensor scratch = blt::empty({threads, size}, dtype);
   auto* const base = static_cast<char*>(scratch.mutable_data_ptr());
   const int64_t bytes = size * (dtype == ScalarType::Double ? 8 : 4);
   blt::parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      kernel(args, t * share, std::min(rows, (t + 1) * share), base + t * bytes);
+      kernel(args, t * rows_per_thread, std::min(rows, (t + 1) * rows_per_thread), base + t * bytes);
     }
   });
 }
@@ -64,8 +51,8 @@ void for_rows(Kernel kernel, const LinearEntropyArgs& args, ScalarType dtype, in
 Tensor linear_entropy(const Tensor& hidden, const Tensor& weight) {
   const Tensor hidden_dense = blt::contiguous(hidden), weight_dense = blt::contiguous(weight);
   LinearEntropyArgs args = arguments(hidden_dense, weight_dense);
-  const ScalarType dtype = result_dtype(hidden, weight);
-  Tensor out = blt::empty(row_sizes(hidden), dtype);
+  const ScalarType dtype = blt::linear_entropy_dtype(hidden, weight);
+  Tensor out = blt::empty(blt::check_linear_entropy(kOp, hidden, weight), dtype);
   args.out = out.mutable_data_ptr();
   if (out.numel() > 0) {
     for_rows(blt::cpu::linear_entropy_cpu(), args, dtype, out.numel());
@@ -78,11 +65,11 @@ std::tuple<Tensor, Tensor> linear_entropy_backward(const Tensor& grad, const Ten
                                                    bool needs_hidden, bool needs_weight) {
   const Tensor weight_dense = blt::contiguous(weight), hidden_dense = blt::contiguous(hidden);
   LinearEntropyArgs args = arguments(hidden_dense, weight_dense);
-  const ScalarType dtype = result_dtype(hidden, weight);
+  const ScalarType dtype = blt::linear_entropy_dtype(hidden, weight);
   const int64_t V = args.vocab, D = args.width;
   blt::check_cpu(kOp, "grad", grad);
   BLT_CHECK(grad.scalar_type() == dtype, kOp, ": grad: expected the dtype of the entropies");
-  blt::check_sizes(kOp, "grad", grad, row_sizes(hidden));
+  blt::check_sizes(kOp, "grad", grad, blt::check_linear_entropy(kOp, hidden, weight));
   const int64_t rows = grad.numel();
   Tensor grad_1d = blt::contiguous(torch::stable::reshape(grad, {rows}));
   const auto hidden_sizes = hidden.sizes();
@@ -94,7 +81,7 @@ std::tuple<Tensor, Tensor> linear_entropy_backward(const Tensor& grad, const Ten
     torch::stable::zero_(grad_weight);
   }
 
-  // Chunks of rows whose size depends on V alone, so that sums over rows are the same for any number of threads.
+  // The size of a chunk of rows depends on V alone, so that sums over rows are the same for any number of threads.
   const int64_t chunk = std::max<int64_t>(kBackwardLogits / V, LinearEntropyBlock::rows);
   Tensor logit_grad = blt::empty({std::min(chunk, rows), V}, dtype);
   Tensor hidden_flat = torch::stable::reshape(hidden_dense, {rows, D});
@@ -111,8 +98,8 @@ std::tuple<Tensor, Tensor> linear_entropy_backward(const Tensor& grad, const Ten
     if (needs_hidden) {
       Tensor out = torch::stable::narrow(grad_hidden_flat, 0, r, n);
       Tensor product = out.scalar_type() == dtype ? out : blt::empty({n, D}, dtype);
-      const blt::cpu::ProductArgs p{args.dtype, V, D, args.out, V, 1, weight_as.const_data_ptr(),
-                                    product.mutable_data_ptr(), false};
+      const blt::cpu::ProductArgs p{
+          args.dtype, V, D, args.out, V, 1, weight_as.const_data_ptr(), product.mutable_data_ptr(), false};
       blt::parallel_for(n, kGrain, [&](int64_t begin, int64_t end) { kernel(p, begin, end, 0, D); });
       if (out.scalar_type() != dtype) {
         torch::stable::copy_(out, product);
@@ -120,8 +107,8 @@ std::tuple<Tensor, Tensor> linear_entropy_backward(const Tensor& grad, const Ten
     }
     if (needs_weight) {
       const Tensor h_as = torch::stable::to(h, dtype);
-      const blt::cpu::ProductArgs p{args.dtype, n, D, args.out, 1, V, h_as.const_data_ptr(),
-                                    grad_weight.mutable_data_ptr(), r > 0};
+      const blt::cpu::ProductArgs p{
+          args.dtype, n, D, args.out, 1, V, h_as.const_data_ptr(), grad_weight.mutable_data_ptr(), r > 0};
       blt::parallel_for((D + kGrainColumns - 1) / kGrainColumns, 1, [&](int64_t begin, int64_t end) {
         kernel(p, 0, V, begin * kGrainColumns, std::min(D, end * kGrainColumns));
       });

@@ -1,4 +1,4 @@
-// patch_gather: patches -> bytes, a row of its patch for each byte. Its backward is a segment sum.
+// patch_gather gives each byte the row of its patch. Its backward is a segment sum.
 #include <algorithm>
 
 #include "cpu/patch_gather.h"
@@ -46,8 +46,10 @@ Tensor patch_gather_cpu(const Tensor& y, const Tensor& ids) {
   return out;
 }
 
-// The bytes of each slot as [begin, end): a layout has equal ids next to each other, in order, with -1 between.
-void find_segments(const char* op, const int32_t* ids, int64_t num_bytes, int64_t capacity, int32_t* begin, int32_t* end) {
+// Finds the bytes begin .. end - 1 of each slot. In the ids of a layout equal ids are neighbours, and ids never
+// decrease, apart from -1 between them.
+void find_segments(const char* op, const int32_t* ids, int64_t num_bytes, int64_t capacity, int32_t* begin,
+                   int32_t* end) {
   int64_t slot = -1;  // the last slot seen
   int32_t position = 0;
   for (int32_t i = 0; i < num_bytes; ++i) {

@@ -1,4 +1,4 @@
-// patch_pool: bytes -> patches, the reduction of each patch's bytes.
+// patch_pool reduces the bytes of each patch.
 #include "ops/patch_pool.h"
 
 #include <algorithm>
@@ -11,10 +11,10 @@ using blt::Reduce;
 using blt::ScalarType;
 using blt::Segments;
 using blt::Tensor;
-using blt::cpu::DividedPatch;
-using blt::cpu::PatchPiece;
+using blt::cpu::kPartRows;
+using blt::cpu::LongPatch;
 using blt::cpu::PatchPoolArgs;
-using blt::cpu::kPieceRows;
+using blt::cpu::PoolItem;
 
 void check_offsets(const char* op, const Tensor& offsets, int64_t batch, int64_t num_bytes) {
   blt::check_dim(op, "offsets", offsets, 2);
@@ -27,18 +27,19 @@ void check_offsets(const char* op, const Tensor& offsets, int64_t batch, int64_t
   for (int64_t b = 0; b < batch; ++b, row += entries) {
     int32_t previous = 0;
     for (int64_t c = 0; c < entries; ++c) {
-      BLT_CHECK(row[c] >= previous && row[c] <= num_bytes, op, ": offsets: expected values that never decrease, from 0 to ",
-                num_bytes, ", got ", row[c], " after ", previous, " in row ", b);
+      BLT_CHECK(row[c] >= previous && row[c] <= num_bytes, op,
+                ": offsets: expected values that never decrease, from 0 to ", num_bytes, ", got ", row[c], " after ",
+                previous, " in row ", b);
       previous = row[c];
     }
   }
 }
 
-// A batch cut into pieces of about equal use to a thread.
-class Pieces {
+// The items of work that a batch is cut into, dealt out to threads in about equal amounts.
+class PoolItems {
  public:
-  // With `gaps`, bytes in no patch are pieces too.
-  Pieces(const Segments& s, bool gaps) {
+  // With `gaps`, bytes that belong to no patch are items, too.
+  PoolItems(const Segments& s, bool gaps) {
     for (int64_t b = 0; b < s.batch; ++b) {
       const int64_t row = b * s.num_bytes;
       int64_t position = row;
@@ -57,19 +58,19 @@ class Pieces {
     work_before_.push_back(work_);
   }
 
-  const PatchPiece* pieces() const { return pieces_.data(); }
-  const DividedPatch* divided() const { return divided_.data(); }
-  int64_t num_divided() const { return int64_t(divided_.size()); }
+  const PoolItem* items() const { return items_.data(); }
+  const LongPatch* long_patches() const { return long_patches_.data(); }
+  int64_t num_long() const { return int64_t(long_patches_.size()); }
 
-  // Accumulators for the parts of divided patches, in rows of whole cache lines.
+  // Accumulators for the parts of long patches, in rows of whole cache lines.
   Tensor parts(int64_t width, ScalarType dtype) const {
     return blt::empty({num_parts_, (width + 15) / 16 * 16}, dtype == ScalarType::Double ? dtype : ScalarType::Float);
   }
 
-  // Calls body(first piece, end) in parallel, with about equal numbers of bytes and slots in each call.
+  // Calls body(first item, end) in parallel, with about equal numbers of bytes and slots in each call.
   template <class Body>
   void parallel_for(int64_t width, const Body& body) const {
-    const auto first = work_before_.begin(), last = first + int64_t(pieces_.size());
+    const auto first = work_before_.begin(), last = first + int64_t(items_.size());
     blt::parallel_for(work_, blt::grain(width), [&](int64_t begin, int64_t end) {
       body(std::lower_bound(first, last, begin) - first, std::lower_bound(first, last, end) - first);
     });
@@ -77,29 +78,29 @@ class Pieces {
 
  private:
   void add(int64_t begin, int64_t end, int64_t patch) {
-    int64_t divided = -1;
-    if (patch >= 0 && end - begin > kPieceRows) {
-      divided = num_divided();
-      divided_.push_back({begin, end, patch, num_parts_});
-      num_parts_ += (end - begin + kPieceRows - 1) / kPieceRows;
+    int64_t long_patch = -1;
+    if (patch >= 0 && end - begin > kPartRows) {
+      long_patch = num_long();
+      long_patches_.push_back({begin, end, patch, num_parts_});
+      num_parts_ += (end - begin + kPartRows - 1) / kPartRows;
     }
     if (patch >= 0 && begin == end) {
-      push({begin, end, patch, divided});
+      push({begin, end, patch, long_patch});
     }
-    for (; begin < end; begin += kPieceRows) {
-      push({begin, std::min(begin + kPieceRows, end), patch, divided});
+    for (; begin < end; begin += kPartRows) {
+      push({begin, std::min(begin + kPartRows, end), patch, long_patch});
     }
   }
 
-  void push(const PatchPiece& piece) {
-    pieces_.push_back(piece);
+  void push(const PoolItem& item) {
+    items_.push_back(item);
     work_before_.push_back(work_);
-    work_ += piece.end - piece.begin + 1;
+    work_ += item.end - item.begin + 1;
   }
 
-  std::vector<PatchPiece> pieces_;
+  std::vector<PoolItem> items_;
   std::vector<int64_t> work_before_;
-  std::vector<DividedPatch> divided_;
+  std::vector<LongPatch> long_patches_;
   int64_t num_parts_ = 0, work_ = 0;
 };
 
@@ -126,7 +127,7 @@ Tensor patch_pool_backward_cpu(const Tensor& grad, const Tensor& offsets, const 
   check_offsets(op, offsets_dense, batch, num_bytes);
   blt::check_size(op, "offsets", offsets, 1, capacity + 1);
   const Reduce kind = blt::parse_reduce(op, reduce);
-  // What max and min compare to find the ties again: x and the forward's result.
+  // Max and min compare x with the result of forward, to find the ties again.
   std::optional<Tensor> x_dense, out_dense;
   if (kind == Reduce::max || kind == Reduce::min) {
     BLT_CHECK(x.has_value() && out.has_value(), op, ": x, out: expected tensors for reduce = ", reduce);
@@ -138,22 +139,23 @@ Tensor patch_pool_backward_cpu(const Tensor& grad, const Tensor& offsets, const 
     return grad_x;
   }
   const int32_t* begin = offsets_dense.const_data_ptr<int32_t>();
-  const Pieces pieces({batch, num_bytes, capacity, begin, begin + 1, capacity + 1}, /*gaps=*/true);
-  const Tensor parts = pieces.parts(width, grad.scalar_type());
+  const PoolItems items({batch, num_bytes, capacity, begin, begin + 1, capacity + 1}, /*gaps=*/true);
+  const Tensor parts = items.parts(width, grad.scalar_type());
   const blt::cpu::PatchPoolBackwardArgs args{
-      {blt::dtype_of(op, "grad", grad), kind, width, pieces.pieces(), pieces.divided(),
-       x_dense ? x_dense->const_data_ptr() : nullptr, out_dense ? const_cast<void*>(out_dense->const_data_ptr()) : nullptr,
-       parts.mutable_data_ptr(), parts.size(1)},
+      {blt::dtype_of(op, "grad", grad), kind, width, items.items(), items.long_patches(),
+       x_dense ? x_dense->const_data_ptr() : nullptr,
+       out_dense ? const_cast<void*>(out_dense->const_data_ptr()) : nullptr, parts.mutable_data_ptr(), parts.size(1)},
       blt::wants_streaming(grad_x),
       grad_dense.const_data_ptr(),
       grad_x.mutable_data_ptr()};
   const auto ties = blt::cpu::patch_pool_ties_cpu(), shares = blt::cpu::patch_pool_shares_cpu();
   const auto spread = blt::cpu::patch_pool_backward_cpu();
-  if (x_dense && pieces.num_divided() > 0) {
-    pieces.parallel_for(width, [&](int64_t first, int64_t end) { ties(args, first, end); });
-    blt::parallel_for(pieces.num_divided(), blt::grain(width), [&](int64_t first, int64_t end) { shares(args, first, end); });
+  if (x_dense && items.num_long() > 0) {
+    items.parallel_for(width, [&](int64_t first, int64_t end) { ties(args, first, end); });
+    blt::parallel_for(items.num_long(), blt::grain(width),
+                      [&](int64_t first, int64_t end) { shares(args, first, end); });
   }
-  pieces.parallel_for(width, [&](int64_t first, int64_t end) { spread(args, first, end); });
+  items.parallel_for(width, [&](int64_t first, int64_t end) { spread(args, first, end); });
   return grad_x;
 }
 
@@ -166,20 +168,20 @@ void pool_segments(const Segments& segments, Reduce reduce, DType dtype, const T
     return;
   }
   const int64_t width = out.size(2);
-  const Pieces pieces(segments, /*gaps=*/false);
-  const Tensor parts = pieces.parts(width, x.scalar_type());
+  const PoolItems items(segments, /*gaps=*/false);
+  const Tensor parts = items.parts(width, x.scalar_type());
   const PatchPoolArgs args{dtype,
                            reduce,
                            width,
-                           pieces.pieces(),
-                           pieces.divided(),
+                           items.items(),
+                           items.long_patches(),
                            x.const_data_ptr(),
                            out.mutable_data_ptr(),
                            parts.mutable_data_ptr(),
                            parts.size(1)};
   const auto pool = cpu::patch_pool_cpu(), join = cpu::patch_pool_join_cpu();
-  pieces.parallel_for(width, [&](int64_t first, int64_t end) { pool(args, first, end); });
-  parallel_for(pieces.num_divided(), grain(width), [&](int64_t first, int64_t end) { join(args, first, end); });
+  items.parallel_for(width, [&](int64_t first, int64_t end) { pool(args, first, end); });
+  parallel_for(items.num_long(), grain(width), [&](int64_t first, int64_t end) { join(args, first, end); });
 }
 
 }  // namespace blt
@@ -188,7 +190,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blt_kernels, m) {
   m.def("patch_pool(Tensor x, Tensor offsets, str reduce) -> Tensor");
   // x and out: for max and min only. SymInt, so that compiled graphs keep the number of bytes symbolic.
   m.def(
-      "patch_pool_backward(Tensor grad, Tensor offsets, Tensor? x, Tensor? out, SymInt num_bytes, str reduce) -> Tensor");
+      "patch_pool_backward(Tensor grad, Tensor offsets, Tensor? x, Tensor? out, SymInt num_bytes, str reduce) -> "
+      "Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(blt_kernels, CPU, m) {

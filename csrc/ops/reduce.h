@@ -1,4 +1,4 @@
-// The argument `reduce` of patch_pool, on every device.
+// Reads the argument `reduce` of patch_pool, for every device.
 #pragma once
 
 #include <string>

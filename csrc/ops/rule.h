@@ -1,4 +1,4 @@
-// The arguments `rule` and `delta` of the ops that segment by entropies, on every device.
+// Reads the arguments `rule` and `delta` of the ops that segment by entropies, for every device.
 #pragma once
 
 #include <optional>

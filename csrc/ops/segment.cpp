@@ -1,4 +1,4 @@
-// segment, segment_spaces, segment_fixed: where patches start, and the layout that follows.
+// segment, segment_spaces and segment_fixed find where patches start, and make the layout that follows.
 #include "ops/segment.h"
 
 #include "cpu/segment.h"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kGrainBytes = 65536;
 
-// `args` holds what the rule needs; `per_byte` is the [B, N] tensor it looks at.
+// `args` holds what the rule needs, and `per_byte` is the [B, N] tensor that it looks at.
 LayoutFields segment_by(const char* op, cpu::SegmentArgs args, const Tensor& per_byte, const SegmentOptions& options) {
   const int64_t max_patch_length = options.max_patch_length.value_or(0);
   BLT_CHECK(!options.max_patch_length || max_patch_length > 0, op, ": max_patch_length: expected at least 1, got ",

@@ -1,4 +1,4 @@
-// segment_logits: logits -> entropies and the layout of the patches they cut. The backward is that of entropy.
+// segment_logits computes entropies and the layout of the patches that they cut. Its backward is that of entropy.
 #include "ops/entropy.h"
 #include "ops/segment.h"
 

@@ -1,4 +1,4 @@
-// What the registered ops need of torch's stable ABI, in one place.
+// What the registered ops need of torch's stable ABI. Nothing else includes torch headers.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -57,19 +57,19 @@ inline void check_dtype(const char* op, const char* argument, const Tensor& t, S
   BLT_CHECK(t.scalar_type() == dtype, op, ": ", argument, ": expected dtype ", name);
 }
 
-// Every tensor of a CPU op lies on the CPU: the dispatcher only looks at one of them.
+// Every tensor of a CPU op must lie on the CPU, and the dispatcher looks at one of them only.
 inline void check_cpu(const char* op, const char* argument, const Tensor& t) {
   BLT_CHECK(t.device().type() == torch::headeronly::DeviceType::CPU, op, ": ", argument, ": expected a CPU tensor");
 }
 
-// The dispatcher only looks at one of an op's tensors.
+// The dispatcher looks at one of an op's tensors only.
 inline void check_same_device(const char* op, const char* argument, const Tensor& t, const Tensor& like) {
   BLT_CHECK(t.device() == like.device(), op, ": ", argument, ": expected a tensor on the device of the others");
 }
 
 inline Tensor contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-// `t`, contiguous, after a check that it has these sizes, and dtype and device of the argument `grad`.
+// `t`, contiguous, after a check that it has these sizes, and the dtype and device of the argument `grad`.
 inline Tensor dense_like_grad(const char* op, const char* argument, const Tensor& t, const Tensor& grad,
                               const std::vector<int64_t>& sizes) {
   check_sizes(op, argument, t, sizes);
@@ -78,17 +78,19 @@ inline Tensor dense_like_grad(const char* op, const char* argument, const Tensor
   return blt::contiguous(t);
 }
 
-// A result on the CPU. Beyond 32 MB malloc maps fresh memory on every call, which faults in page by page: huge pages make
-// that 512 times fewer, and the call up to twice as fast. Below, where malloc recycles memory, they were seen to stall.
+// A result on the CPU. Beyond 32 MB malloc maps fresh memory on every call, and every page of it faults when it is
+// first written. With huge pages there are 512 times fewer faults, and the call is up to twice as fast. Below 32 MB
+// malloc recycles memory, and there huge pages were seen to stall.
 inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
   const Tensor out = torch::stable::empty(sizes, dtype);
 #if defined(__linux__)
-  constexpr uintptr_t kHugePage = uintptr_t(2) << 20, kWorthIt = uintptr_t(30) << 20;  // of whole huge pages
+  constexpr uintptr_t kHugePage = uintptr_t(2) << 20, kWorthIt = uintptr_t(30) << 20;  // so many whole huge pages
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.const_data_ptr()) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(out.const_data_ptr()) + uintptr_t(out.numel()) * out.element_size()) /
-                        kHugePage * kHugePage;
+  const uintptr_t end =
+      (reinterpret_cast<uintptr_t>(out.const_data_ptr()) + uintptr_t(out.numel()) * out.element_size()) / kHugePage *
+      kHugePage;
   if (end > begin && end - begin >= kWorthIt) {
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: it may be refused
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // this is advice, which the system may ignore
   }
 #endif
   return out;
@@ -102,11 +104,11 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
   }
 }
 
-// The least number of rows of this width that is worth a thread.
+// The smallest number of rows of this width for which another thread pays.
 inline int64_t grain(int64_t width) { return width < 1 ? 1 : (32768 + width - 1) / width; }
 
-// Whether rows (the last dimension) of a fresh output are better written past the caches (`stream` in cpu/vec.h): it is
-// too large to be found in one later, and whole aligned registers cover it.
+// Whether the rows (the last dimension) of a fresh output are better written past the caches (`stream` in cpu/vec.h).
+// That is so if the output is too large to be found in a cache later, and whole aligned registers cover its rows.
 inline bool wants_streaming(const Tensor& out) {
   constexpr int64_t kLargerThanCaches = int64_t(32) << 20, kLine = 64;
   const int64_t element = int64_t(out.element_size()), row = out.size(out.dim() - 1) * element;

@@ -1,6 +1,7 @@
-// A kernel for the test of the tests: without its barrier it has a race, which the thread sanitizer must find.
-#include "ops/tensor.h"
+// A kernel that tests the sanitizer run itself: without its barrier it has a race, which the thread sanitizer must
+// find.
 #include "cuda/launch.h"
+#include "ops/tensor.h"
 
 namespace {
 

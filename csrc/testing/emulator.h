@@ -1,9 +1,9 @@
-// CUDA's execution model on the host, block after block. The threads of a block are fibers of one thread, which run until
-// they meet a barrier; under a sanitizer they are threads, so that it sees what a kernel gets wrong within a block: a
-// barrier that is missing, an index that is out of bounds. What blocks do to each other nobody sees here.
+// CUDA's execution model on the host, one block after the other. The threads of a block are fibers of one host thread,
+// and each runs until it meets a barrier. Under a sanitizer they are host threads, so that it sees what a kernel gets
+// wrong within a block: a missing barrier, or an index out of bounds. Races between blocks cannot show here.
 //
-// Differences that remain: `__shared__` is a static of the function, so it keeps its values from block to block;
-// warps do not run in lockstep, as on any GPU since Volta.
+// Two things differ from a GPU or may surprise: `__shared__` is a static variable of the function, so it keeps its
+// values from block to block, and warps do not run in lockstep, as on any GPU since Volta.
 #pragma once
 
 #include <stdint.h>
@@ -45,7 +45,7 @@ constexpr int kWarp = 32;
 #endif
 
 #if defined(BLT_EMULATE_WITH_THREADS)
-// What waits is woken by what it waits for.
+// Threads wait on a condition variable, and the thread that opens a barrier wakes them.
 class Waiting {
  public:
   void lock() { mutex_.lock(); }
@@ -62,8 +62,9 @@ class Waiting {
   std::condition_variable condition_;
 };
 #else
-void yield();  // to the next fiber
+void yield();  // lets the next fiber run
 
+// Fibers wait by letting the others run. One host thread runs them all, so nothing needs a lock or a wake-up.
 class Waiting {
  public:
   void lock() {}
@@ -73,7 +74,7 @@ class Waiting {
 };
 #endif
 
-// All threads that still run wait for each other. A thread that has returned is not waited for.
+// All threads that still run wait for each other here. Nobody waits for a thread that has returned.
 class Barrier {
  public:
   void reset(int count) { expected_ = count, arrived_ = 0; }
@@ -198,7 +199,7 @@ inline void run_block(std::vector<Thread>& threads, const std::function<void()>&
 }
 #endif
 
-// Runs kernel() in every thread of every block. One-dimensional grids and blocks.
+// Runs kernel() in every thread of every block. Grids and blocks have one dimension.
 inline void launch(dim3 blocks, dim3 threads, size_t shared, const std::function<void()>& kernel) {
   const int count = int(threads.x), num_warps = (count + kWarp - 1) / kWarp;
   for (unsigned b = 0; b < blocks.x; ++b) {
@@ -208,7 +209,8 @@ inline void launch(dim3 blocks, dim3 threads, size_t shared, const std::function
     for (int w = 0; w < num_warps; ++w) {
       block.warps[size_t(w)].barrier.reset(count - w * kWarp < kWarp ? count - w * kWarp : kWarp);
     }
-    block.shared = std::make_unique<unsigned char[]>(shared + 16);  // hardly more than asked for: overruns show
+    // Hardly more than the kernel asked for, so that overruns show.
+    block.shared = std::make_unique<unsigned char[]>(shared + 16);
     std::vector<Thread> team(size_t(count), Thread{dim3(), dim3(b), threads, blocks, &block});
     for (int t = 0; t < count; ++t) {
       team[size_t(t)].thread = dim3(unsigned(t));
@@ -286,9 +288,6 @@ void __stcs(T* p, const T& x) {
 template <class T>
 T atomicAdd(T* p, T x) {
   return std::atomic_ref<T>(*p).fetch_add(x);
-}
-inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
-  return uint64_t((static_cast<unsigned __int128>(a) * b) >> 64);
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
+from blt_kernels._optional import new_figure
 from blt_kernels.cli import plots
 from blt_kernels.cli.plots import save_loss_curve
 
@@ -51,7 +49,7 @@ def test_training_and_held_out_are_drawn(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would raise
     path = tmp_path / "loss.png"
-    save_loss_curve(path, metrics(rows), baselines=BASELINES, title="a run for $1 and $2")
+    save_loss_curve(path, metrics(rows))
     image = pixels(path)
     assert blue(image) > 50
     assert (orange(image) > 50) == (rows >= 10)
@@ -62,21 +60,23 @@ def test_training_and_held_out_are_drawn(
     assert not recwarn.list
 
 
-def test_baselines_are_lines_across_both_panels(tmp_path: Path) -> None:
-    path = tmp_path / "loss.png"
-
-    def dark(baselines: dict[str, float]) -> np.ndarray:
-        """Pixels in each line of the picture that are the grey of baselines."""
-        save_loss_curve(path, metrics(50), baselines=baselines)
-        image = pixels(path)
-        return (np.abs(image - (0x55, 0x60, 0x6B)).max(axis=2) < 60).sum(axis=1)
-
-    # Both pictures have a label of the same size and the same limits; one has one line more.
-    one, two = dark({"aaaa": 2.0, "bbbb": 2.0}), dark({"aaaa": 2.0, "bbbb": 2.4})
-    dashed = 300  # of about 1200 pixels across, dashed
-    assert (one > dashed).sum() >= 1
-    rows = np.flatnonzero(two > dashed)
-    assert rows.max() - rows.min() > 10
+def test_baselines_are_lines_across_both_panels_and_names_in_a_legend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    figures = []
+    monkeypatch.setattr(plots, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    save_loss_curve(tmp_path / "loss.png", metrics(50), baselines=BASELINES)
+    panels = figures[0].axes
+    for axes in panels:
+        levels = {line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1}
+        assert levels == set(BASELINES.values())
+    curves, names = ([text.get_text() for text in axes.get_legend().get_texts()] for axes in panels)
+    assert curves == ["training", "held out"]
+    # In the order of the lines, and taken literally.
+    assert names == [f"{bits:.2f}  {name}" for name, bits in sorted(BASELINES.items(), key=lambda mark: -mark[1])]
+    colours = [line.get_color() for line in panels[0].lines if line.get_label() in names]
+    assert len({tuple(colour) for colour in colours}) == len(BASELINES)
+    assert not recwarn.list
 
 
 def test_a_file_gives_the_same_picture_as_its_rows(tmp_path: Path) -> None:
@@ -130,14 +130,3 @@ def test_smoothing_is_a_mean_that_follows_the_fall() -> None:
     assert abs(smooth[1000:].mean() - 2) < 0.01
     falling = 8 * np.arange(1, 1001) ** -0.3
     assert np.all(np.abs(plots._smooth(falling) / falling - 1) < 0.1)
-
-
-@given(st.lists(st.floats(0, 1), max_size=15))
-def test_labels_keep_their_order_and_distance(places: list[float]) -> None:
-    places.sort()
-    spread = plots._spread(places)
-    assert len(spread) == len(places)
-    assert all(0 <= place <= 1 + 1e-9 for place in spread)
-    assert all(b - a >= plots._LINE - 1e-9 for a, b in pairwise(spread))
-    if all(b - a >= plots._LINE for a, b in pairwise(places)):
-        assert spread == pytest.approx(places)  # nothing to move

@@ -7,27 +7,34 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from blt_kernels.cli.visualize import render_html, render_terminal, save_png
+from blt_kernels.cli.visualize import Patch, patches_of, render_html, render_table, render_text, save_png
+from blt_kernels.data import encode
 
 TEXT = 'if "日本" < x:\n\treturn \x1b[31m&\xa0'.encode()
-TOKENS = [1, *(byte + 4 for byte in TEXT), 2]
 
 
-def terminal(*args: object, colour: bool = False, **options: object) -> str:
+def cut(text: bytes | list[int], lengths: list[int], entropies: Any = None) -> list[Patch]:
+    """The patches of bytes, without BOS and EOS, or of tokens."""
+    tokens = encode(text, bos=False, eos=False) if isinstance(text, bytes) else np.array(text, np.int64)
+    values = None if entropies is None else np.array(entropies, np.float32)
+    return patches_of(tokens, np.array(lengths, np.int64), values)
+
+
+def printed(renderable: object, *, colour: bool = False) -> list[str]:
     console = Console(
         file=io.StringIO(), width=200, force_terminal=colour, color_system="truecolor" if colour else None, _environ={}
     )
-    console.print(render_terminal(*args, **options))  # type: ignore[arg-type]
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    console.print(renderable)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
 class Spans(HTMLParser):
@@ -66,8 +73,9 @@ class Spans(HTMLParser):
 
 def test_each_patch_is_one_span_of_escaped_text() -> None:
     # BOS | if " | 日 and the first byte of 本 | the rest of it | the rest and EOS
-    lengths = [1, 4, 4, 2, len(TOKENS) - 11]
-    page = Spans(render_html(TOKENS, lengths))
+    tokens = encode(TEXT)
+    patches = cut(tokens.tolist(), [1, 4, 4, 2, len(tokens) - 11])
+    page = Spans(render_html(patches))
     assert page.rest == ""
     assert page.spans == [
         "<BOS>",
@@ -77,27 +85,30 @@ def test_each_patch_is_one_span_of_escaped_text() -> None:
         '" < x:↵\n\\treturn \\x1b[31m&\\u00a0<EOS>',
     ]
     assert page.titles[2] == "patch 2: start 5, 4 tokens"
-    flat = terminal(TOKENS, lengths, table=False).splitlines()
-    assert flat[0] == '<BOS>if "日\\xe6\\x9c\\xac" < x:↵'
-    assert flat[1].startswith("\\treturn \\x1b[31m&\\u00a0<EOS>")
+    flat = printed(render_text(patches, colour=True))
+    assert flat == ['<BOS>if "日\\xe6\\x9c\\xac" < x:↵', "\\treturn \\x1b[31m&\\u00a0<EOS>"]
+    flat = printed(render_text(patches, colour=False))
+    assert flat == ['<BOS>|if "|日\\xe6|\\x9c\\xac|" < x:↵', "\\treturn \\x1b[31m&\\u00a0<EOS>"]
 
 
-def test_the_arrow_itself_is_no_line_break() -> None:
-    assert Spans(render_html("a↵b".encode(), [5])).spans == ["a↵b"]
-    assert terminal("a↵b".encode(), [5], table=False).splitlines()[0] == "a↵b"
+def test_marks_of_the_text_itself() -> None:
+    """An arrow is no line break, and a bar is no boundary."""
+    patches = cut("a↵|b".encode(), [5, 1])
+    assert Spans(render_html(patches)).spans == ["a↵|", "b"]
+    assert printed(render_text(patches, colour=True)) == ["a↵|b"]
+    assert printed(render_text(patches, colour=False)) == ["a↵\\x7c|b"]
 
 
 def test_html_is_self_contained_and_escaped() -> None:
-    page = render_html(b"<script>alert('x')</script>", [27], [0.5] * 27, threshold=1.25, title="<b>&")
+    page = render_html(cut(b"<script>alert('x')</script>", [27], [0.5] * 27), threshold=1.25)
     assert "<script" not in page
-    assert "<title>&lt;b&gt;&amp;</title>" in page
     assert "threshold 1.250 nats" in page
     assert not re.search(r"(src|href|url)\s*[=(]", page)
 
 
 def test_entropy_shown_is_that_of_the_first_tokens_prediction() -> None:
-    entropies = [0.5, 9.0, 2.25, 9.0, 9.0, 4.0, 9.0]
-    page = Spans(render_html(b"abcdefg", [1, 2, 3, 1], entropies))
+    patches = cut(b"abcdefg", [1, 2, 3, 1], [0.5, 9.0, 2.25, 9.0, 9.0, 4.0, 9.0])
+    page = Spans(render_html(patches))
     assert page.titles == [
         "patch 0: start 0, 1 token",
         "patch 1: start 1, 2 tokens, entropy 0.500 nats",
@@ -106,49 +117,36 @@ def test_entropy_shown_is_that_of_the_first_tokens_prediction() -> None:
     ]
     assert page.styles[1] == "background:#d6e8f5"  # the lowest: pale blue
     assert page.styles[3] == "background:#ffb07a"  # the highest: orange
-    rows = [line.split() for line in terminal(b"abcdefg", [1, 2, 3, 1], entropies).splitlines()[3:]]
+    rows = [line.split() for line in printed(render_table(patches))[1:]]
     assert rows == [["0", "a", "0", "1"], ["1", "bc", "1", "2", "0.500"], ["2", "def", "3", "3", "2.250"],
                     ["3", "g", "6", "1", "4.000"]]  # fmt: skip
 
 
 def test_neighbours_differ_in_the_terminal() -> None:
     for entropies in (None, [1.0] * 6):
-        output = terminal(b"abcdef", [2, 2, 2], entropies, table=False, colour=True)
+        (output,) = printed(render_text(cut(b"abcdef", [2, 2, 2], entropies), colour=True), colour=True)
         first, second, third = re.findall(r"48;2;([\d;]+)m(?:ab|cd|ef|a|c|e)", output)
         assert first == third != second
-    assert terminal(b"abcdef", [2, 2, 2], table=False).splitlines()[0] == "abcdef"
 
 
-def test_lengths_follow_the_rules_of_a_layout() -> None:
-    """Empty slots, negative lengths, the unseen next token, tokens after the last patch, tensors."""
-    entropies = np.ones(5)
-    expected = Spans(render_html(b"abcde", [2, 3], entropies)).spans
-    assert expected == ["ab", "cde"]
-    for lengths in ([0, 2, 0, 3, 0], [2, -1, 3], [2, 3, 1], [2, 4], torch.tensor([2, 3, 0], dtype=torch.int32)):
-        page = Spans(render_html(b"abcde", lengths, torch.ones(5)))
-        assert (page.spans, page.rest) == (expected, "")
-    page = Spans(render_html(torch.tensor([1, 101, 102, 103]), [1, 1]))
-    assert (page.spans, page.rest) == (["<BOS>", "a"], "bc")
-    assert len(terminal(b"abc", [1, 1]).splitlines()) == 5  # the rest has no row in the table
-    page = Spans(render_html(b"abc", []))
-    assert (page.spans, page.rest) == ([], "abc")
-    assert Spans(render_html(b"", [])).spans == []
-
-
-@given(st.binary(max_size=60), st.lists(st.integers(0, 7), max_size=20))
+@given(st.binary(min_size=1, max_size=60), st.lists(st.integers(1, 7), max_size=20))
 def test_every_byte_is_shown_once_in_its_patch(data: bytes, lengths: list[int]) -> None:
     """Undoing the escapes of a patch gives the patch's bytes."""
     kept: list[int] = []
     for length in lengths:
         if sum(kept) + length <= len(data):
             kept.append(length)
+    if sum(kept) < len(data):
+        kept.append(len(data) - sum(kept))
     data = data.replace(b"\\", b"/")  # the text's own backslashes are not escapes
-    page = Spans(render_html(data, kept))
+    patches = cut(data, kept)
+    page = Spans(render_html(patches))
+    shown = render_text(patches, colour=False).plain.split("|")
     start = 0
-    for span, length in zip(page.spans, filter(None, kept), strict=True):
-        assert unescape(span) == data[start : start + length]
+    for i, length in enumerate(kept):
+        assert unescape(page.spans[i]) == unescape(shown[i]) == data[start : start + length]
         start += length
-    assert unescape(page.rest) == data[start:]
+    assert page.rest == "" and len(page.spans) == len(kept)
 
 
 def unescape(shown: str) -> bytes:
@@ -181,20 +179,21 @@ def orange(image: Image.Image) -> int:
 
 
 def test_picture_grows_by_rows_and_shows_the_threshold(tmp_path: Path) -> None:
-    entropies = np.abs(np.sin(np.arange(5000)))
+    entropies = np.abs(np.sin(np.arange(5000))).astype(np.float32)
     images = {}
-    for size in (1, 20, 96, 97, 250):
+    for size in (2, 20, 96, 97, 250):
         text = (b"price $5 & $6 " * 400)[:size]
-        save_png(tmp_path / "p.png", text, [size // 2, size - size // 2], entropies[:size])
+        patches = cut(text, [size // 2, size - size // 2], entropies[:size])
+        save_png(tmp_path / "p.png", patches, entropies[:size])
         images[size] = open_png(tmp_path / "p.png")
-    assert images[1].width == images[20].width == 720  # 6 inches
+    assert images[2].width == images[20].width == 720  # 6 inches
     assert images[96].width == images[97].width == images[250].width > 1500
     assert images[20].height == images[96].height < images[97].height < images[250].height
-    save_png(tmp_path / "p.png", b"x" * 97, [48, 49], entropies[:97], threshold=0.5)
+    save_png(tmp_path / "p.png", cut(b"x" * 97, [48, 49], entropies[:97]), entropies[:97], threshold=0.5)
     with_threshold = open_png(tmp_path / "p.png")
     assert with_threshold.size == images[97].size
     assert orange(with_threshold) > orange(images[97]) + 500
-    save_png(tmp_path / "p.png", b"x" * 97, [1] * 97, entropies[:97])
+    save_png(tmp_path / "p.png", cut(b"x" * 97, [1] * 97, entropies[:97]), entropies[:97])
     assert orange(open_png(tmp_path / "p.png")) > orange(images[97]) + 500  # a dot at each start
 
 
@@ -203,43 +202,23 @@ def test_picture_takes_whatever_text_holds(
 ) -> None:
     """Characters without a glyph, dollar signs, NaN and infinity: no warning, no mathtext, a picture."""
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would raise
-    tokens = [*TOKENS[:-1], *(byte + 4 for byte in "🙂$x$\u202e\\".encode()), 0, 3, 2]
-    entropies = np.linspace(0, 3, len(tokens))
+    tokens = [1, *encode(TEXT, bos=False, eos=False), *encode("🙂$x$\u202e\\", bos=False, eos=False), 0, 3, 2]
+    entropies = np.linspace(0, 3, len(tokens), dtype=np.float32)
     entropies[3], entropies[5] = np.nan, np.inf
-    save_png(tmp_path / "p.png", tokens, [1, 8, 20], entropies, threshold=1.0, title="cost: $x$ _^")
+    patches = cut([int(token) for token in tokens], [1, 8, 20, len(tokens) - 29], entropies)
+    save_png(tmp_path / "p.png", patches, entropies, threshold=1.0)
     assert open_png(tmp_path / "p.png").height > 200
     assert not recwarn.list
 
 
-def test_errors(tmp_path: Path) -> None:
-    for function in (render_terminal, render_html):
-        op = function.__name__
-        with pytest.raises(ValueError, match=f"{op}: lengths: expected a sum of at most 3 tokens and the next, got 5"):
-            function(b"abc", [5])
-        with pytest.raises(ValueError, match=rf"{op}: entropies: expected shape \(3,\).*got shape \(2,\)"):
-            function(b"abc", [3], [1.0, 2.0])
-        with pytest.raises(ValueError, match=f"{op}: tokens: expected ids of 0 to 259, got 1 to 260"):
-            function([1, 260], [2])
-        with pytest.raises(ValueError, match=f"{op}: tokens: expected bytes or a sequence of token ids"):
-            function(torch.zeros(1, 3, dtype=torch.int64), [3])
-        with pytest.raises(TypeError, match=f"{op}: tokens: expected bytes or a sequence of token ids, got dtype <U3"):
-            function("abc", [3])
-        with pytest.raises(TypeError, match=f"{op}: lengths: expected a sequence of integers"):
-            function(b"abc", [1.5])
-    with pytest.raises(ValueError, match=r"save_png: tokens: expected 1 to 4800 of them.*got 4801"):
-        save_png(tmp_path / "p.png", b"x" * 4801, [4801], np.ones(4801))
-    with pytest.raises(ValueError, match=r"save_png: tokens: expected 1 to 4800 of them.*got 0"):
-        save_png(tmp_path / "p.png", b"", [], [])
-    with pytest.raises(ValueError, match="save_png: entropies: expected the curve to draw, got None"):
-        save_png(tmp_path / "p.png", b"abc", [3], None)
+def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for lengths in ([2], [4], [0, 3], [-1, 4]):
+        with pytest.raises(ValueError, match="lengths: expected lengths of at least 1 with sum 3, got"):
+            cut(b"abc", lengths)
+    entropies = np.ones(4801, np.float32)
+    with pytest.raises(ValueError, match=r"patch: --png: expected at most 4800 tokens .*got 4801"):
+        save_png(tmp_path / "p.png", cut(b"x" * 4801, [4801], entropies), entropies)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"matplotlib .*: pip install 'blt_kernels\[train\]'"):
+        save_png(tmp_path / "p.png", cut(b"abc", [3], entropies[:3]), entropies[:3])
     assert not list(tmp_path.iterdir())
-
-
-def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("rich.console", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"rich is missing: pip install 'blt_kernels\[train\]'"):
-        render_terminal(b"abc", [3])
-    with pytest.raises(ImportError, match=r"matplotlib is missing: pip install 'blt_kernels\[train\]'"):
-        save_png(tmp_path / "p.png", b"abc", [3], [1.0] * 3)
-    assert render_html(b"abc", [3])  # needs neither

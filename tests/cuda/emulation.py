@@ -1,4 +1,4 @@
-"""The CUDA kernels on host threads: the library of csrc/testing, whose ops take CPU tensors."""
+"""Builds and loads the CUDA kernels on host threads: a library whose ops take CPU tensors (csrc/testing)."""
 
 from __future__ import annotations
 

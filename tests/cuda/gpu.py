@@ -16,7 +16,7 @@ def has_gpu() -> bool:
 
 
 class GPUOps:
-    """`torch.ops.blt_kernels` for CPU tensors: they go to the GPU, and the results come back."""
+    """`torch.ops.blt_kernels` for CPU tensors, which go to the GPU; the results come back."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         op = getattr(torch.ops.blt_kernels, name)

@@ -56,7 +56,7 @@ def run_reference(op, tensors, layout, dtype, window=1, scale=None):
 
 
 def check(cuda_ops, op, layouts, shape, dtype, window):
-    """All the layouts together: a maximum over few elements would say little."""
+    """Takes the maximum error over all layouts, because that of a few elements would say little."""
     results = []
     for layout in layouts:
         tensors = inputs(op, layout, shape, dtype)
@@ -70,7 +70,7 @@ def check(cuda_ops, op, layouts, shape, dtype, window):
         )
     for i, name in enumerate(("out", "grad_q", "grad_k", "grad_v")):
         actual, eager, exact = (torch.cat([result[i][which] for result in results]) for which in range(3))
-        if dtype == torch.float32 and shape[3] < 64:  # the larger of two maxima is chance
+        if dtype == torch.float32 and shape[3] < 64:  # which of two maxima is larger is chance here
             torch.testing.assert_close(actual.double(), exact, rtol=2e-6, atol=1e-5 if layouts[0] is LONG else 4e-6)
         else:
             assert_as_accurate(actual, eager, exact, name)

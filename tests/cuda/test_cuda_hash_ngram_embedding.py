@@ -14,7 +14,7 @@ CPU = torch.ops.blt_kernels
 
 
 def text_tokens(batch, num_bytes, vocabulary=5):
-    """Few different bytes: n-grams repeat, as in text."""
+    """Tokens of few different values, so that n-grams repeat as in text."""
     return torch.randint(4, 4 + vocabulary, (batch, num_bytes))
 
 
@@ -119,7 +119,7 @@ def test_packed_sequences(cuda_ops, lengths, dtype):
 def test_bad_offsets_are_clamped(cuda_ops, offsets):
     tokens = text_tokens(1, 30, 260)
     ids = cuda_ops.hash_ngram_ids(tokens, SIZES, 977, PRIME, torch.tensor(offsets))
-    starts = {0, *(min(max(o, 0), 30) for o in offsets)}  # some of them are those of sequences
+    starts = {0, *(min(max(o, 0), 30) for o in offsets)}  # every sequence must start at one of these
     possible = [reference.hash_ngram_ids(tokens[:, start:], SIZES, 977)[0, :, :].tolist() for start in sorted(starts)]
     for j, row in enumerate(ids[0].tolist()):
         assert any(row == rows[j - start] for start, rows in zip(sorted(starts), possible, strict=True) if start <= j)
@@ -172,7 +172,7 @@ def test_long_runs(cuda_ops, shift, dtype):
 
 def test_rows_that_every_position_reads(cuda_ops):
     torch.manual_seed(3)
-    tokens = torch.zeros(2, 1500, dtype=torch.int64)  # of more parts than a warp joins alone
+    tokens = torch.zeros(2, 1500, dtype=torch.int64)  # so many parts that one warp does not join them alone
     table, base, grad = make_inputs(tokens, 20, 7, tables=2)
     check(cuda_ops, tokens, table, base, grad, 7, sizes=[1, 3])
 

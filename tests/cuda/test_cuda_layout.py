@@ -1,4 +1,4 @@
-"""Layouts of lengths and of starts: every field equal to that of the CPU ops, which have an oracle of their own."""
+"""Layouts from lengths and from starts: every field equals that of the CPU ops, which have an oracle of their own."""
 
 import pytest
 import torch
@@ -120,7 +120,7 @@ def test_bad_values_are_clamped(cuda_ops):
     assert_equal(got, cpu.layout_from_starts(mask, torch.tensor([20, 0]), None, None, 5))
     got = cuda_ops.layout_from_starts(mask[:1], None, torch.tensor([7, -3, 9, 2**40]), None, 5)
     assert_equal(got, cpu.layout_from_starts(mask[:1], None, torch.tensor([0, 0, 9, 20]), None, 5))
-    # Values that decrease: some division into sequences, and a layout that is sound.
+    # Values that decrease cut the row into sequences somehow, and the layout must be sound.
     for values in ([0, 15, 3, 9, 2, 12], [5, 1, 0, 30, -2, 7], [0, 20, 0, 20, 0, 20]):
         for capacity in (None, 5, 8):
             args = (mask[:1], None, torch.tensor(values), None, capacity)

@@ -20,7 +20,7 @@ def entropies_like_text(batch, num_bytes, seed=0):
 
 
 def text(batch, num_bytes, seed=0):
-    """Tokens with spaces, UTF-8, special tokens and numbers that are none."""
+    """Tokens of spaces, UTF-8 and special tokens, and numbers that are no tokens."""
     generator = torch.Generator().manual_seed(seed)
     pool = torch.tensor([36, 36, 101, 101, 102, 52, 70, 0, 3, 4, 132, 195, 196, 255, -(2**63), 2**63 - 1])
     return pool[torch.randint(len(pool), (batch, num_bytes), generator=generator)]
@@ -66,7 +66,7 @@ def test_fixed(cuda_ops, data, batch, patch_size):
 @pytest.mark.parametrize("num_bytes, packed", [(3 * TILE + 8, True), (2 * TILE + 1, False)])
 def test_rows_of_several_blocks(cuda_ops, num_bytes, packed, longest):
     e = entropies_like_text(1 if packed else 2, num_bytes)
-    e[0, 100 : 2 * TILE] = 0  # max_patch_length alone cuts, over more than a block
+    e[0, 100 : 2 * TILE] = 0  # here only max_patch_length makes starts, over more than a block
     seq_lens, cu_seqlens = torch.tensor([num_bytes, TILE + 1]), None
     if packed:
         seq_lens, cu_seqlens = (

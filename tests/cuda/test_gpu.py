@@ -1,4 +1,4 @@
-"""What only a GPU can show: graphs, streams, no host sync, large tensors."""
+"""What only a GPU can show: graph capture, streams, host syncs and large tensors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def layout_of(seed: int, device: torch.device) -> PatchLayout:
 
 
 def both(case: Case, x: torch.Tensor, layout: PatchLayout) -> tuple[torch.Tensor, torch.Tensor]:
-    """The result and, of its sum of squares, the gradient."""
+    """The result, and the gradient of its sum of squares."""
     leaf = x.detach().requires_grad_()
     out = case(leaf, layout)
     return out.detach(), torch.autograd.grad(out.square().sum(), leaf)[0]

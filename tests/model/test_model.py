@@ -22,6 +22,7 @@ from blt_kernels.model import (
     latent_capacity,
     next_byte_loss,
 )
+from blt_kernels.model.loss import bits_per_byte
 from blt_kernels.model.transformer import attend, plan_attention, rotate
 
 SMALL = BLTConfig(
@@ -511,12 +512,14 @@ def test_loss_counts_what_it_should() -> None:
     loss = next_byte_loss(logits, targets)
     log_p = logits.float().log_softmax(-1)
     expected = -sum(log_p[b, i, targets[b, i]] for b, i in (targets >= 0).nonzero().tolist())
-    assert loss.num_bytes == 7
+    assert loss.num_targets == 7
     torch.testing.assert_close(loss.total, expected)
     torch.testing.assert_close(loss.mean, expected / 7)
-    torch.testing.assert_close(loss.bits_per_byte(), expected / 7 / math.log(2))
+    text = -sum(log_p[b, i, targets[b, i]] for b, i in (targets >= 4).nonzero().tolist())
+    torch.testing.assert_close(loss.text_total, text)
+    assert bits_per_byte(7 * math.log(2), 7) == 1
     nothing = next_byte_loss(logits, torch.full((2, 5), -100))
-    assert nothing.num_bytes == 0 and nothing.mean == 0
+    assert nothing.num_targets == 0 and nothing.mean == 0
 
 
 # ---- capacity --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -84,6 +85,26 @@ def test_schedule_rises_then_falls_by_a_cosine() -> None:
     assert rates[4:] == sorted(rates[4:], reverse=True)
     sparse_rate = optimizers.optimizers[1].param_groups[0]["lr"]
     assert sparse_rate == pytest.approx(2 * optimizers.learning_rate)
+
+
+def test_no_warm_up_starts_at_the_peak() -> None:
+    model, optimizers = make(dataclasses.replace(CONFIG, warmup_steps=0))
+    rates = [step(model, optimizers, i)[2] for i in range(20)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[10] == pytest.approx(0.1 * (0.1 + 0.9 * 0.5))
+    for steps in (1, 2, 3):  # shorter than any warm-up
+        model, optimizers = make(CONFIG, steps)
+        assert all(0 < step(model, optimizers, i)[2] <= 0.1 for i in range(steps))
+
+
+def test_state_of_another_shape_is_refused() -> None:
+    model, optimizers = make(CONFIG)
+    step(model, optimizers, 0)
+    tensors, rest = optimizers.state_dict()
+    name = next(name for name, tensor in tensors.items() if tensor.dim() == 2)
+    with pytest.raises(ValueError, match=rf"Optimizers: {name}: expected shape \(.*\), got shape \(1,\)"):
+        make(CONFIG)[1].load_state_dict(tensors | {name: torch.ones(1)}, rest)
 
 
 def test_matrices_decay_and_vectors_and_tables_do_not() -> None:

@@ -123,39 +123,121 @@ def test_resume_refuses_another_model_schedule_and_damage(corpus: Corpus, patche
     config = dataclasses.replace(CONFIG, steps=2)
     train_model(make_blt(), corpus, None, shape, config, run, patcher=patcher)
     wider = BLT(dataclasses.replace(BLT_SMALL, hash_rows=98))
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match=r"other model settings: hash_rows: the run has 97, got 98$"):
         train_model(wider, corpus, None, shape, config, run, patcher=patcher, resume=True)
-    longer = dataclasses.replace(config, steps=3)
-    with pytest.raises(CheckpointError, match="another training configuration"):
+    longer = dataclasses.replace(config, steps=3, optim=OptimConfig(warmup_steps=3, eps=1e-6))
+    with pytest.raises(
+        CheckpointError, match=r"settings: optim\.eps: the run has 1e-08, got 1e-06; steps: the run has 2, got 3$"
+    ):
         train_model(make_blt(), corpus, None, shape, longer, run, patcher=patcher, resume=True)
+    oftener = dataclasses.replace(config, log_every=7, eval_every=1, checkpoint_every=1)  # decides no loss
+    train_model(make_blt(), corpus, None, shape, oftener, run, patcher=patcher, resume=True)
     rows = dataclasses.replace(shape, row_tokens=shape.row_tokens + 8)
-    with pytest.raises(ValueError, match="row_tokens: expected"):
+    with pytest.raises(CheckpointError, match=r"row settings: row_tokens: the run has 144, got 152$"):
         train_model(make_blt(), corpus, None, rows, config, run, patcher=patcher, resume=True)
+    part = corpus.with_files(corpus.files[1:])
+    with pytest.raises(CheckpointError, match="the run was trained on other text"):
+        train_model(make_blt(), part, None, shape, config, run, patcher=patcher, resume=True)
     path = list_checkpoints(run)[-1] / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: expected \d+ bytes"):
         train_model(make_blt(), corpus, None, shape, config, run, patcher=patcher, resume=True)
 
 
+@pytest.mark.parametrize(
+    "left",
+    [
+        {},
+        {METRICS_FILE: b""},
+        {METRICS_FILE: b'{"step": 1, "loss": 9.0}\n{"st'},
+        {METRICS_FILE: b'{"step": 1, "loss": 9.0}\n[]\n{}\n7\n\xff\0\0\n'},
+        {METRICS_FILE: b'{"step": 1}\n', ".step-00000001.partial/model.safetensors": b"cut"},
+    ],
+    ids=["empty directory", "empty metrics", "cut metrics", "damaged metrics", "partial checkpoint"],
+)
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(
-    corpus: Corpus, patcher: Patcher, tmp_path: Path
+    left: dict[str, bytes], corpus: Corpus, patcher: Patcher, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(CONFIG, steps=2)
     train_model(make_blt(), corpus, None, SHAPES["padded"], config, tmp_path / "whole", patcher=patcher)
-    (tmp_path / "stopped").mkdir()
-    (tmp_path / "stopped" / METRICS_FILE).write_text('{"step": 1, "loss": 9.0}\n{"st')
-    train_model(make_blt(), corpus, None, SHAPES["padded"], config, tmp_path / "stopped", patcher=patcher, resume=True)
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / run / METRICS_FILE).read_text().splitlines()]
-        for run in ("whole", "stopped")
-    ]
-    assert losses[0] == losses[1]
+    run = tmp_path / "stopped"
+    run.mkdir()
+    for name, contents in left.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_bytes(contents)
+    train_model(make_blt(), corpus, None, SHAPES["padded"], config, run, patcher=patcher, resume=True)
+    assert losses(run) == losses(tmp_path / "whole")
+    assert sorted(path.name for path in run.iterdir()) == [METRICS_FILE, "step-00000002"]
 
 
-@pytest.mark.parametrize("name", ["steps", "log_every", "eval_every", "checkpoint_every"])
-def test_counts_are_at_least_one(name: str) -> None:
-    with pytest.raises(ValueError, match=f"TrainConfig: {name}: expected at least 1, got 0"):
-        TrainConfig(**{"steps": 1, name: 0})
+def test_damaged_metrics_do_not_stop_a_run_with_a_checkpoint(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    """The process was killed after a checkpoint: the lines after it are written again, damaged ones are dropped."""
+    shape = SHAPES["padded"]
+    train_model(make_blt(), corpus, None, shape, CONFIG, tmp_path / "whole", patcher=patcher)
+    run, config = tmp_path / "run", dataclasses.replace(CONFIG, checkpoint_every=5)
+    train_model(make_blt(), corpus, None, shape, config, run, patcher=patcher)
+    (run / "step-00000012").rename(tmp_path / "last")
+    with open(run / METRICS_FILE, "ab") as file:
+        file.write(b'null\n"x"\n{"step": "7"}\n\0\0\0\n{"step": 13, "lo')
+    train_model(make_blt(), corpus, None, shape, config, run, patcher=patcher, resume=True)
+    assert losses(run) == losses(tmp_path / "whole")
+    (run / METRICS_FILE).unlink()
+    (run / "step-00000012").rename(tmp_path / "again")
+    train_model(make_blt(), corpus, None, shape, config, run, patcher=patcher, resume=True)
+    assert losses(run) == losses(tmp_path / "whole")[10:]
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "values"),
+    [
+        (OptimConfig, "learning_rate", [0, -1e-3, math.nan, math.inf, "1", True, 10**400]),
+        (OptimConfig, "sparse_learning_rate", [0.0, math.nan]),
+        (OptimConfig, "min_ratio", [-0.1, 1.5, math.nan]),
+        (OptimConfig, "warmup_steps", [-1, 1.5]),
+        (OptimConfig, "betas", [(0.9,), (0.9, 1.0), (-0.1, 0.9), (0.9, math.nan), 0.9]),
+        (OptimConfig, "eps", [0, math.inf]),
+        (OptimConfig, "weight_decay", [-0.1, math.nan]),
+        (OptimConfig, "clip_norm", [0, math.nan]),
+        (TrainConfig, "steps", [0, -1, 10**8, 1.0]),
+        (TrainConfig, "log_every", [0]),
+        (TrainConfig, "eval_every", [0]),
+        (TrainConfig, "checkpoint_every", [0]),
+        (TrainConfig, "seed", [2**63, -(2**63) - 1, 0.5, None]),
+        (TrainConfig, "optim", [None, {}]),
+        (TrainConfig, "autocast", [1]),
+        (RowShape, "batch_size", [0, 2**31, 1.0]),
+        (RowShape, "row_tokens", [0, 2**31]),
+        (RowShape, "row_patches", [0, 65]),
+        (PatcherConfig, "method", ["words"]),
+        (PatcherConfig, "rule", ["sum"]),
+        (PatcherConfig, "threshold", [None, math.nan, math.inf, "1"]),
+        (PatcherConfig, "delta", [0.5]),
+        (PatcherConfig, "patch_size", [4]),
+        (PatcherConfig, "max_patch_length", [0, 1.5, 2**31]),
+    ],
+)
+def test_every_field_of_a_configuration_is_checked_by_name(config: Any, field: str, values: list[Any]) -> None:
+    valid = {
+        OptimConfig: {},
+        TrainConfig: {"steps": 1},
+        RowShape: {"batch_size": 2, "row_tokens": 64},
+        PatcherConfig: {"threshold": 1.0},
+    }[config]
+    config(**valid)
+    for value in values:
+        with pytest.raises((ValueError, TypeError), match=f"^{config.__name__}: {field}: expected .*got"):
+            config(**valid | {field: value})
+
+
+def test_options_of_a_method_belong_to_it() -> None:
+    PatcherConfig(rule="combined", threshold=1.0, delta=-0.5)
+    for options in (
+        {"rule": "combined", "threshold": 1.0},
+        {"method": "fixed"},
+        {"method": "spaces", "threshold": 1.0},
+    ):
+        with pytest.raises(ValueError, match=r"PatcherConfig: (delta|patch_size|threshold): expected"):
+            PatcherConfig(**options)
 
 
 def test_documents_seen_are_those_of_the_batches(tmp_path: Path) -> None:
@@ -171,11 +253,18 @@ def test_documents_seen_are_those_of_the_batches(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no run to resume"):
-        open_run(tmp_path, resume=True)
-    (tmp_path / METRICS_FILE).write_text("")
+    for run in (tmp_path / "none" / "below", tmp_path):
+        open_run(run, resume=True)
+        open_run(run, resume=False)
+    (tmp_path / METRICS_FILE).touch()
+    open_run(tmp_path, resume=False)  # stopped in its first steps
+    (tmp_path / METRICS_FILE).write_text("{}\n")
     with pytest.raises(ValueError, match="there is a run here already"):
         open_run(tmp_path, resume=False)
+    for resume in (False, True):
+        with pytest.raises(NotADirectoryError, match=METRICS_FILE):
+            open_run(tmp_path / METRICS_FILE / "run", resume)
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
 
 
 def test_a_loss_that_is_not_finite_stops_training(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
@@ -236,6 +325,30 @@ def test_every_byte_of_the_held_out_text_counts_once(kind: str, corpus: Corpus, 
     bits, count = bits_per_byte(model, held_out_batches(corpus, SHAPES[kind], patcher))
     assert count == sum(map(len, corpus))
     assert bits == pytest.approx(math.log2(260), rel=1e-6)
+
+
+def test_training_and_evaluation_count_alike(corpus: Corpus, tmp_path: Path) -> None:
+    """The metrics of a step are the bits of the text alone: an end of document counts for nothing."""
+    torch.manual_seed(0)
+    model = EntropyModel(ENTROPY)
+    with torch.no_grad():
+        model.lm_head.weight[2] = -10 * torch.ones(32)  # EOS
+    shape = RowShape(8, 2048)
+    texts = corpus.with_files(corpus.files[:8])
+    expected, _ = bits_per_byte(model, held_out_batches(texts, shape))
+    logged = []
+    batches = shape.batches(DocumentStream(texts, shuffle=False, epochs=1))
+    Trainer(model, batches, TrainConfig(1), tmp_path / "run", on_step=logged.append).train()
+    assert logged[0]["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    assert abs(logged[0]["loss"] / math.log(2) - expected) > 0.01
+
+
+def test_a_loss_that_is_not_finite_is_no_result(corpus: Corpus) -> None:
+    model = EntropyModel(ENTROPY)
+    with torch.no_grad():
+        model.lm_head.weight[7, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="expected a finite loss"):
+        bits_per_byte(model, held_out_batches(corpus, RowShape(2, 64)))
 
 
 def test_slots_of_training_rows_are_full(corpus: Corpus, patcher: Patcher) -> None:

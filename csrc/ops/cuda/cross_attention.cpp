@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "cuda/patch_gather.h"
+#include "ops/attention_inputs.h"
 #include "ops/cuda/device.h"
 
 namespace {
@@ -13,39 +14,16 @@ using blt::ScalarType;
 using blt::Tensor;
 using blt::cuda::CrossAttentionArgs;
 
-ScalarType arithmetic_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 void check_layout_tensor(const char* op, const char* name, const Tensor& t, int64_t dims, const Tensor& like) {
   blt::check_dim(op, name, t, dims);
   blt::check_dtype(op, name, t, ScalarType::Int, "int32");
   blt::check_same_device(op, name, t, like);
 }
 
-void check_inputs(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, int64_t batch) {
-  blt::check_dim(op, "q", q, 4);
-  blt::check_dim(op, "k", k, 4);
-  blt::check_dim(op, "v", v, 4);
-  blt::dtype_of(op, "q", q);
-  for (const auto& [name, t] : {std::pair{"k", &k}, std::pair{"v", &v}}) {
-    blt::check_size(op, name, *t, 0, batch);
-    blt::check_size(op, name, *t, 1, k.size(1));
-    blt::check_size(op, name, *t, 2, k.size(2));
-    blt::check_size(op, name, *t, 3, q.size(3));
-    BLT_CHECK(t->scalar_type() == q.scalar_type(), op, ": ", name, ": expected the dtype of q");
-    blt::check_same_device(op, name, *t, q);
-  }
-  blt::check_size(op, "q", q, 0, batch);
-  BLT_CHECK(q.size(3) >= 1, op, ": q: expected a head dimension of at least 1, got ", q.size(3));
-  BLT_CHECK(q.size(2) >= 1 && k.size(2) >= 1 && q.size(2) % k.size(2) == 0, op,
-            ": q: expected a positive multiple of the ", k.size(2), " heads of k, got ", q.size(2));
-}
-
-// Checked inputs, contiguous, and the arguments that are the same forward and backward.
+// The checked inputs, contiguous, and the arguments that forward and backward have in common.
 class Attention {
  public:
-  // `ids`: of the decoder, else null.
+  // `ids` are visible_ids for the decoder, and null for the encoder.
   Attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor* ids, const Tensor& offsets,
             const Tensor& cu_patches, std::optional<double> scale, int64_t window)
       : op(op), device(blt::device_index(q)) {
@@ -56,20 +34,15 @@ class Attention {
       check_layout_tensor(op, "visible_ids", *ids, 2, q);
       blt::check_size(op, "visible_ids", *ids, 0, batch);
     }
-    check_inputs(op, q, k, v, batch);
+    blt::check_attention_inputs(op, q, k, v, batch);
     const bool encoder = ids == nullptr;
     const Tensor &slotted = encoder ? q : k, &bytes = encoder ? k : q;
     if (ids != nullptr) {
       blt::check_size(op, "q", q, 1, ids->size(1));
     }
-    const int64_t slots = capacity == 0 ? 0 : slotted.size(1) / capacity;
-    BLT_CHECK(slots * capacity == slotted.size(1) && (slots >= 1 || capacity == 0), op, ": ", encoder ? "q" : "k",
-              ": expected C*K rows with C = ", capacity, " and K >= 1, got ", slotted.size(1));
-    check_layout_tensor(op, "cu_patches", cu_patches, 1, q);
-    BLT_CHECK(window >= 1, op, ": window: expected at least 1, got ", window);
-    const int64_t sequences = cu_patches.size(0) - 1;
-    BLT_CHECK(batch == 1 ? sequences >= 0 : sequences == batch, op, ": cu_patches: expected size ", batch + 1, ", got ",
-              sequences + 1);
+    const int64_t slots = blt::slots_of(op, encoder ? "q" : "k", slotted, capacity);
+    const int64_t sequences = blt::check_window(op, cu_patches, batch, window);
+    blt::check_same_device(op, "cu_patches", cu_patches, q);
 
     q_ = blt::contiguous(q), k_ = blt::contiguous(k), v_ = blt::contiguous(v);
     layout_ = blt::contiguous(encoder ? offsets : *ids), cu_patches_ = blt::contiguous(cu_patches);
@@ -93,7 +66,7 @@ class Attention {
   std::tuple<Tensor, Tensor> forward() {
     Tensor out = like(q_), lse = numbers({q_.size(0), q_.size(1), q_.size(2)});
     args.out = out.mutable_data_ptr(), args.lse = lse.mutable_data_ptr();
-    const Scratch scratch = divide(args.encoder && args.window == 1, args.heads, args.width + 2);
+    const Scratch scratch = allocate_parts(args.encoder && args.window == 1, args.heads, args.width + 2);
     if (out.numel() > 0) {
       blt::cuda::cross_attention(args, device.stream());
     }
@@ -102,16 +75,7 @@ class Attention {
 
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& lse, bool need_q, bool need_k,
                                               bool need_v) {
-    blt::check_dim(op, "grad", grad, 4);
-    blt::check_dim(op, "lse", lse, 3);
-    for (int64_t d = 0; d < 4; ++d) {
-      blt::check_size(op, "grad", grad, d, q_.size(d));
-      if (d < 3) blt::check_size(op, "lse", lse, d, q_.size(d));
-    }
-    BLT_CHECK(grad.scalar_type() == q_.scalar_type(), op, ": grad: expected the dtype of q");
-    BLT_CHECK(lse.scalar_type() == arithmetic_type(q_), op, ": lse: expected float32, or float64 where q is");
-    blt::check_same_device(op, "grad", grad, q_);
-    blt::check_same_device(op, "lse", lse, q_);
+    blt::check_attention_grad(op, grad, lse, q_);
     const Tensor grad_dense = blt::contiguous(grad), lse_dense = blt::contiguous(lse);
     args.grad = grad_dense.const_data_ptr();
     args.lse = const_cast<void*>(lse_dense.const_data_ptr());
@@ -128,9 +92,10 @@ class Attention {
     }
     const bool fused = attention_is_fused(args);
     const Tensor row_terms = numbers({fused ? 0 : q_.size(0) * q_.size(1) * args.heads, 2});
-    // A patch's slots are queries, of which a gradient and two numbers are summed, or keys, of which two gradients are.
-    const Scratch scratch = args.encoder ? divide(fused, args.heads, args.width + 2)
-                                         : divide(fused, args.kv_heads, 2 * args.width);
+    // The slots of a patch are queries, whose parts hold a gradient and two numbers, or keys, whose parts hold two
+    // gradients.
+    const Scratch scratch = args.encoder ? allocate_parts(fused, args.heads, args.width + 2)
+                                         : allocate_parts(fused, args.kv_heads, 2 * args.width);
     args.row_terms = row_terms.mutable_data_ptr();
     const Tensor segments = blt::empty_on(q_, {args.encoder ? 0 : 2, args.batch * args.capacity}, ScalarType::Int);
     if (!args.encoder) {
@@ -150,14 +115,16 @@ class Attention {
   Tensor like(const Tensor& t) const {
     return blt::empty_on(t, {t.size(0), t.size(1), t.size(2), t.size(3)}, t.scalar_type());
   }
-  Tensor numbers(std::vector<int64_t> sizes) const { return blt::empty_on(q_, std::move(sizes), arithmetic_type(q_)); }
+  Tensor numbers(std::vector<int64_t> sizes) const {
+    return blt::empty_on(q_, std::move(sizes), blt::arithmetic_type(q_));
+  }
 
-  // Memory for the parts of long patches, where they are divided: rows of so many numbers for each slot and head.
+  // Memory for the parts of long patches, if there are any: for each slot and head a row of so many numbers.
   struct Scratch {
     Tensor parts, long_patches;
   };
-  Scratch divide(bool divided, int64_t heads, int64_t row) {
-    const int64_t count = divided ? attention_parts(args) : 0;
+  Scratch allocate_parts(bool any, int64_t heads, int64_t row) {
+    const int64_t count = any ? attention_parts(args) : 0;
     Scratch scratch{numbers({count * args.slots, heads, row}), blt::empty_on(q_, {count}, ScalarType::Int)};
     args.parts = scratch.parts.mutable_data_ptr();
     args.long_patches = scratch.long_patches.mutable_data_ptr<int32_t>();

@@ -1,4 +1,4 @@
-// entropy as a function of C++, for the ops that go on from there.
+// entropy as a C++ function, for the ops that build on it.
 #pragma once
 
 #include "ops/cuda/device.h"

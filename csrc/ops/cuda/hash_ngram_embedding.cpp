@@ -1,18 +1,16 @@
 // hash_ngram_ids and hash_ngram_embedding on CUDA.
 #include "cuda/hash_ngram_embedding.h"
 
-#include <algorithm>
-#include <numeric>
-
 #include "ops/cuda/sort.h"
+#include "ops/hash_ngram_embedding.h"
 
 namespace {
 
+using blt::Ints;
 using blt::ScalarType;
 using blt::Tensor;
 using blt::cuda::HashArgs;
 using blt::cuda::OnDevice;
-using Ints = std::vector<int64_t>;
 
 // Checked arguments of the hash, and the storage that HashArgs points into.
 struct Hash {
@@ -25,34 +23,14 @@ struct Hash {
   Hash(const char* op, const Tensor& tokens_, const Ints& ngram_sizes, int64_t num_rows, const Ints& primes,
        const std::optional<Tensor>& cu_seqlens)
       : tokens(tokens_), device(device_of(op, tokens_, cu_seqlens)) {
-    blt::check_dim(op, "tokens", tokens, 2);
-    BLT_CHECK(!ngram_sizes.empty(), op, ": ngram_sizes: expected at least one size");
-    BLT_CHECK(!primes.empty(), op, ": primes: expected at least one prime");
-    BLT_CHECK(num_rows >= 1, op, ": num_rows: expected at least 1, got ", num_rows);
     tokens = blt::contiguous(tokens);
+    tables = blt::set_ngram_hash(op, tokens, ngram_sizes, num_rows, primes, args);
     positions = tokens.numel();
-    tables = int64_t(primes.size() * ngram_sizes.size());
-    BLT_CHECK(tables <= blt::cuda::kMaxTables, op, ": expected at most ", blt::cuda::kMaxTables, " tables, got ",
-              tables);
-    for (const int64_t size : ngram_sizes) {
-      BLT_CHECK(size >= 1, op, ": ngram_sizes: expected sizes of at least 1, got ", size);
-    }
-    if (tokens.scalar_type() == ScalarType::Long) {
-      args.tokens64 = tokens.const_data_ptr<int64_t>();
-    } else {
-      blt::check_dtype(op, "tokens", tokens, ScalarType::Int, "int32 or int64");
-      args.tokens32 = tokens.const_data_ptr<int32_t>();
-    }
+    args.positions = positions;
+    args.row_length = tokens.size(1);
     if (cu_seqlens) {
       set_offsets(op, *cu_seqlens);
     }
-    args.positions = positions;
-    args.row_length = tokens.size(1);
-    args.num_sizes = int(ngram_sizes.size());
-    args.num_primes = int(primes.size());
-    args.num_rows = num_rows;
-    args.reciprocal = UINT64_MAX / uint64_t(num_rows);
-    args.wrap = (UINT64_MAX % uint64_t(num_rows) + 1) % uint64_t(num_rows);
     set_numbers(ngram_sizes, primes);
   }
   Hash(const Hash&) = delete;
@@ -80,9 +58,8 @@ struct Hash {
   }
 
   void set_numbers(const Ints& sizes, const Ints& primes) {
-    Ints order(sizes.size()), all;
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return sizes[a] < sizes[b]; });
+    const Ints order = blt::ascending_order(sizes);
+    Ints all;
     for (const int64_t number : order) {
       all.push_back(sizes[number]);
     }
@@ -109,17 +86,11 @@ Tensor hash_ngram_ids_cuda(const Tensor& tokens, const Ints& ngram_sizes, int64_
   return ids;
 }
 
-// fp64 goes with fp64; the other three mix.
-void check_dtypes(const char* op, const char* argument, blt::DType dtype, blt::DType table) {
-  BLT_CHECK((dtype == blt::DType::f64) == (table == blt::DType::f64), op, ": ", argument,
-            ": float64 goes with a float64 table only");
-}
-
 double factor_of(const Ints& ngram_sizes, bool normalize) {
   return normalize ? 1.0 / double(ngram_sizes.size() + 1) : 1.0;
 }
 
-// sparse_grad is for autograd, which learns of it through this op.
+// The op does not use sparse_grad, which tells autograd what kind of gradient to make.
 Tensor hash_ngram_embedding_cuda(const Tensor& tokens, const Tensor& table, const std::optional<Tensor>& base,
                                  const Ints& ngram_sizes, int64_t num_rows, const Ints& primes,
                                  const std::optional<Tensor>& cu_seqlens, bool normalize, bool sparse_grad) {
@@ -129,20 +100,15 @@ Tensor hash_ngram_embedding_cuda(const Tensor& tokens, const Tensor& table, cons
     blt::check_same_device(op, "base", *base, tokens);
   }
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
-  blt::check_dim(op, "table", table, 2);
-  BLT_CHECK(table.size(0) % hash.tables == 0 && table.size(0) / hash.tables == num_rows, op, ": table: expected ",
-            hash.tables, " * ", num_rows, " rows, got ", table.size(0));
+  blt::check_table(op, table, hash.tables, num_rows);
   const int64_t width = table.size(1);
-  BLT_CHECK(width <= 1 || table.stride(1) == 1, op, ": table: expected rows of adjacent elements");
   const blt::DType table_dtype = blt::dtype_of(op, "table", table);
   std::optional<Tensor> base_dense;
   if (base) {
-    blt::check_sizes(op, "base", *base, {tokens.size(0), tokens.size(1), width});
-    check_dtypes(op, "base", blt::dtype_of(op, "base", *base), table_dtype);
-    base_dense = blt::contiguous(*base);
+    base_dense = blt::dense_base(op, *base, tokens, table);
   }
-  Tensor out = blt::empty_on(tokens, {tokens.size(0), tokens.size(1), width},
-                             base ? base->scalar_type() : table.scalar_type());
+  Tensor out =
+      blt::empty_on(tokens, {tokens.size(0), tokens.size(1), width}, base ? base->scalar_type() : table.scalar_type());
   if (out.numel() > 0) {
     blt::cuda::hash_ngram_embedding(
         {hash.args, table_dtype, blt::dtype_of(op, "base", out), width, table.const_data_ptr(), table.stride(0),
@@ -155,7 +121,7 @@ Tensor hash_ngram_embedding_cuda(const Tensor& tokens, const Tensor& table, cons
 // The keys of all positions and tables, sorted.
 struct Sorted {
   Tensor keys, places, heads, positions;
-  std::optional<Tensor> runs;  // the running sum of runs that start in each tile
+  std::optional<Tensor> runs;  // for each tile, how many runs start in it or before it
   blt::cuda::SortedKeys args{};
 
   Sorted(const Hash& hash, bool with_runs) {
@@ -185,23 +151,14 @@ struct Sorted {
 };
 
 blt::DType check_grad(const char* op, const Tensor& grad, const Hash& hash) {
-  blt::check_dim(op, "grad", grad, 3);
-  blt::check_size(op, "grad", grad, 0, hash.tokens.size(0));
-  blt::check_size(op, "grad", grad, 1, hash.tokens.size(1));
+  blt::check_hash_grad(op, grad, hash.tokens, hash.tables, hash.args.num_rows);
   const blt::DType dtype = blt::dtype_of(op, "grad", grad);
-  int64_t position_bits = 0;
-  while (hash.positions >> position_bits != 0) {
-    ++position_bits;
-  }
-  BLT_CHECK(hash.args.num_rows <= (INT64_MAX >> position_bits) / hash.tables, op,
-            ": num_rows: expected num_rows * tables * tokens below 2**63, got ", hash.args.num_rows, " * ", hash.tables,
-            " * ", hash.positions);
   BLT_CHECK(hash.positions <= INT32_MAX / hash.tables, op, ": tokens: expected tables * tokens below 2**31, got ",
             hash.tables, " * ", hash.positions);
   return dtype;
 }
 
-// The sums of grad, to `out`.
+// Writes the sums of grad to `out`.
 void sum_runs(const Sorted& sorted, const Tensor& grad, blt::DType grad_dtype, const Tensor& out, blt::DType out_dtype,
               double factor, blt::cuda::Stream stream) {
   const int64_t width = grad.size(2), entries = sorted.args.entries;
@@ -226,7 +183,7 @@ Tensor hash_ngram_embedding_backward_cuda(const Tensor& grad, const Tensor& toke
   const std::vector<int64_t> sizes{hash.tables * num_rows, grad.size(2)};
   Tensor out = torch::stable::new_zeros(grad, sizes, table_dtype);
   const blt::DType out_dtype = blt::dtype_of(op, "table_dtype", out);
-  check_dtypes(op, "grad", grad_dtype, out_dtype);
+  blt::check_hash_dtypes(op, "grad", grad_dtype, out_dtype);
   if (grad.numel() > 0) {
     sum_runs(Sorted(hash, false), grad, grad_dtype, out, out_dtype, factor_of(ngram_sizes, normalize),
              hash.device.stream());
@@ -234,8 +191,8 @@ Tensor hash_ngram_embedding_backward_cuda(const Tensor& grad, const Tensor& toke
   return out;
 }
 
-// The rows that are read, the sums of grad for them, and how many there are. Padded, there are as many as entries;
-// otherwise none but these, for which it waits for the device, once.
+// The table rows that are read, the sums of grad for them, and how many there are. With `padded` the result has as many
+// rows as entries. Otherwise it has no other rows, and the function waits for the device once, to learn their number.
 std::tuple<Tensor, Tensor, Tensor> row_gradient(const char* op, const Tensor& grad, const Hash& hash, double factor,
                                                 ScalarType table_dtype, bool padded) {
   const blt::cuda::Stream stream = hash.device.stream();
@@ -253,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor> row_gradient(const char* op, const Tensor& gr
   Tensor rows = blt::empty_on(hash.tokens, {size}, ScalarType::Long);
   Tensor values = blt::empty_on(grad, {size, grad.size(2)}, table_dtype);
   const blt::DType out_dtype = blt::dtype_of(op, "table_dtype", values);
-  check_dtypes(op, "grad", grad_dtype, out_dtype);
+  blt::check_hash_dtypes(op, "grad", grad_dtype, out_dtype);
   if (size > 0) {
     blt::cuda::hash_ngram_rows(sorted->args, sorted->runs->const_data_ptr<int64_t>(), rows.mutable_data_ptr<int64_t>(),
                                size, stream);
@@ -262,7 +219,8 @@ std::tuple<Tensor, Tensor, Tensor> row_gradient(const char* op, const Tensor& gr
     sum_runs(*sorted, grad, grad_dtype, values, out_dtype, factor, stream);
     if (padded) {
       const int64_t row_bytes = grad.size(2) * int64_t(values.element_size());
-      blt::cuda::hash_ngram_padding(count.const_data_ptr<int64_t>(), size, row_bytes, values.mutable_data_ptr(), stream);
+      blt::cuda::hash_ngram_padding(count.const_data_ptr<int64_t>(), size, row_bytes, values.mutable_data_ptr(),
+                                    stream);
     }
   }
   return {rows, values, count};
@@ -291,7 +249,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_ngram_embedding_row_grad_cuda(const Tens
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
   const auto [rows, values, count] =
       row_gradient(op, grad, hash, factor_of(ngram_sizes, normalize), table_dtype, /*padded=*/true);
-  return {rows, values, torch::stable::clone(count)};  // not a view of the running sums
+  return {rows, values, torch::stable::clone(count)};  // a copy, so that the running sums can be freed
 }
 
 }  // namespace

@@ -17,14 +17,19 @@ LayoutFields empty_fields(const Tensor& like, const DeviceSequences& sequences, 
   const int64_t batch = sequences.args.batch, num_bytes = sequences.args.num_bytes;
   BLT_CHECK(capacity <= INT32_MAX, "PatchLayout: a row holds at most 2^31 - 1 bytes");
   const auto int32 = [&](std::vector<int64_t> sizes) { return empty_on(like, std::move(sizes), ScalarType::Int); };
-  return {int32({batch, capacity + 1}), int32({batch, num_bytes}),       int32({batch, num_bytes}),
-          int32({batch}),               int32({sequences.count() + 1}), int32({batch})};
+  return {int32({batch, capacity + 1}),   int32({batch, num_bytes}),
+          int32({batch, num_bytes}),      int32({batch}),
+          int32({sequences.count() + 1}), int32({batch})};
 }
 
 cuda::LayoutOut layout_out(const LayoutFields& fields) {
   const auto data = [](const Tensor& t) { return t.mutable_data_ptr<int32_t>(); };
-  return {int32_t(std::get<0>(fields).size(1) - 1), data(std::get<0>(fields)), data(std::get<1>(fields)),
-          data(std::get<2>(fields)),                data(std::get<3>(fields)), data(std::get<4>(fields)),
+  return {int32_t(std::get<0>(fields).size(1) - 1),
+          data(std::get<0>(fields)),
+          data(std::get<1>(fields)),
+          data(std::get<2>(fields)),
+          data(std::get<3>(fields)),
+          data(std::get<4>(fields)),
           data(std::get<5>(fields))};
 }
 

@@ -1,10 +1,11 @@
-// linear_entropy on CUDA: the library's matrix product, some rows at a time, and the kernels of entropy.
-// The logits of a chunk stay in L2, so that they cross the memory bus never, and memory is O(chunk).
+// linear_entropy on CUDA. It takes a chunk of rows at a time: the matrix product is cuBLAS', and the kernels of entropy
+// follow. The logits of a chunk stay in L2, so they never cross the memory bus, and memory does not grow with the rows.
 #include <algorithm>
 #include <array>
 
 #include "cuda/entropy.h"
 #include "ops/cuda/device.h"
+#include "ops/linear_entropy.h"
 
 namespace {
 
@@ -24,26 +25,19 @@ struct Problem {
 Problem parse(const Tensor& hidden, const Tensor& weight) {
   blt::dtype_of(kOp, "hidden", hidden);
   blt::dtype_of(kOp, "weight", weight);
-  blt::check_dim(kOp, "weight", weight, 2);
-  BLT_CHECK(weight.size(0) >= 1, kOp, ": weight: expected shape [V, D] with V >= 1");
-  BLT_CHECK(hidden.dim() >= 1 && hidden.size(-1) == weight.size(1), kOp, ": hidden: expected shape [..., ",
-            weight.size(1), "]");
-  blt::check_same_device(kOp, "weight", weight, hidden);
-  const auto sizes = hidden.sizes();
-  Problem p{hidden, blt::contiguous(weight), {sizes.begin(), sizes.end() - 1}, ScalarType::Float, 1, weight.size(0),
-            weight.size(1), 0};
-  if (hidden.scalar_type() == ScalarType::Double || weight.scalar_type() == ScalarType::Double) {
-    p.dtype = ScalarType::Double;
-  }
+  const std::vector<int64_t> sizes = blt::check_linear_entropy(kOp, hidden, weight);
+  Problem p{hidden, blt::contiguous(weight), sizes,          blt::linear_entropy_dtype(hidden, weight),
+            1,      weight.size(0),          weight.size(1), 0};
   for (const int64_t size : p.sizes) p.rows *= size;
   p.hidden = torch::stable::reshape(blt::contiguous(hidden), {p.rows, p.width});
   p.chunk = std::max<int64_t>(1, kChunkLogits / p.vocab);
   return p;
 }
 
-// a @ b with a result in `dtype`. Halves are multiplied as they are and summed in fp32, without being rounded again.
+// a @ b with a result in `dtype`. 16-bit inputs are multiplied as they are and summed in fp32, without another
+// rounding.
 Tensor product(const Tensor& a, const Tensor& b, ScalarType dtype) {
-#if !defined(BLT_EMULATE_CUDA)  // the CPU has no such product
+#if !defined(BLT_EMULATE_CUDA)  // torch has no such product on the CPU
   const bool halves = a.scalar_type() == ScalarType::BFloat16 || a.scalar_type() == ScalarType::Half;
   if (halves && a.scalar_type() == b.scalar_type()) {
     std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
@@ -86,8 +80,8 @@ std::tuple<Tensor, Tensor> linear_entropy_backward_cuda(const Tensor& grad, cons
   blt::check_same_device(kOp, "grad", grad, hidden);
   const blt::cuda::OnDevice device(blt::device_index(hidden));
   const Tensor grad_dense = blt::contiguous(grad);
-  Tensor grad_hidden = blt::empty_on(hidden, needs_hidden ? std::vector<int64_t>{p.rows, p.width} : std::vector<int64_t>{0},
-                                     hidden.scalar_type());
+  Tensor grad_hidden = blt::empty_on(
+      hidden, needs_hidden ? std::vector<int64_t>{p.rows, p.width} : std::vector<int64_t>{0}, hidden.scalar_type());
   Tensor grad_weight = torch::stable::new_zeros(
       hidden, needs_weight ? std::vector<int64_t>{p.vocab, p.width} : std::vector<int64_t>{0}, p.dtype);
   const Tensor head = torch::stable::transpose(p.weight, 0, 1);
@@ -97,7 +91,7 @@ std::tuple<Tensor, Tensor> linear_entropy_backward_cuda(const Tensor& grad, cons
     const Tensor h = torch::stable::narrow(all, 0, r, n);
     Tensor logits = product(h, head, p.dtype);
     blt::cuda::entropy_backward({kernel_dtype(p), n, p.vocab, at(grad_dense, r), logits.const_data_ptr(),
-                                 logits.mutable_data_ptr()},  // in place: a lane reads what it writes
+                                 logits.mutable_data_ptr()},  // in place, because a lane reads only what it writes
                                 device.stream());
     if (needs_hidden) {
       Tensor part = torch::stable::narrow(grad_hidden, 0, r, n);

@@ -46,8 +46,9 @@ Tensor patch_gather_backward_cuda(const Tensor& grad, const Tensor& ids, int64_t
     const Tensor segments = blt::empty_on(grad, {2, batch * capacity}, blt::ScalarType::Int);
     int32_t* const begin = segments.mutable_data_ptr<int32_t>();
     int32_t* const end = begin + batch * capacity;
-    blt::cuda::segments_of_ids({batch * num_bytes, num_bytes, capacity, ids_dense.const_data_ptr<int32_t>(), begin, end},
-                               batch, device.stream());
+    blt::cuda::segments_of_ids(
+        {batch * num_bytes, num_bytes, capacity, ids_dense.const_data_ptr<int32_t>(), begin, end}, batch,
+        device.stream());
     blt::pool_on_cuda({batch, num_bytes, capacity, begin, end, capacity}, blt::Reduce::sum,
                       blt::dtype_of(op, "grad", grad), grad_dense, grad_y, device);
   }

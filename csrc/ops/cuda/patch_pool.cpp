@@ -5,9 +5,9 @@
 
 namespace {
 
-using blt::DeviceSegments;
 using blt::Reduce;
 using blt::ScalarType;
+using blt::Segments;
 using blt::Tensor;
 using blt::cuda::PatchPoolArgs;
 
@@ -19,24 +19,20 @@ void check_offsets(const char* op, const Tensor& offsets, const Tensor& like) {
   BLT_CHECK(offsets.size(1) > 0, op, ": offsets: expected shape [B, C+1], got no columns");
 }
 
-// Room for the results of the parts of patches that are longer than a tile; none where there can be no such patch.
-Tensor parts_of(const DeviceSegments& s, int64_t width, const Tensor& like) {
-  const int64_t rows = s.num_bytes > blt::cuda::kPoolTile ? s.batch * blt::cuda::pool_tiles(s.num_bytes, s.capacity) : 0;
+// Memory for the parts of long patches. There is none where no patch can be long.
+Tensor parts_of(const Segments& s, int64_t width, const Tensor& like) {
+  const int64_t rows =
+      s.num_bytes > blt::cuda::kPoolTile ? s.batch * blt::cuda::pool_tiles(s.num_bytes, s.capacity) : 0;
   const ScalarType dtype = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   return blt::empty_on(like, {rows, 2, width}, dtype);
 }
 
-PatchPoolArgs arguments(const DeviceSegments& s, Reduce reduce, blt::DType dtype, int64_t width, const Tensor* x,
+PatchPoolArgs arguments(const Segments& s, Reduce reduce, blt::DType dtype, int64_t width, const Tensor* x,
                         const Tensor* out, const Tensor& parts) {
-  return {dtype,
+  return {s,
+          dtype,
           reduce,
-          s.batch,
-          s.num_bytes,
-          s.capacity,
           width,
-          s.begin,
-          s.end,
-          s.stride,
           x == nullptr ? nullptr : x->const_data_ptr(),
           out == nullptr ? nullptr : const_cast<void*>(out->const_data_ptr()),
           parts.mutable_data_ptr()};
@@ -80,12 +76,12 @@ Tensor patch_pool_backward_cuda(const Tensor& grad, const Tensor& offsets, const
   Tensor grad_x = blt::empty_on(grad, {batch, num_bytes, width}, grad.scalar_type());
   if (grad_x.numel() > 0) {
     const int32_t* begin = offsets_dense.const_data_ptr<int32_t>();
-    const DeviceSegments segments{batch, num_bytes, capacity, begin, begin + 1, capacity + 1};
+    const Segments segments{batch, num_bytes, capacity, begin, begin + 1, capacity + 1};
     const Tensor parts = parts_of(segments, width, grad);
-    blt::cuda::patch_pool_backward(
-        {arguments(segments, kind, dtype, width, x_dense ? &*x_dense : nullptr, out_dense ? &*out_dense : nullptr, parts),
-         grad_dense.const_data_ptr(), grad_x.mutable_data_ptr()},
-        device.stream());
+    blt::cuda::patch_pool_backward({arguments(segments, kind, dtype, width, x_dense ? &*x_dense : nullptr,
+                                              out_dense ? &*out_dense : nullptr, parts),
+                                    grad_dense.const_data_ptr(), grad_x.mutable_data_ptr()},
+                                   device.stream());
   }
   return grad_x;
 }
@@ -94,7 +90,7 @@ Tensor patch_pool_backward_cuda(const Tensor& grad, const Tensor& offsets, const
 
 namespace blt {
 
-void pool_on_cuda(const DeviceSegments& segments, Reduce reduce, DType dtype, const Tensor& x, const Tensor& out,
+void pool_on_cuda(const Segments& segments, Reduce reduce, DType dtype, const Tensor& x, const Tensor& out,
                   const cuda::OnDevice& device) {
   const Tensor parts = parts_of(segments, x.size(2), x);
   cuda::patch_pool(arguments(segments, reduce, dtype, x.size(2), &x, &out, parts), device.stream());

@@ -7,10 +7,10 @@ namespace blt {
 
 namespace {
 
-// A length that no row reaches is as good as any other.
+// One length that no row reaches is as good as any other.
 int32_t clamp_length(int64_t length) { return int32_t(length < INT32_MAX ? length : INT32_MAX); }
 
-// `args` holds what the rule needs; `per_byte` is the [B, N] tensor it looks at.
+// `args` holds what the rule needs, and `per_byte` is the [B, N] tensor that it looks at.
 LayoutFields segment_by(const char* op, cuda::StartsArgs args, const Tensor& per_byte, const SegmentOptions& options) {
   const int64_t max_patch_length = options.max_patch_length.value_or(INT32_MAX);
   BLT_CHECK(max_patch_length > 0, op, ": max_patch_length: expected at least 1, got ", max_patch_length);

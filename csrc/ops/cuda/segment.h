@@ -1,4 +1,4 @@
-// The entropy rules as a function of C++, for the ops that compute entropies themselves.
+// Segmentation by entropies as a C++ function, for the ops that compute the entropies themselves.
 #pragma once
 
 #include "ops/cuda/layout.h"

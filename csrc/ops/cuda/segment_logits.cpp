@@ -1,4 +1,4 @@
-// segment_logits on CUDA: the kernel of entropy, then those of segment. The backward is that of entropy.
+// segment_logits on CUDA runs the kernel of entropy and then those of segment. Its backward is that of entropy.
 #include "ops/cuda/entropy.h"
 #include "ops/cuda/segment.h"
 

@@ -1,4 +1,4 @@
-// Sorting, scanning and reading on the device, by torch.
+// Sorts, sums and reads on the device, with torch's operators.
 #pragma once
 
 #include <array>
@@ -7,7 +7,7 @@
 
 namespace blt {
 
-// The keys [n], ascending, and the place each had before (int64); equal keys keep their order. n < 2^31.
+// The keys [n], ascending, and the place that each had before (int64). Equal keys keep their order. n < 2^31.
 inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
@@ -24,7 +24,7 @@ inline Tensor running_sum(const Tensor& counts) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// An int64 value []. Waits for the device.
+// Reads an int64 value []. Waits for the device.
 inline int64_t read(const Tensor& value) {
   const torch::stable::Device host(torch::headeronly::DeviceType::CPU);
   return *torch::stable::to(value, host).const_data_ptr<int64_t>();

@@ -1,0 +1,56 @@
+"""Options of training runs: kept with every checkpoint, taken from there by `--resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
+
+# What a resumed run takes anew. Everything else decides what it computes and stays what it was; whether the text is the
+# same is for the training to say, which knows its files.
+_FREE = ("data", "run", "resume", "eval_every", "checkpoint_every")
+
+
+class TrainingCommand(TyperCommand):
+    """A command that trains. With --resume, an option that is given must be what the run has; others are the run's."""
+
+    def invoke(self, ctx: Any) -> Any:
+        run = Path(ctx.params["run"])
+        if ctx.params["resume"] and list_checkpoints(run):
+            ctx.params.update(_settled(ctx, latest_checkpoint(run)))
+        return super().invoke(ctx)
+
+
+def run_options(ctx: typer.Context) -> dict[str, Any]:
+    """What decides a run, JSON-able, for the notes of its checkpoints: the command and its options."""
+    options: dict[str, Any] = {}
+    for name, value in ctx.params.items():
+        if name not in _FREE:
+            options[name] = list(value) if isinstance(value, (tuple, list)) else value
+    if options.get("entropy_model") is not None:
+        options["entropy_model"] = str(Path(options["entropy_model"]).resolve())
+    return {"command": ctx.command.name, "options": options}
+
+
+def _settled(ctx: typer.Context, checkpoint: Path) -> dict[str, Any]:
+    """The saved options, after a check of those on the command line."""
+    notes = load_state(checkpoint).get("notes")
+    notes = notes if isinstance(notes, dict) else {}
+    now = run_options(ctx)
+    if notes.get("command") != now["command"] or not isinstance(notes.get("options"), dict):
+        by = f"`blt-kernels {notes['command']}`" if notes.get("command") else "another program"
+        raise ValueError(f"{checkpoint.parent}: expected a run of `blt-kernels {now['command']}`, got one of {by}")
+    saved = notes["options"]
+    changed = [
+        f"--{name.replace('_', '-')}: the run has {saved.get(name)}, got {value}"
+        for name, value in now["options"].items()
+        if ctx.get_parameter_source(name).name == "COMMANDLINE" and value != saved.get(name)  # type: ignore[union-attr]
+    ]
+    if changed:
+        raise ValueError(f"{checkpoint.parent}: a resumed run keeps its settings: {'; '.join(changed)}")
+    # The path of the entropy model is not needed any more: the checkpoint holds the model.
+    return {name: saved[name] for name in now["options"] if name in saved and name != "entropy_model"}
