@@ -105,9 +105,9 @@ def test_wheel_installs_into_a_fresh_environment(fresh: Callable[..., str], whee
     assert "cpu_capability" in fresh("blt-kernels", "doctor")
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_wheel_runs_the_examples(fresh: Callable[..., str], example: Path) -> None:
-    assert fresh("python", str(example)).strip()
+def test_wheel_runs_an_example(fresh: Callable[..., str]) -> None:
+    """One is enough here: tests/test_examples.py runs them all in the checkout."""
+    assert fresh("python", str(ROOT / "examples" / "pool_and_gather.py")).strip()
 
 
 def test_library_depends_on_libtorch_alone() -> None:
