@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from .layout import PatchLayout
 from .ops.decoder_cross_attention import decoder_cross_attention
 from .ops.encoder_cross_attention import encoder_cross_attention
-from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding
+from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding, keep_coalesced
 
 
 def cast_once(x: torch.Tensor) -> torch.Tensor:
@@ -47,6 +47,8 @@ class HashNgramEmbedding(nn.Embedding):
         sparse_grad: bool = False,
     ):
         super().__init__(num_functions * len(ngram_sizes) * num_rows, dim, sparse=sparse_grad)
+        if sparse_grad:
+            keep_coalesced(self.weight)  # compiled code cannot
         self.num_rows = num_rows
         self.ngram_sizes = tuple(ngram_sizes)
         self.primes = HASH_PRIMES[:num_functions]
@@ -54,6 +56,12 @@ class HashNgramEmbedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HashNgramEmbedding:
+        super()._apply(fn, recurse)
+        if self.sparse:
+            keep_coalesced(self.weight)  # to_empty() makes another parameter
+        return self
 
     def forward(  # type: ignore[override]
         self, tokens: torch.Tensor, base: torch.Tensor | None = None, *, cu_seqlens: torch.Tensor | None = None

@@ -24,6 +24,7 @@ from .._checks import (
 )
 from ..backend import backend_for
 from ..reference.hash_ngram_embedding import HASH_PRIMES
+from ._sparse_gradient import count_lookup, keep_coalesced
 
 INT64_MAX = 2**63 - 1
 MAX_TABLES = 1024  # kMaxTables of csrc/cpu/hash_ngram_embedding.h
@@ -95,6 +96,9 @@ def hash_ngram_embedding(
         sparse_grad: give `table` a coalesced sparse gradient, as torch.nn.Embedding(sparse=True) would after
             `.coalesce()`: memory and time follow the bytes, not the table. On CUDA its backward waits for the device
             once: the gradient's size is the number of rows that were read. `hash_ngram_embedding_row_grad` does not.
+            Under torch.compile the gradient is sparse as well, unless the table is no leaf or one graph looks it up
+            twice: then it is dense. Other uses of such a table in the same graph, such as a penalty on its values, are
+            an error in backward.
 
     Returns:
         [B, N, D] in the dtype of `base`, without base in that of `table`.
@@ -118,7 +122,9 @@ def hash_ngram_embedding(
         if (base.dtype == torch.float64) != (table.dtype == torch.float64):
             expected = f"a dtype that goes with a {describe([table.dtype])} table"
             raise fail_type(op, "base", expected, describe([base.dtype]))
-    if sparse_grad and not torch.compiler.is_compiling():
+    if sparse_grad and torch.compiler.is_compiling():
+        sparse_grad = table.is_leaf
+    elif sparse_grad:
         keep_coalesced(table)
     if backend_for(op, tokens.device, table, base) == "reference":
         return reference.hash_ngram_embedding(
@@ -203,38 +209,6 @@ def hash_ngram_embedding_row_grad(
     )
 
 
-def keep_coalesced(table: Tensor) -> None:
-    """Lets `table.grad` say that it is coalesced, which autograd forgets when it stores a sparse gradient.
-
-    torch.optim.SparseAdam would sort and copy the gradient again. `hash_ngram_embedding(sparse_grad=True)` calls this
-    on leaf tables, except inside torch.compile: there call it once, beside the parameter's creation. Calling it again
-    does nothing. A gradient is marked only where autograd stored the very indices of one that came coalesced, and not a
-    sum; that is known without a look at them, and so without waiting for the device.
-    """
-    if table.is_leaf and table.requires_grad:
-        hooks = table._post_accumulate_grad_hooks or {}
-        if not any(isinstance(getattr(hook, "__self__", None), _Coalesced) for hook in hooks.values()):
-            coalesced = _Coalesced()
-            table.register_hook(coalesced.arrives)
-            table.register_post_accumulate_grad_hook(coalesced.is_stored)
-
-
-class _Coalesced:
-    """Follows a coalesced gradient of one table into `table.grad`: the hooks before and after it is accumulated."""
-
-    def __init__(self) -> None:
-        self.indices: Tensor | None = None  # of the gradient on its way: while they are held, nothing else is there
-
-    @torch.utils.hooks.unserializable_hook  # a table that is saved goes without it, and without a warning
-    def arrives(self, grad: Tensor) -> None:
-        self.indices = grad._indices() if grad.is_sparse and grad.is_coalesced() else None
-
-    def is_stored(self, table: Tensor) -> None:
-        grad, indices, self.indices = table.grad, self.indices, None
-        if indices is not None and grad is not None and grad.is_sparse and grad._indices().is_set_to(indices):
-            grad._coalesced_(True)
-
-
 def _check_hash(
     op: str, tokens: Any, ngram_sizes: Any, num_rows: Any, primes: Any, cu_seqlens: Any
 ) -> tuple[list[int], int, list[int]]:
@@ -288,7 +262,8 @@ def _row_grad_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, norm
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     tokens, table, _, *hash_args, cu_seqlens, normalize, sparse_grad = inputs
     ctx.save_for_backward(tokens, cu_seqlens)  # the ids are hashed again: cheaper than G int64 a byte
-    ctx.hash_args, ctx.normalize, ctx.sparse_grad = hash_args, normalize, sparse_grad
+    ctx.hash_args, ctx.normalize = hash_args, normalize
+    ctx.can_be_sparse = count_lookup(table) if sparse_grad else lambda: False
     ctx.table_shape, ctx.table_dtype = table.shape, table.dtype
 
 
@@ -297,11 +272,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     if ctx.needs_input_grad[1]:
         tokens, cu_seqlens = ctx.saved_tensors
         args = (grad, tokens, *ctx.hash_args, cu_seqlens, ctx.normalize, ctx.table_dtype)
-        if ctx.sparse_grad:
+        if ctx.can_be_sparse():
             rows, values = torch.ops.blt_kernels.hash_ngram_embedding_sparse_backward(*args)
-            grad_table = torch.sparse_coo_tensor(
-                rows[None], values, ctx.table_shape, is_coalesced=True, check_invariants=False
-            )
+            grad_table = torch.ops.blt_kernels.hash_ngram_embedding_sparse_rows(rows, values, ctx.table_shape)
         else:
             grad_table = torch.ops.blt_kernels.hash_ngram_embedding_backward(*args)
     if ctx.needs_input_grad[2]:

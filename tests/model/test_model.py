@@ -481,12 +481,43 @@ def test_compiles_once_for_any_raggedness(packed: bool) -> None:
                 torch.testing.assert_close(got, parameter.grad, rtol=1e-3, atol=1e-6)
 
 
+def make_optimizers(model: BLT) -> list[torch.optim.Optimizer]:
+    """SparseAdam for the tables, and AdamW for the rest."""
+    tables = [model.encoder_hash_tok_embedding.weight]
+    dense = [p for p in model.parameters() if p is not tables[0]]
+    return [torch.optim.AdamW(dense, lr=1e-2), torch.optim.SparseAdam(tables, lr=1e-2)]
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_training_is_eager_training(dynamic: bool) -> None:
+    """With the default backend and sparse gradients of the tables, as a user has them who changes no default."""
+    local, latent = TransformerConfig(16, 1, 2, 24, window=6), TransformerConfig(24, 1, 2, 32)
+    config = dataclasses.replace(SMALL, encoder=local, latent=latent, decoder=local, sparse_grad=True)
+    models = [make_blt(config, torch.float32) for _ in range(2)]
+    optimizers = [make_optimizers(model) for model in models]
+    forward = torch.compile(models[0].forward, fullgraph=True, dynamic=dynamic)
+    for _ in range(3):
+        tokens, layout = make_tokens(2, 48), PatchLayout.from_lengths(random_lengths(48, 4.5, 2))
+        layout = layout.trim(multiple_of=24)
+        losses, targets = [], tokens.roll(-1, 1)
+        for model, run, optimizer in zip(models, (forward, models[1]), optimizers, strict=True):
+            for part in optimizer:
+                part.zero_grad()
+            losses.append(next_byte_loss(run(tokens, layout), targets).mean)
+            losses[-1].backward()
+            gradient = model.encoder_hash_tok_embedding.weight.grad
+            assert gradient.is_sparse and gradient.is_coalesced()
+            for part in optimizer:
+                part.step()
+        torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    for compiled, eager in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-2, atol=1e-4)
+
+
 def test_learns() -> None:
     """A repeated text is soon learnt, with the tables under SparseAdam and the rest under AdamW."""
     model = BLT(dataclasses.replace(SMALL, sparse_grad=True))
-    tables = [model.encoder_hash_tok_embedding.weight]
-    dense = [p for p in model.parameters() if p is not tables[0]]
-    optimizers = [torch.optim.AdamW(dense, lr=1e-2), torch.optim.SparseAdam(tables, lr=1e-2)]
+    optimizers = make_optimizers(model)
     text = torch.tensor(list(b"the cat sat on the mat and the dog sat on the log. " * 4)) + 4
     tokens = torch.cat([torch.tensor([1]), text])[None]
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
