@@ -6,10 +6,13 @@ the call without reading our source. `TypeError`: wrong type or dtype. `ValueErr
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INT_DTYPES = (torch.int32, torch.int64)
@@ -71,6 +74,61 @@ def check_int(op: str, argument: str, value: Any, low: int, high: int | None = N
         raise fail_type(op, argument, "an int", type(value).__name__)
     if value < low or (high is not None and value > high):
         raise fail_value(op, argument, f"at least {low}" if high is None else f"{low} .. {high}", value)
+
+
+def check_ints(op: str, argument: str, values: Any, low: int, high: int | None = None) -> None:
+    """`values` is a sequence of at least one Python int, all in `low` .. `high`."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise fail_type(op, argument, "a sequence of ints", type(values).__name__)
+    if not values:
+        raise fail_value(op, argument, "at least one", "none")
+    for value in values:
+        check_int(op, argument, value, low, high)
+
+
+def check_bool(op: str, argument: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise fail_type(op, argument, "a bool", type(value).__name__)
+
+
+def check_positive(op: str, argument: str, value: Any) -> None:
+    """`value` is a positive finite Python number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise fail_type(op, argument, "a number", type(value).__name__)
+    if not (value > 0 and math.isfinite(value)):
+        raise fail_value(op, argument, "a positive finite number", value)
+
+
+def can_look_at(tensor: torch.Tensor) -> bool:
+    """Whether checks may read the values of `tensor`: it has values, and reading them does not wait for a device.
+
+    `BLT_KERNELS_DEBUG=1` lets checks wait for the device too.
+    """
+    if torch.compiler.is_compiling() or type(tensor) not in (torch.Tensor, nn.Parameter):
+        return False  # such as a FakeTensor
+    if tensor.device.type == "cpu":
+        return True
+    return tensor.device.type != "meta" and os.environ.get("BLT_KERNELS_DEBUG") == "1"
+
+
+def check_range(op: str, argument: str, value: torch.Tensor, low: int, high: int) -> None:
+    """Every element of the integer tensor `value` lies in `low` .. `high`, where checks may look at it."""
+    if can_look_at(value) and value.numel():
+        least, most = (int(x) for x in value.aminmax())
+        if least < low or most > high:
+            raise fail_value(op, argument, f"values in {low} .. {high}", least if least < low else most)
+
+
+def check_sequence_values(
+    op: str, num_bytes: int, seq_lens: torch.Tensor | None, cu_seqlens: torch.Tensor | None
+) -> None:
+    """The values of what `check_sequences` has checked fit rows of `num_bytes` bytes, where checks may look at them."""
+    if seq_lens is not None:
+        check_range(op, "seq_lens", seq_lens, 0, num_bytes)
+    if cu_seqlens is not None and can_look_at(cu_seqlens):
+        cu = cu_seqlens.tolist()
+        if cu[0] != 0 or cu[-1] > num_bytes or cu != sorted(cu):
+            raise fail_value(op, "cu_seqlens", f"values that rise from 0 to at most {num_bytes}", cu)
 
 
 def check_sequences(

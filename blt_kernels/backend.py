@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
 from ._checks import check_choice
@@ -86,10 +87,13 @@ def backend_for(op: str, device: torch.device, *differentiable: torch.Tensor | N
     """The backend that `op` takes for tensors on `device`.
 
     Raises:
-        NotImplementedError: it is a compiled one, and one of the `differentiable` inputs carries a tangent.
+        NotImplementedError: it is a compiled one, and one of the `differentiable` inputs carries a tangent, or
+            torch.func differentiates by it.
     """
     backend = _choose(op, device)
-    if backend != "reference" and forward_ad._current_level >= 0:
+    if backend == "reference":
+        return backend
+    if forward_ad._current_level >= 0:
         for x in differentiable:
             if x is not None and forward_ad.unpack_dual(x).tangent is not None:
                 # The dispatcher would drop it: a derivative of 0 without a word.
@@ -97,7 +101,23 @@ def backend_for(op: str, device: torch.device, *differentiable: torch.Tensor | N
                     f"blt_kernels.{op} has no forward-mode derivative (jvp). Use use_backend('reference') for the part "
                     "of the model that is differentiated forward."
                 )
+    # torch.library.register_autograd has no way to support these transforms, and its error names neither the op nor a
+    # remedy. torch.func.vmap and torch.func.functionalize work.
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and any(map(_is_differentiated, differentiable)):
+        raise NotImplementedError(
+            f"blt_kernels.{op} cannot be differentiated by torch.func (grad, vjp, jacrev and others). Use "
+            "torch.autograd.grad, or use_backend('reference') for the part of the model that torch.func differentiates."
+        )
     return backend
+
+
+def _is_differentiated(x: torch.Tensor | None) -> bool:
+    """Whether a transform of torch.func such as `grad` follows `x`, also through a `vmap` within it."""
+    while x is not None and functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x) and x.requires_grad:  # every tensor made inside of `grad` is wrapped
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
 
 
 def _choose(op: str, device: torch.device) -> str:

@@ -27,10 +27,10 @@ class LocalEncoder(nn.Module):
         init_weights(self, shape.num_layers)
 
     def forward(
-        self, x: torch.Tensor, layout: PatchLayout, documents: torch.Tensor
+        self, x: torch.Tensor, layout: PatchLayout, sequence_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Byte embeddings x [B, N, d] -> byte states [B, N, d] and patches [B, C, K*d]."""
-        plan = plan_attention(self.config.encoder, x, documents)
+        plan = plan_attention(self.config.encoder, x, sequence_ids)
         for layer in self.layers:
             x = layer(x, plan)
         slots = self.patch_embedding_projection(patch_pool(x, layout, reduce="max")).type_as(x)  # [B, C, K*d]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from .. import reference
 from .._autograd import register_no_double_backward
@@ -15,6 +16,7 @@ from .._checks import (
     INT_DTYPES,
     check_device,
     check_int,
+    check_ints,
     check_sequences,
     check_shape,
     check_tensor,
@@ -214,13 +216,8 @@ def _check_hash(
 ) -> tuple[list[int], int, list[int]]:
     check_tensor(op, "tokens", tokens, ndim=2, dtypes=INT_DTYPES)
     check_int(op, "num_rows", num_rows, 1, INT64_MAX)
-    for argument, values, low in (("ngram_sizes", ngram_sizes, 1), ("primes", primes, -INT64_MAX)):
-        if not isinstance(values, Sequence) or isinstance(values, str):
-            raise fail_type(op, argument, "a sequence of ints", type(values).__name__)
-        if not values:
-            raise fail_value(op, argument, "at least one", "none")
-        for value in values:
-            check_int(op, argument, value, low, INT64_MAX)
+    check_ints(op, "ngram_sizes", ngram_sizes, 1, INT64_MAX)
+    check_ints(op, "primes", primes, -INT64_MAX, INT64_MAX)
     if len(primes) * len(ngram_sizes) > MAX_TABLES:
         got = f"{len(primes)} * {len(ngram_sizes)}"
         raise fail_value(op, "ngram_sizes", f"at most {MAX_TABLES} (times primes)", got)
@@ -245,7 +242,10 @@ def _backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, norm
 
 @torch.library.register_fake("blt_kernels::hash_ngram_embedding_sparse_backward")
 def _sparse_backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype):
-    rows = torch.library.get_ctx().new_dynamic_size()
+    try:
+        rows = torch.library.get_ctx().new_dynamic_size()
+    except DynamicOutputShapeException:  # a FakeTensorMode without symbols: the most that there can be
+        rows = tokens.numel() * len(primes) * len(ngram_sizes)
     return tokens.new_empty(rows, dtype=torch.int64), grad.new_empty((rows, grad.shape[2]), dtype=table_dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses import FakeTensor
 
 from .._checks import INT_DTYPES, check_device, check_int, check_sequences, check_shape, check_tensor, fail_value
 from ..backend import backend_for
@@ -22,8 +23,8 @@ def from_lengths(
     op = "PatchLayout.from_lengths"
     check_tensor(op, "lengths", lengths, ndim=2, dtypes=INT_DTYPES)
     if num_bytes is None:
-        if lengths.device.type != "cpu":
-            raise fail_value(op, "num_bytes", "an int (lengths is not on the CPU)", None)
+        if lengths.device.type != "cpu" or isinstance(lengths, FakeTensor):
+            raise fail_value(op, "num_bytes", "an int (lengths has no values on the CPU)", None)
         num_bytes = int(lengths.clamp(min=0).sum(1).max()) if lengths.shape[0] else 0
     check_int(op, "num_bytes", num_bytes, 0, MAX_BYTES)
     sequences = check_sequences(op, lengths.shape[0], lengths.device, "lengths", seq_lens, cu_seqlens)

@@ -6,6 +6,7 @@ Byte Latent Transformer (arXiv:2412.09871), section 3.2.1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,10 +116,16 @@ def hash_ngram_embedding_row_grad(
 class _CoalesceGradient(torch.autograd.Function):
     """The identity, with a coalesced sparse gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, table: Tensor) -> Tensor:
+    def forward(table: Tensor) -> Tensor:
         return table.view_as(table)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad.coalesce()
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad if grad.is_meta else grad.coalesce()  # torch cannot coalesce without values

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .._checks import fail_value
+from .._checks import can_look_at, check_sequence_values, fail_value
 
 Fields = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -31,7 +31,7 @@ def bytes_of(
     op: str,
 ) -> Bytes:
     batch, num_bytes = shape
-    _check_values(op, num_bytes, seq_lens, cu_seqlens)
+    check_sequence_values(op, num_bytes, seq_lens, cu_seqlens)
     i = torch.arange(num_bytes, device=device).expand(batch, num_bytes)
     if cu_seqlens is None:
         row = torch.arange(batch, device=device)
@@ -129,24 +129,8 @@ def _fields(
     return tuple(field.to(torch.int32) for field in fields)  # type: ignore[return-value]
 
 
-def _raises_on_values(tensor: torch.Tensor) -> bool:
-    """Values are looked at where that costs no sync; elsewhere PatchLayout.validate() looks."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _check_values(op: str, num_bytes: int, seq_lens: torch.Tensor | None, cu_seqlens: torch.Tensor | None) -> None:
-    if seq_lens is not None and _raises_on_values(seq_lens) and seq_lens.numel():
-        low, high = int(seq_lens.min()), int(seq_lens.max())
-        if low < 0 or high > num_bytes:
-            raise fail_value(op, "seq_lens", f"values in 0 .. {num_bytes}", low if low < 0 else high)
-    if cu_seqlens is not None and _raises_on_values(cu_seqlens):
-        cu = cu_seqlens.tolist()
-        if cu[0] != 0 or cu[-1] > num_bytes or cu != sorted(cu):
-            raise fail_value(op, "cu_seqlens", f"values that rise from 0 to at most {num_bytes}", cu)
-
-
 def _check_lengths(op: str, ends: torch.Tensor, num_bytes: int, cu_seqlens: torch.Tensor | None) -> None:
-    if not _raises_on_values(ends) or not ends.numel():
+    if not can_look_at(ends) or not ends.numel():
         return
     longest = int(ends[:, -1].max())
     if longest > num_bytes + 1:

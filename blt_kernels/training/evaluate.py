@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from ..data import Batch, Corpus, DocumentStream, Tokenizer
 from ..model import BLT, EntropyModel
+from ..model import bits_per_byte as bits_per_byte_of
 from ..tokens import BYTE_OFFSET, IGNORE_INDEX
 from .patcher import Patcher
 from .rows import RowShape
@@ -54,4 +54,4 @@ def bits_per_byte(model: EntropyModel | BLT, batches: Iterable[Batch]) -> tuple[
         count += batch.num_bytes
     if count == 0:
         raise ValueError("bits_per_byte: batches: expected at least one byte of text, got none")
-    return total / math.log(2) / count, count
+    return bits_per_byte_of(total, count), count

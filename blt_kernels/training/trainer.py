@@ -18,7 +18,7 @@ from torch import nn
 from .._checks import check_int, fail_value
 from ..data import Batch, PackedBatches
 from ..layout import PatchLayout
-from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NextByteLoss
+from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, NextByteLoss, bits_per_byte
 from .checkpoint import CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from .optim import OptimConfig, Optimizers
 from .patcher import Patcher
@@ -244,7 +244,7 @@ class Trainer:
             "bytes": self.bytes_seen,
             "seconds": round(self.seconds, 3),
             "loss": mean,
-            "bits_per_byte": total / math.log(2) / max(1, batch.num_bytes),
+            "bits_per_byte": bits_per_byte(total, max(1, batch.num_bytes)),
             "learning_rate": rate,
             "gradient_norm": norm.item(),
             "bytes_per_second": batch.num_bytes / seconds,

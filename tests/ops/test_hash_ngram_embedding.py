@@ -21,7 +21,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import blt_kernels
-from blt_kernels.nn import HashNgramEmbedding
 from blt_kernels import (
     HASH_PRIMES,
     hash_ngram_embedding,
@@ -31,6 +30,7 @@ from blt_kernels import (
     reference,
     use_backend,
 )
+from blt_kernels.nn import HashNgramEmbedding
 
 SIZES = (3, 4, 5, 6, 7, 8)
 HELLO = torch.tensor([[1, *(byte + 4 for byte in b"Hello world"), 2]])
