@@ -209,7 +209,8 @@ CPU_CAPABILITIES = {"default": None, "avx2": "avx2", "avx512": "avx512f"}
 def run_with_capability(code: str, capability: str) -> str:
     """Runs Python source in a process whose kernels are those of `capability`; returns what it printed.
 
-    The source can import torch, blt_kernels and helpers. Skips only a capability whose flag the processor lacks.
+    The source can import torch, blt_kernels, helpers and the tests of the ops. Skips only a capability whose flag the
+    processor lacks.
     """
     flag = CPU_CAPABILITIES[capability]
     if flag is not None and flag not in Path("/proc/cpuinfo").read_text().split():
@@ -219,7 +220,8 @@ import blt_kernels, torch
 assert torch.ops.blt_kernels.cpu_capability() == {capability!r}, torch.ops.blt_kernels.cpu_capability()
 torch.manual_seed(0)
 """
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")])
+    tests = REPOSITORY / "tests"
+    path = os.pathsep.join([str(REPOSITORY), str(tests), str(tests / "ops"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", check + textwrap.dedent(code)],
         env={**os.environ, "BLT_KERNELS_CPU_CAPABILITY": capability, "PYTHONPATH": path},
