@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-# Asked once: torch.compile of torch 2.10 cannot trace the question. Autocast raises an error about other devices.
+# This is found out once, because torch.compile of torch 2.10 cannot trace the question. Asking autocast about another
+# device is an error.
 _AUTOCAST_DEVICES = frozenset(
     name for name in ("cpu", "cuda", "xpu", "hpu", "mps", "mtia") if torch.amp.is_autocast_available(name)
 )

@@ -122,7 +122,7 @@ def check_range(op: str, argument: str, value: torch.Tensor, low: int, high: int
 def check_sequence_values(
     op: str, num_bytes: int, seq_lens: torch.Tensor | None, cu_seqlens: torch.Tensor | None
 ) -> None:
-    """The values of what `check_sequences` has checked fit rows of `num_bytes` bytes, where checks may look at them."""
+    """The values fit rows of `num_bytes` bytes, where checks may look. `check_sequences` has checked the rest."""
     if seq_lens is not None:
         check_range(op, "seq_lens", seq_lens, 0, num_bytes)
     if cu_seqlens is not None and can_look_at(cu_seqlens):
@@ -138,8 +138,13 @@ def check_sequences(
     owner: str,
     seq_lens: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
+    num_bytes: int,
 ) -> int:
-    """Checks the two ways to say which bytes are real (at most one is given) and returns the number of sequences."""
+    """Checks the two ways to say which bytes are real (at most one is given) and returns the number of sequences.
+
+    Their values are looked at on another device than the CPU alone, and there with BLT_KERNELS_DEBUG=1: the kernels for
+    the CPU look at them anyway.
+    """
     if seq_lens is not None and cu_seqlens is not None:
         raise fail_value(op, "cu_seqlens", "either seq_lens or cu_seqlens", "both")
     if seq_lens is not None:
@@ -147,6 +152,8 @@ def check_sequences(
         check_shape(op, "seq_lens", seq_lens, (batch,))
         check_device(op, "seq_lens", seq_lens, device, owner)
     if cu_seqlens is None:
+        if device.type != "cpu":
+            check_sequence_values(op, num_bytes, seq_lens, None)
         return batch
     check_tensor(op, "cu_seqlens", cu_seqlens, ndim=1, dtypes=INT_DTYPES)
     if cu_seqlens.shape[0] < 1:
@@ -154,4 +161,6 @@ def check_sequences(
     check_device(op, "cu_seqlens", cu_seqlens, device, owner)
     if batch != 1:
         raise fail_value(op, owner, "one row (B = 1) with cu_seqlens", f"B = {batch}")
+    if device.type != "cpu":
+        check_sequence_values(op, num_bytes, None, cu_seqlens)
     return cu_seqlens.shape[0] - 1

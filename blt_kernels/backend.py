@@ -41,12 +41,12 @@ def _driver_major() -> int:
     return version.value // 1000
 
 
-# Asked once: ops ask on every call, and torch.compile cannot trace a file being read.
+# This is found out once, because ops ask on every call, and torch.compile cannot trace the reading of a file.
 _AVAILABLE = (
     *(name for name in build_record().get("backends", ()) if name != "cuda" or cuda_problem() is None),
     "reference",
 )
-# What has a compiled CUDA kernel; all have one for the CPU.
+# The ops that have a compiled CUDA kernel. All have one for the CPU.
 _ON_CUDA = frozenset(
     schema.name.removeprefix("blt_kernels::")
     for schema in torch._C._jit_get_all_schemas()
@@ -96,7 +96,7 @@ def backend_for(op: str, device: torch.device, *differentiable: torch.Tensor | N
     if forward_ad._current_level >= 0:
         for x in differentiable:
             if x is not None and forward_ad.unpack_dual(x).tangent is not None:
-                # The dispatcher would drop it: a derivative of 0 without a word.
+                # The dispatcher would drop the tangent and give a derivative of 0 without a word.
                 raise NotImplementedError(
                     f"blt_kernels.{op} has no forward-mode derivative (jvp). Use use_backend('reference') for the part "
                     "of the model that is differentiated forward."

@@ -245,7 +245,7 @@ _NDIMS = dict(zip(_FIELDS, (2, 2, 2, 1, 1, 1), strict=True))
 
 
 class _Take(torch.autograd.Function):
-    """x[index], and 0 where not `valid`. Its gradient is the same with the inverse index: no scatter, no atomics."""
+    """x[index], and 0 where not `valid`. Its gradient takes by the inverse index, so that it needs no scatter."""
 
     generate_vmap_rule = True
 

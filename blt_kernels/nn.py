@@ -64,7 +64,7 @@ class HashNgramEmbedding(nn.Embedding):
         check_bool(op, "sparse_grad", sparse_grad)
         super().__init__(num_functions * len(ngram_sizes) * num_rows, dim, sparse=sparse_grad)
         if sparse_grad:
-            keep_coalesced(self.weight)  # compiled code cannot
+            keep_coalesced(self.weight)  # compiled code cannot do it
         self.num_rows = num_rows
         self.ngram_sizes = tuple(ngram_sizes)
         self.primes = HASH_PRIMES[:num_functions]
@@ -76,7 +76,7 @@ class HashNgramEmbedding(nn.Embedding):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HashNgramEmbedding:
         super()._apply(fn, recurse)
         if self.sparse:
-            keep_coalesced(self.weight)  # to_empty() makes another parameter
+            keep_coalesced(self.weight)  # to_empty() has made another parameter
         return self
 
     def forward(  # type: ignore[override]

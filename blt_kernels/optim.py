@@ -32,7 +32,7 @@ def clip_grad_norm(parameters: torch.Tensor | Iterable[torch.Tensor], max_norm: 
             raise fail_type(op, "parameters", "tensors", type(parameter).__name__)
         if parameter.grad is not None:
             if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()  # free for our gradients
+                parameter.grad = parameter.grad.coalesce()  # ours are coalesced already, which makes this free
             values.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
     if not values:
         return torch.zeros(())

@@ -1,4 +1,4 @@
-"""The Byte Latent Transformer: bytes -> patches -> latent transformer -> bytes."""
+"""The Byte Latent Transformer: bytes go in patches through the latent transformer, and come back as bytes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .encoder import LocalEncoder
 from .loss import NextByteLoss, next_byte_loss
 from .transformer import init_weights, make_layers, plan_attention, sequence_ids_at
 
-_MULTIPLE = 128  # of slots, to which capacities are rounded up
+_MULTIPLE = 128  # Capacities are rounded up to a multiple of this many slots.
 
 
 class LatentTransformer(nn.Module):
-    """Causal layers over patches; nearly all the parameters outside the tables."""
+    """Causal layers over patches. They hold nearly all the parameters that are not in hash tables."""
 
     def __init__(self, config: BLTConfig):
         super().__init__()
@@ -118,7 +118,7 @@ class BLT(nn.Module):
         self._check(tokens, layout, cu_seqlens)
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if cu_seqlens is None:
-            sequence_ids = (positions >= layout.offsets[:, :1]).long()  # left padding counts as a sequence before
+            sequence_ids = (positions >= layout.offsets[:, :1]).long()  # left padding is sequence 0
             slot_sequence_ids = None
         else:
             sequence_ids = sequence_ids_at(cu_seqlens, positions)
@@ -146,7 +146,7 @@ class BLT(nn.Module):
         check_range(op, "tokens", tokens, 0, self.config.vocab_size - 1)
         check_layout(op, layout, tokens.device, "tokens")
         check_shape(op, "layout.patch_ids", layout.patch_ids, tokens.shape)
-        given = check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens)
+        given = check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens, tokens.shape[1])
         made_with = layout.cu_patches.shape[0] - 1
         if given != made_with:
             got = "none" if cu_seqlens is None else f"{given}"

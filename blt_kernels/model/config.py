@@ -38,7 +38,7 @@ def _from_dict(cls: Any, values: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """A stack of pre-norm layers. `window`: keys a position may see, itself included; None: all before it."""
+    """A stack of pre-norm layers. A position sees `window` keys, itself included; with None, all keys up to itself."""
 
     dim: int
     num_layers: int

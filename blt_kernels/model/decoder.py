@@ -1,4 +1,4 @@
-"""The local decoder: patches back to bytes."""
+"""The local decoder, which turns patches back into bytes."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class EntropyModel(nn.Module):
         op = "EntropyModel"
         check_tensor(op, "tokens", tokens, ndim=2, dtypes=INT_DTYPES)
         check_range(op, "tokens", tokens, 0, self.config.vocab_size - 1)
-        check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens)
+        check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens, tokens.shape[1])
         check_sequence_values(op, tokens.shape[1], None, cu_seqlens)
         x = self.embed_tokens(tokens)
         sequence_ids = None

@@ -86,7 +86,7 @@ def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
         turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1)
     else:
-        # One pass over x, where real arithmetic takes five.
+        # This passes over x once, where real arithmetic would pass five times.
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
     return turned.flatten(-2).to(x.dtype)
 
@@ -180,5 +180,5 @@ def init_weights(module: nn.Module, num_layers: int) -> None:
         else:
             continue
         if isinstance(child.weight, FakeTensor):
-            continue  # has no values, for which trunc_normal_ asks
+            continue  # it has no values, and trunc_normal_ would look at them
         nn.init.trunc_normal_(child.weight, std=std, a=-3 * std, b=3 * std)

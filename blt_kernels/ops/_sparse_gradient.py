@@ -11,7 +11,7 @@ from .._autograd import register_no_double_backward
 
 _SPARSE_ROWS = "blt_kernels::hash_ngram_embedding_sparse_rows"
 
-# torch.compile calls this op when the compiled code runs; its default backend only has to hand the result on.
+# Compiled code calls this op when it runs. The compiler never sees the sparse tensor, and only hands the result on.
 torch.library.define(
     _SPARSE_ROWS, "(Tensor rows, Tensor values, SymInt[] size) -> Tensor", tags=(torch.Tag.cudagraph_unsafe,)
 )
@@ -43,7 +43,8 @@ def count_lookup(table: Tensor) -> Callable[[], bool]:
     """
     if type(table) in (Tensor, nn.Parameter):
         return lambda: True
-    lookups = table.__dict__.setdefault("_hash_ngram_lookups", [])  # `table` stands for the table during the tracing
+    # While a graph is traced, one object stands for the table in all its lookups. It is gone when the tracing ends.
+    lookups = table.__dict__.setdefault("_hash_ngram_lookups", [])
     lookups.append(None)
     return lambda: len(lookups) == 1
 
@@ -69,9 +70,10 @@ class _Coalesced:
     """Follows a coalesced gradient of one table into `table.grad`: the hooks before and after it is accumulated."""
 
     def __init__(self) -> None:
-        self.indices: Tensor | None = None  # of the gradient on its way: while they are held, nothing else is there
+        # The indices of the gradient that is on its way. While they are held, no other tensor can have their memory.
+        self.indices: Tensor | None = None
 
-    @torch.utils.hooks.unserializable_hook  # a table that is saved goes without it, and without a warning
+    @torch.utils.hooks.unserializable_hook  # A table is saved without this hook, and without a warning about it.
     def arrives(self, grad: Tensor) -> None:
         self.indices = grad._indices() if grad.is_sparse and grad.is_coalesced() else None
 

@@ -1,4 +1,4 @@
-"""hash_ngram_ids and hash_ngram_embedding: what the bytes before a byte were, as a sum of table rows."""
+"""hash_ngram_ids and hash_ngram_embedding: the n-grams that end at each byte, as hashes and as a sum of table rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..reference.hash_ngram_embedding import HASH_PRIMES
 from ._sparse_gradient import count_lookup, keep_coalesced
 
 INT64_MAX = 2**63 - 1
-MAX_TABLES = 1024  # kMaxTables of csrc/cpu/hash_ngram_embedding.h
+MAX_TABLES = 1024  # This is kMaxTables of csrc/cpu/hash_ngram_embedding.h.
 
 
 def hash_ngram_ids(
@@ -221,7 +221,7 @@ def _check_hash(
     if len(primes) * len(ngram_sizes) > MAX_TABLES:
         got = f"{len(primes)} * {len(ngram_sizes)}"
         raise fail_value(op, "ngram_sizes", f"at most {MAX_TABLES} (times primes)", got)
-    check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens)
+    check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens, tokens.shape[1])
     return list(ngram_sizes), num_rows, list(primes)
 
 
@@ -244,7 +244,8 @@ def _backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, norm
 def _sparse_backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype):
     try:
         rows = torch.library.get_ctx().new_dynamic_size()
-    except DynamicOutputShapeException:  # a FakeTensorMode without symbols: the most that there can be
+    except DynamicOutputShapeException:
+        # This FakeTensorMode has no symbols for sizes, so that the largest possible one has to do.
         rows = tokens.numel() * len(primes) * len(ngram_sizes)
     return tokens.new_empty(rows, dtype=torch.int64), grad.new_empty((rows, grad.shape[2]), dtype=table_dtype)
 

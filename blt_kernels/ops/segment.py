@@ -230,12 +230,12 @@ def calibrate_threshold(
         reach = f"a mean length that some threshold reaches here, {low:.6g} .. {high:.6g}"
         raise fail_value(op, "patch_size", reach, patch_size)
 
-    # The mean changes only where the threshold passes one of the numbers it is compared with. Those of padding and of
-    # sequence starts are among them too: steps of height 0.
+    # The mean changes only where the threshold passes one of the numbers that it is compared with. The numbers at
+    # padding and at the starts of sequences are in the list too, and change nothing when the threshold passes them.
     compared = e.diff(dim=1) if rule == "monotonic" else e
     steps = compared[~compared.isnan()].unique()  # sorted
-    # Thresholds in [steps[k], steps[k + 1]) are alike, and so are those below steps[0], k = -1. Find the last k whose
-    # mean is at most patch_size.
+    # All thresholds in [steps[k], steps[k + 1]) make the same patches, and so do all below steps[0], for which k is -1.
+    # The search finds the last k whose mean is at most patch_size.
     below, above = -1, len(steps)
     while above - below > 1:
         middle = (below + above) // 2

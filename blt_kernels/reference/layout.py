@@ -38,7 +38,8 @@ def bytes_of(
         end = torch.full_like(row, num_bytes) if seq_lens is None else seq_lens.long()
         return Bytes(row[:, None].expand_as(i), i, i < end[:, None], row, end)
     cu = cu_seqlens.long()
-    sequence = torch.searchsorted(cu[1:].contiguous(), i.contiguous(), right=True)  # the number of sequences over by i
+    # How many sequences end at or before byte i.
+    sequence = torch.searchsorted(cu[1:].contiguous(), i.contiguous(), right=True)
     position = i - cu[sequence]
     return Bytes(sequence, position, i < cu[-1], torch.zeros_like(cu[1:]), cu[1:])
 
@@ -82,7 +83,7 @@ def from_lengths(
     lengths = lengths.long().clamp(min=0)
     if num_bytes is None:
         num_bytes = int(lengths.sum(1).max()) if lengths.shape[0] else 0
-    lengths = lengths.clamp(max=num_bytes + 2)  # too long either way, and the sum cannot wrap
+    lengths = lengths.clamp(max=num_bytes + 2)  # such a length is too long all the same, and now the sum cannot wrap
     where = bytes_of((lengths.shape[0], num_bytes), lengths.device, seq_lens, cu_seqlens, op)
     real = where.real.sum(1, keepdim=True)  # [B, 1]: bytes from here on are not there
     ends = F.pad(lengths.cumsum(1), (1, 0))  # [B, P+1]
@@ -100,12 +101,13 @@ def _fields(
     batch, num_bytes = where.real.shape
     i = torch.arange(num_bytes, device=offsets.device).expand(batch, -1).contiguous()
     in_patch = (i >= offsets[:, :1]) & (i < offsets[:, -1:])
-    own = torch.searchsorted(offsets[:, 1:].contiguous(), i, right=True)  # the number of patches over by i
+    own = torch.searchsorted(offsets[:, 1:].contiguous(), i, right=True)  # how many patches end at or before i
     own = torch.where(in_patch, own, -1)
 
     slots = torch.arange(1, offsets.shape[1], device=offsets.device)
     num_patches = F.pad((offsets.diff() > 0) * slots, (1, 0)).amax(1)
-    if packed:  # a sequence begins at the slot of its first byte; one without bytes where the next one does
+    if packed:
+        # A sequence begins at the slot of its first byte, and one without bytes where the next one begins.
         begin = F.pad(where.end, (1, 0))
         slot = F.pad(own[0], (0, 1), value=-1)[begin]
         cu_patches = torch.where(slot < 0, num_patches, slot)

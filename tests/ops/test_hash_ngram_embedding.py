@@ -888,6 +888,8 @@ def test_bad_offsets_raise(cu_seqlens):
     for dtype in (torch.int32, torch.int64):
         with pytest.raises(RuntimeError, match="hash_ngram_ids: cu_seqlens: expected"):
             hash_ngram_ids(TOKENS[:1], SIZES, 23, cu_seqlens=torch.tensor(cu_seqlens, dtype=dtype))
+    with use_backend("reference"), pytest.raises(ValueError, match="hash_ngram_ids: cu_seqlens: expected values that"):
+        hash_ngram_ids(TOKENS[:1], SIZES, 23, cu_seqlens=torch.tensor(cu_seqlens))
 
 
 def test_direct_calls_are_checked_too():
