@@ -7,11 +7,13 @@ the call without reading our source. `TypeError`: wrong type or dtype. `ValueErr
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INT_DTYPES = (torch.int32, torch.int64)
@@ -90,6 +92,53 @@ def check_number(
         raise fail_value(op, argument, expected, value)
 
 
+def check_ints(op: str, argument: str, values: Any, low: int, high: int | None = None) -> None:
+    """`values` is a sequence of at least one Python int, all in `low` .. `high`."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise fail_type(op, argument, "a sequence of ints", type(values).__name__)
+    if not values:
+        raise fail_value(op, argument, "at least one", "none")
+    for value in values:
+        check_int(op, argument, value, low, high)
+
+
+def check_bool(op: str, argument: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise fail_type(op, argument, "a bool", type(value).__name__)
+
+
+def can_look_at(tensor: torch.Tensor) -> bool:
+    """Whether checks may read the values of `tensor`: it has values, and reading them does not wait for a device.
+
+    `BLT_KERNELS_DEBUG=1` lets checks wait for the device too.
+    """
+    if torch.compiler.is_compiling() or type(tensor) not in (torch.Tensor, nn.Parameter):
+        return False  # such as a FakeTensor
+    if tensor.device.type == "cpu":
+        return True
+    return tensor.device.type != "meta" and os.environ.get("BLT_KERNELS_DEBUG") == "1"
+
+
+def check_range(op: str, argument: str, value: torch.Tensor, low: int, high: int) -> None:
+    """Every element of the integer tensor `value` lies in `low` .. `high`, where checks may look at it."""
+    if can_look_at(value) and value.numel():
+        least, most = (int(x) for x in value.aminmax())
+        if least < low or most > high:
+            raise fail_value(op, argument, f"values in {low} .. {high}", least if least < low else most)
+
+
+def check_sequence_values(
+    op: str, num_bytes: int, seq_lens: torch.Tensor | None, cu_seqlens: torch.Tensor | None
+) -> None:
+    """The values fit rows of `num_bytes` bytes, where checks may look. `check_sequences` has checked the rest."""
+    if seq_lens is not None:
+        check_range(op, "seq_lens", seq_lens, 0, num_bytes)
+    if cu_seqlens is not None and can_look_at(cu_seqlens):
+        cu = cu_seqlens.tolist()
+        if cu[0] != 0 or cu[-1] > num_bytes or cu != sorted(cu):
+            raise fail_value(op, "cu_seqlens", f"values that rise from 0 to at most {num_bytes}", cu)
+
+
 def check_sequences(
     op: str,
     batch: int,
@@ -97,8 +146,13 @@ def check_sequences(
     owner: str,
     seq_lens: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
+    num_bytes: int,
 ) -> int:
-    """Checks the two ways to say which bytes are real (at most one is given) and returns the number of sequences."""
+    """Checks the two ways to say which bytes are real (at most one is given) and returns the number of sequences.
+
+    Their values are looked at on another device than the CPU alone, and there with BLT_KERNELS_DEBUG=1: the kernels for
+    the CPU look at them anyway.
+    """
     if seq_lens is not None and cu_seqlens is not None:
         raise fail_value(op, "cu_seqlens", "either seq_lens or cu_seqlens", "both")
     if seq_lens is not None:
@@ -106,6 +160,8 @@ def check_sequences(
         check_shape(op, "seq_lens", seq_lens, (batch,))
         check_device(op, "seq_lens", seq_lens, device, owner)
     if cu_seqlens is None:
+        if device.type != "cpu":
+            check_sequence_values(op, num_bytes, seq_lens, None)
         return batch
     check_tensor(op, "cu_seqlens", cu_seqlens, ndim=1, dtypes=INT_DTYPES)
     if cu_seqlens.shape[0] < 1:
@@ -113,4 +169,6 @@ def check_sequences(
     check_device(op, "cu_seqlens", cu_seqlens, device, owner)
     if batch != 1:
         raise fail_value(op, owner, "one row (B = 1) with cu_seqlens", f"B = {batch}")
+    if device.type != "cpu":
+        check_sequence_values(op, num_bytes, None, cu_seqlens)
     return cu_seqlens.shape[0] - 1

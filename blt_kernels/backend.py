@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
 from ._checks import check_choice
@@ -40,12 +41,12 @@ def _driver_major() -> int:
     return version.value // 1000
 
 
-# Asked once: ops ask on every call, and torch.compile cannot trace a file being read.
+# This is found out once, because ops ask on every call, and torch.compile cannot trace the reading of a file.
 _AVAILABLE = (
     *(name for name in build_record().get("backends", ()) if name != "cuda" or cuda_problem() is None),
     "reference",
 )
-# What has a compiled CUDA kernel; all have one for the CPU.
+# The ops that have a compiled CUDA kernel. All have one for the CPU.
 _ON_CUDA = frozenset(
     schema.name.removeprefix("blt_kernels::")
     for schema in torch._C._jit_get_all_schemas()
@@ -88,18 +89,37 @@ def backend_for(op: str, device: torch.device, *differentiable: torch.Tensor | N
     """The backend that `op` takes for tensors on `device`.
 
     Raises:
-        NotImplementedError: it is a compiled one, and one of the `differentiable` inputs carries a tangent.
+        NotImplementedError: it is a compiled one, and one of the `differentiable` inputs carries a tangent, or
+            torch.func differentiates by it.
     """
     backend = _choose(op, device)
-    if backend != "reference" and forward_ad._current_level >= 0:
+    if backend == "reference":
+        return backend
+    if forward_ad._current_level >= 0:
         for x in differentiable:
             if x is not None and forward_ad.unpack_dual(x).tangent is not None:
-                # The dispatcher would drop it: a derivative of 0 without a word.
+                # The dispatcher would drop the tangent and give a derivative of 0 without a word.
                 raise NotImplementedError(
                     f"blt_kernels.{op} has no forward-mode derivative (jvp). Use use_backend('reference') for the part "
                     "of the model that is differentiated forward."
                 )
+    # torch.library.register_autograd has no way to support these transforms, and its error names neither the op nor a
+    # remedy. torch.func.vmap and torch.func.functionalize work.
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and any(map(_is_differentiated, differentiable)):
+        raise NotImplementedError(
+            f"blt_kernels.{op} cannot be differentiated by torch.func (grad, vjp, jacrev and others). Use "
+            "torch.autograd.grad, or use_backend('reference') for the part of the model that torch.func differentiates."
+        )
     return backend
+
+
+def _is_differentiated(x: torch.Tensor | None) -> bool:
+    """Whether a transform of torch.func such as `grad` follows `x`, also through a `vmap` within it."""
+    while x is not None and functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x) and x.requires_grad:  # every tensor made inside of `grad` is wrapped
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
 
 
 def _choose(op: str, device: torch.device) -> str:

@@ -245,20 +245,24 @@ _NDIMS = dict(zip(_FIELDS, (2, 2, 2, 1, 1, 1), strict=True))
 
 
 class _Take(torch.autograd.Function):
-    """x[index], and 0 where not `valid`. Its gradient is the same with the inverse index: no scatter, no atomics."""
+    """x[index], and 0 where not `valid`. Its gradient takes by the inverse index, so that it needs no scatter."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any,
         x: torch.Tensor,
         index: torch.Tensor,
         valid: torch.Tensor,
         inverse: torch.Tensor,
         inverse_valid: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.save_for_backward(index, valid, inverse, inverse_valid)
         out = x.index_select(0, index)
         return out.masked_fill_(~valid.view(-1, *[1] * (x.dim() - 1)), 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:

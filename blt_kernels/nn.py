@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
+from ._autograd import autocast_dtype
+from ._checks import check_bool, check_int, check_ints, check_number, fail_value
 from .layout import PatchLayout
 from .ops.decoder_cross_attention import decoder_cross_attention
 from .ops.encoder_cross_attention import encoder_cross_attention
-from .ops.hash_ngram_embedding import HASH_PRIMES, hash_ngram_embedding
+from .ops.hash_ngram_embedding import HASH_PRIMES, MAX_TABLES, hash_ngram_embedding, keep_coalesced
 
 
 def cast_once(x: torch.Tensor) -> torch.Tensor:
-    """x as autocast would hand it to a linear layer. Where several read it, each would cast it again, and its gradient
-    back: a tenth of the training step of a small model."""
-    device = x.device.type
-    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+    """x as autocast would hand it to a linear layer.
+
+    Where several layers read it, each would cast it again, and its gradient back, which takes a tenth of the training
+    step of a small model.
+    """
+    dtype = autocast_dtype(x.device)
+    return x.to(dtype) if x.dtype == torch.float32 and dtype is not None else x
 
 
 class HashNgramEmbedding(nn.Embedding):
@@ -32,8 +35,11 @@ class HashNgramEmbedding(nn.Embedding):
     Args:
         num_rows, dim: shape of one table.
         ngram_sizes: sizes of the n-grams in bytes.
-        num_functions: hash functions; the first primes of `blt_kernels.HASH_PRIMES`.
+        num_functions: hash functions, 1 to 11; they take the first primes of `blt_kernels.HASH_PRIMES`.
         normalize, sparse_grad: see `blt_kernels.hash_ngram_embedding`.
+
+    Raises:
+        TypeError, ValueError: wrong argument.
     """
 
     def __init__(
@@ -46,7 +52,19 @@ class HashNgramEmbedding(nn.Embedding):
         normalize: bool = False,
         sparse_grad: bool = False,
     ):
+        op = "HashNgramEmbedding"
+        check_int(op, "num_rows", num_rows, 1)
+        check_int(op, "dim", dim, 1)
+        check_ints(op, "ngram_sizes", ngram_sizes, 1)
+        check_int(op, "num_functions", num_functions, 1, len(HASH_PRIMES))
+        if num_functions * len(ngram_sizes) > MAX_TABLES:
+            got = f"{num_functions} * {len(ngram_sizes)}"
+            raise fail_value(op, "ngram_sizes", f"at most {MAX_TABLES} (times num_functions)", got)
+        check_bool(op, "normalize", normalize)
+        check_bool(op, "sparse_grad", sparse_grad)
         super().__init__(num_functions * len(ngram_sizes) * num_rows, dim, sparse=sparse_grad)
+        if sparse_grad:
+            keep_coalesced(self.weight)  # compiled code cannot do it
         self.num_rows = num_rows
         self.ngram_sizes = tuple(ngram_sizes)
         self.primes = HASH_PRIMES[:num_functions]
@@ -54,6 +72,12 @@ class HashNgramEmbedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HashNgramEmbedding:
+        super()._apply(fn, recurse)
+        if self.sparse:
+            keep_coalesced(self.weight)  # to_empty() has made another parameter
+        return self
 
     def forward(  # type: ignore[override]
         self, tokens: torch.Tensor, base: torch.Tensor | None = None, *, cu_seqlens: torch.Tensor | None = None
@@ -77,9 +101,25 @@ class HashNgramEmbedding(nn.Embedding):
 
 
 class _PatchCrossAttention(nn.Module):
-    """Norms and projections of cross-attention between bytes and patch slots, all of width `dim`."""
+    """Norms and projections of cross-attention between bytes and patch slots, all of width `dim`.
+
+    Args:
+        dim: a multiple of `num_heads`.
+        window: patches that are seen, at least 1.
+        eps: of the norms.
+
+    Raises:
+        TypeError, ValueError: wrong argument.
+    """
 
     def __init__(self, dim: int, num_heads: int, *, window: int = 1, eps: float = 1e-5):
+        op = type(self).__name__
+        check_int(op, "dim", dim, 1)
+        check_int(op, "num_heads", num_heads, 1)
+        check_int(op, "window", window, 1)
+        check_number(op, "eps", eps, 0, above=True)
+        if dim % num_heads:
+            raise fail_value(op, "dim", f"a multiple of num_heads = {num_heads}", dim)
         super().__init__()
         self.num_heads = num_heads
         self.window = window

@@ -1,9 +1,9 @@
 """A Byte Latent Transformer and its entropy model, thin over the ops of `blt_kernels`."""
 
-from .blt import BLT, latent_capacity
+from .blt import BLT
 from .config import BLTConfig, EntropyModelConfig, TransformerConfig
 from .entropy_model import EntropyModel
-from .loss import NextByteLoss, next_byte_loss
+from .loss import NextByteLoss, bits_per_byte, next_byte_loss
 
 __all__ = [
     "BLT",
@@ -12,6 +12,6 @@ __all__ = [
     "EntropyModelConfig",
     "NextByteLoss",
     "TransformerConfig",
-    "latent_capacity",
+    "bits_per_byte",
     "next_byte_loss",
 ]

@@ -1,38 +1,34 @@
-"""The Byte Latent Transformer: bytes -> patches -> latent transformer -> bytes."""
+"""The Byte Latent Transformer: bytes go in patches through the latent transformer, and come back as bytes."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 
-from .._checks import INT_DTYPES, check_device, check_shape, check_tensor, fail_value
+from .._checks import (
+    INT_DTYPES,
+    can_look_at,
+    check_range,
+    check_sequence_values,
+    check_sequences,
+    check_shape,
+    check_tensor,
+    fail_value,
+)
 from ..layout import PatchLayout, check_layout
 from ..nn import HashNgramEmbedding
 from .config import BLTConfig
 from .decoder import LocalDecoder
 from .encoder import LocalEncoder
 from .loss import NextByteLoss, next_byte_loss
-from .transformer import document_ids, init_weights, make_layers, plan_attention
+from .transformer import init_weights, make_layers, plan_attention, sequence_ids_at
 
-CAPACITY_MULTIPLE = 128
-
-
-def latent_capacity(num_bytes: int, patch_size: float) -> int:
-    """Patch slots for `num_bytes` bytes that are patched inside the training step at a mean of `patch_size` bytes.
-
-    A quarter more than the mean, rounded up to 128, at most `num_bytes`. The latent transformer computes every slot,
-    so it spends about 1.25 times the FLOPs of the used patches, more for short rows: pack documents in one row.
-    Segmenting one batch ahead and `layout.trim(multiple_of=128)`, or rows cut to a constant number of patches by the
-    loader, spend less than 1.1 times.
-    """
-    slots = math.ceil(1.25 * num_bytes / patch_size)
-    return min(num_bytes, -(-slots // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE)
+_MULTIPLE = 128  # Capacities are rounded up to a multiple of this many slots.
 
 
 class LatentTransformer(nn.Module):
-    """Causal layers over patches; nearly all the parameters outside the tables."""
+    """Causal layers over patches. They hold nearly all the parameters that are not in hash tables."""
 
     def __init__(self, config: BLTConfig):
         super().__init__()
@@ -46,10 +42,10 @@ class LatentTransformer(nn.Module):
         self.layers = make_layers(shape)
         init_weights(self, shape.num_layers)
 
-    def forward(self, patches: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
-        """[B, C, K*d] -> [B, C, D]; `documents` [1, C] of a packed row."""
+    def forward(self, patches: torch.Tensor, sequence_ids: torch.Tensor | None) -> torch.Tensor:
+        """[B, C, K*d] -> [B, C, D]; `sequence_ids` [1, C] says of which sequence each slot of a packed row is."""
         x = self.token_embedding_projection(patches).type_as(patches)
-        plan = plan_attention(self.config.latent, x, documents)
+        plan = plan_attention(self.config.latent, x, sequence_ids)
         for layer in self.layers:
             x = layer(x, plan)
         return x
@@ -59,7 +55,7 @@ class BLT(nn.Module):
     """A Byte Latent Transformer over bytes that are already cut into patches.
 
     Parameters carry the names that the published weights have in transformers, less the prefix `model.`, and with them
-    it computes the published logits. Documents of a packed row and rows of a batch never see each other. Under
+    it computes the published logits. Sequences of a packed row and rows of a batch never see each other. Under
     autocast the residual streams stay in the dtype of the parameters.
     """
 
@@ -98,42 +94,39 @@ class BLT(nn.Module):
         return x + self.hash_projection(tables(tokens, cu_seqlens=cu_seqlens))
 
     def forward(
-        self,
-        tokens: torch.Tensor,
-        layout: PatchLayout,
-        *,
-        cu_seqlens: torch.Tensor | None = None,
-        byte_patches: bool = False,
+        self, tokens: torch.Tensor, layout: PatchLayout, *, cu_seqlens: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Next-byte logits: [b, i] predicts byte i + 1 from bytes 0 .. i and the patches finished by then.
 
         Args:
             tokens: [B, N] int32 or int64. Pad with token 0; padding is what lies outside the patches of `layout`.
-            layout: the patches of `tokens`, from `segment*` or `PatchLayout.from_*`.
-            cu_seqlens: [S+1], B = 1: the same documents that `layout` was made with. N-grams, self-attention and the
-                latent transformer stay within them.
-            byte_patches: the patches are meant to be single bytes, so that a slot for every byte wastes nothing.
+            layout: the patches of `tokens`, from `segment*` or `PatchLayout.from_*`. The latent transformer computes
+                every slot, so call `layout.trim()`, or segment with a capacity of 1.25 * N / patch_size rounded up to
+                128.
+            cu_seqlens: [S+1], B = 1: the sequences that `layout` was made with. N-grams, self-attention and the latent
+                transformer stay within them.
 
         Returns:
             float32 [B, N, V]. Rows of padding hold finite values without meaning.
 
         Raises:
-            TypeError, ValueError: arguments that do not fit each other; a layout with a slot for every byte, which
-                would make the latent transformer several times dearer than its patches (unless `byte_patches`, or
-                there are at most 128 slots).
+            TypeError, ValueError: arguments that do not fit each other, tokens outside the vocabulary, other sequences
+                than the layout's, a layout with a slot for every byte that uses far fewer of them. Values are looked
+                at on the CPU, on CUDA with BLT_KERNELS_DEBUG=1, and not under torch.compile. A layout with a slot for
+                every byte, and more than 128 of them, is looked at on CUDA too, which waits for the device once.
         """
-        self._check(tokens, layout, cu_seqlens, byte_patches)
+        self._check(tokens, layout, cu_seqlens)
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if cu_seqlens is None:
-            documents = (positions >= layout.offsets[:, :1]).long()  # left padding is a document of its own
-            slot_documents = None
+            sequence_ids = (positions >= layout.offsets[:, :1]).long()  # left padding is sequence 0
+            slot_sequence_ids = None
         else:
-            documents = document_ids(cu_seqlens, positions)
-            # A slot belongs where its last byte does: an empty one to the document before it.
-            slot_documents = document_ids(cu_seqlens, (layout.offsets[:, 1:] - 1).clamp(min=0))
-        x, patches = self.local_encoder(self.embed(tokens, cu_seqlens), layout, documents)
-        patches = self.global_transformer(patches, slot_documents)
-        x = self.local_decoder(x, patches, layout, documents)
+            sequence_ids = sequence_ids_at(cu_seqlens, positions)
+            # A slot belongs where its last byte does, and an empty one to the sequence before it.
+            slot_sequence_ids = sequence_ids_at(cu_seqlens, (layout.offsets[:, 1:] - 1).clamp(min=0))
+        x, patches = self.local_encoder(self.embed(tokens, cu_seqlens), layout, sequence_ids)
+        patches = self.global_transformer(patches, slot_sequence_ids)
+        x = self.local_decoder(x, patches, layout, sequence_ids)
         return self.lm_head(x).float()
 
     def loss(
@@ -143,33 +136,52 @@ class BLT(nn.Module):
         layout: PatchLayout,
         *,
         cu_seqlens: torch.Tensor | None = None,
-        byte_patches: bool = False,
     ) -> NextByteLoss:
         """Loss of targets [B, N] int, the byte after each byte of `tokens`; -100 does not count."""
-        return next_byte_loss(self(tokens, layout, cu_seqlens=cu_seqlens, byte_patches=byte_patches), targets)
+        return next_byte_loss(self(tokens, layout, cu_seqlens=cu_seqlens), targets)
 
-    def _check(
-        self, tokens: torch.Tensor, layout: PatchLayout, cu_seqlens: torch.Tensor | None, byte_patches: bool
-    ) -> None:
+    def _check(self, tokens: torch.Tensor, layout: PatchLayout, cu_seqlens: torch.Tensor | None) -> None:
         op = "BLT"
         check_tensor(op, "tokens", tokens, ndim=2, dtypes=INT_DTYPES)
+        check_range(op, "tokens", tokens, 0, self.config.vocab_size - 1)
         check_layout(op, layout, tokens.device, "tokens")
         check_shape(op, "layout.patch_ids", layout.patch_ids, tokens.shape)
+        given = check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens, tokens.shape[1])
+        made_with = layout.cu_patches.shape[0] - 1
+        if given != made_with:
+            got = "none" if cu_seqlens is None else f"{given}"
+            raise fail_value(op, "cu_seqlens", f"the {made_with} sequences that the layout was made with", got)
         if cu_seqlens is not None:
-            check_tensor(op, "cu_seqlens", cu_seqlens, ndim=1, dtypes=INT_DTYPES)
-            check_device(op, "cu_seqlens", cu_seqlens, tokens.device, "tokens")
-            if tokens.shape[0] != 1:
-                raise fail_value(op, "cu_seqlens", "tokens of one row (B = 1)", f"shape {tuple(tokens.shape)}")
-        sequences = layout.cu_patches.shape[0] - 1
-        if sequences != (tokens.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1):
-            got = "none" if cu_seqlens is None else f"{cu_seqlens.shape[0] - 1}"
-            raise fail_value(op, "cu_seqlens", f"the {sequences} sequences that the layout was made with", got)
-        if not byte_patches and layout.capacity >= layout.num_bytes and layout.capacity > CAPACITY_MULTIPLE:
-            raise fail_value(
-                op,
-                "layout.capacity",
-                f"fewer slots than the {layout.num_bytes} bytes of a row: the latent transformer computes every slot. "
-                "Segment with capacity=latent_capacity(num_bytes, patch_size), or use layout.trim(), or say "
-                "byte_patches=True where patches are single bytes",
-                layout.capacity,
-            )
+            check_sequence_values(op, tokens.shape[1], None, cu_seqlens)
+            _check_same_sequences(op, layout, cu_seqlens)
+        _check_capacity(op, layout)
+
+
+def _check_same_sequences(op: str, layout: PatchLayout, cu_seqlens: torch.Tensor) -> None:
+    """`cu_seqlens` are those that `layout` was made with, as far as it knows them, where checks may look at them."""
+    if not (can_look_at(cu_seqlens) and can_look_at(layout.offsets) and can_look_at(layout.cu_patches)):
+        return
+    offsets = layout.offsets[0]
+    known, end = offsets[layout.cu_patches.long()], offsets[-1]
+    # The layout does not know sequences that begin after its last patch, nor how long the last one goes on.
+    if not bool(((cu_seqlens == known) | ((known == end) & (cu_seqlens >= end))).all()):
+        expected = f"the sequences that the layout was made with, which are {known.tolist()}"
+        raise fail_value(op, "cu_seqlens", expected, cu_seqlens.tolist())
+
+
+def _check_capacity(op: str, layout: PatchLayout) -> None:
+    """A layout that has a slot for every byte, because nobody chose a capacity, needs most of them."""
+    capacity, num_patches = layout.capacity, layout.num_patches
+    suspicious = capacity >= layout.num_bytes and capacity > _MULTIPLE
+    if not suspicious or torch.compiler.is_compiling() or num_patches.is_meta or isinstance(num_patches, FakeTensor):
+        return
+    used = int(num_patches.max())
+    needed = -(-5 * used // (4 * _MULTIPLE)) * _MULTIPLE
+    if capacity > needed:
+        raise fail_value(
+            op,
+            "layout.capacity",
+            f"at most {needed} slots for rows of at most {used} patches, because the latent transformer computes every "
+            f"slot: use layout.trim(), or segment with capacity=1.25 * N / patch_size rounded up to {_MULTIPLE}",
+            capacity,
+        )

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
-from .._checks import fail_type, fail_value
+from .._checks import check_bool, check_int, check_number, fail_type, fail_value
+from ..ops.hash_ngram_embedding import HASH_PRIMES, MAX_TABLES
 from ..tokens import VOCAB_SIZE
 
 
-def _check_positive(owner: str, config: Any, *names: str) -> None:
+def _check_counts(owner: str, config: Any, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise fail_type(owner, name, "an int", repr(value))
-        if value < 1:
-            raise fail_value(owner, name, "at least 1", value)
+        check_int(owner, name, getattr(config, name), 1)
 
 
 def _from_dict(cls: Any, values: Any) -> Any:
-    """Builds `cls` from a JSON object; unknown and missing fields are errors that name the field."""
+    """Builds `cls` from a JSON object; unknown and missing fields are errors that name the field.
+
+    This is our own code because a library for it (dacite, pydantic) would be one more dependency in place of these
+    lines, and the configs check their values themselves.
+    """
     if not isinstance(values, dict):
         raise fail_type(cls.__name__, "config", "a JSON object", type(values).__name__)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -38,7 +38,7 @@ def _from_dict(cls: Any, values: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """A stack of pre-norm layers. `window`: keys a position may see, itself included; None: all before it."""
+    """A stack of pre-norm layers. A position sees `window` keys, itself included; with None, all keys up to itself."""
 
     dim: int
     num_layers: int
@@ -50,17 +50,13 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        _check_positive(name, self, "dim", "num_layers", "num_heads", "ffn_dim")
+        _check_counts(name, self, "dim", "num_layers", "num_heads", "ffn_dim")
         if self.window is not None:
-            _check_positive(name, self, "window")
+            _check_counts(name, self, "window")
         if self.dim % (2 * self.num_heads):
             raise fail_value(name, "dim", f"a multiple of 2 * num_heads = {2 * self.num_heads}", self.dim)
-        for field in ("rope_theta", "norm_eps"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise fail_type(name, field, "a number", repr(value))
-            if not (value > 0 and math.isfinite(value)):
-                raise fail_value(name, field, "a positive finite number", value)
+        check_number(name, "rope_theta", self.rope_theta, 0, above=True)
+        check_number(name, "norm_eps", self.norm_eps, 0, above=True)
 
     @property
     def head_dim(self) -> int:
@@ -84,7 +80,7 @@ class EntropyModelConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.transformer, TransformerConfig):
             raise fail_type("EntropyModelConfig", "transformer", "a TransformerConfig", type(self.transformer).__name__)
-        _check_positive("EntropyModelConfig", self, "vocab_size")
+        _check_counts("EntropyModelConfig", self, "vocab_size")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -141,17 +137,15 @@ class BLTConfig:
             raise fail_type("BLTConfig", "ngram_sizes", "a tuple of ints", type(self.ngram_sizes).__name__)
         object.__setattr__(self, "ngram_sizes", tuple(self.ngram_sizes))  # JSON gives lists
         for size in self.ngram_sizes:
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise fail_type("BLTConfig", "ngram_sizes", "a tuple of ints", repr(self.ngram_sizes))
-            if size < 1:
-                raise fail_value("BLTConfig", "ngram_sizes", "sizes of at least 1", self.ngram_sizes)
-        _check_positive("BLTConfig", self, "slots_per_patch", "hash_rows", "hash_functions", "vocab_size")
-        if self.hash_functions > 11:
-            raise fail_value("BLTConfig", "hash_functions", "at most 11, the number of primes", self.hash_functions)
+            check_int("BLTConfig", "ngram_sizes", size, 1)
+        _check_counts("BLTConfig", self, "slots_per_patch", "hash_rows", "vocab_size")
+        check_int("BLTConfig", "hash_functions", self.hash_functions, 1, len(HASH_PRIMES))
+        if self.hash_functions * len(self.ngram_sizes) > MAX_TABLES:
+            got = f"{self.hash_functions} * {len(self.ngram_sizes)}"
+            raise fail_value("BLTConfig", "ngram_sizes", f"at most {MAX_TABLES} (times hash_functions)", got)
         if self.hash_dim is not None:
-            _check_positive("BLTConfig", self, "hash_dim")
-        if not isinstance(self.sparse_grad, bool):
-            raise fail_type("BLTConfig", "sparse_grad", "a bool", repr(self.sparse_grad))
+            _check_counts("BLTConfig", self, "hash_dim")
+        check_bool("BLTConfig", "sparse_grad", self.sparse_grad)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""

@@ -1,4 +1,4 @@
-"""The local decoder: patches back to bytes."""
+"""The local decoder, which turns patches back into bytes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class LocalDecoder(nn.Module):
         init_weights(self, shape.num_layers)
 
     def forward(
-        self, x: torch.Tensor, patches: torch.Tensor, layout: PatchLayout, documents: torch.Tensor
+        self, x: torch.Tensor, patches: torch.Tensor, layout: PatchLayout, sequence_ids: torch.Tensor
     ) -> torch.Tensor:
         """The encoder's byte states x [B, N, d] and latent patches [B, C, D] -> [B, N, d], normalised."""
-        plan = plan_attention(self.config.decoder, x, documents)
+        plan = plan_attention(self.config.decoder, x, sequence_ids)
         slots = self.patch_embedding_projection(patches).type_as(x)
         slots = slots.unflatten(-1, (-1, x.shape[-1])).flatten(1, 2)  # [B, C*K, d]
         for cross, layer in zip(self.cross_attn_layers, self.layers, strict=True):

@@ -1,4 +1,4 @@
-"""The local encoder: bytes to patches."""
+"""The local encoder, which turns bytes into patches."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class LocalEncoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, shape.dim)
         self.layers = make_layers(shape)
         self.patch_embedding_projection = nn.Linear(shape.dim, config.slots_per_patch * shape.dim, bias=False)
-        # One, after the last layer; the list is for the published parameter names.
+        # There is one, after the last layer. It is in a list so that its parameters have their published names.
         self.cross_attn_layers = nn.ModuleList([EncoderCrossAttention(shape.dim, shape.num_heads, eps=shape.norm_eps)])
         init_weights(self, shape.num_layers)
 
     def forward(
-        self, x: torch.Tensor, layout: PatchLayout, documents: torch.Tensor
+        self, x: torch.Tensor, layout: PatchLayout, sequence_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Byte embeddings x [B, N, d] -> byte states [B, N, d] and patches [B, C, K*d]."""
-        plan = plan_attention(self.config.encoder, x, documents)
+        plan = plan_attention(self.config.encoder, x, sequence_ids)
         for layer in self.layers:
             x = layer(x, plan)
         slots = self.patch_embedding_projection(patch_pool(x, layout, reduce="max")).type_as(x)  # [B, C, K*d]

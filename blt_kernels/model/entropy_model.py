@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .._checks import INT_DTYPES, check_sequences, check_tensor
+from .._checks import INT_DTYPES, check_range, check_sequence_values, check_sequences, check_tensor
 from ..ops.linear_entropy import linear_entropy
 from .config import EntropyModelConfig
 from .loss import NextByteLoss, next_byte_loss
-from .transformer import document_ids, init_weights, make_layers, plan_attention
+from .transformer import init_weights, make_layers, plan_attention, sequence_ids_at
 
 
 class EntropyModel(nn.Module):
-    """A causal transformer over bytes whose attention is windowed and stays within documents.
+    """A causal transformer over bytes whose attention is windowed and stays within sequences.
 
     Batches are padded on the right, where padding cannot be seen, or packed in one row with `cu_seqlens`. Parameters
     carry the names of the published `patcher`.
@@ -30,14 +30,22 @@ class EntropyModel(nn.Module):
         init_weights(self, shape.num_layers)
 
     def hidden(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalised final states [B, N, dim] of tokens [B, N]."""
-        check_tensor("EntropyModel", "tokens", tokens, ndim=2, dtypes=INT_DTYPES)
-        check_sequences("EntropyModel", tokens.shape[0], tokens.device, "tokens", None, cu_seqlens)
+        """Normalised final states [B, N, dim] of tokens [B, N].
+
+        Raises:
+            TypeError, ValueError: tokens outside the vocabulary, cu_seqlens that do not rise from 0 to at most N.
+                Values are looked at on the CPU, on CUDA with BLT_KERNELS_DEBUG=1, and not under torch.compile.
+        """
+        op = "EntropyModel"
+        check_tensor(op, "tokens", tokens, ndim=2, dtypes=INT_DTYPES)
+        check_range(op, "tokens", tokens, 0, self.config.vocab_size - 1)
+        check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens, tokens.shape[1])
+        check_sequence_values(op, tokens.shape[1], None, cu_seqlens)
         x = self.embed_tokens(tokens)
-        documents = None
+        sequence_ids = None
         if cu_seqlens is not None:
-            documents = document_ids(cu_seqlens, torch.arange(tokens.shape[1], device=tokens.device)[None])
-        plan = plan_attention(self.config.transformer, x, documents)
+            sequence_ids = sequence_ids_at(cu_seqlens, torch.arange(tokens.shape[1], device=tokens.device)[None])
+        plan = plan_attention(self.config.transformer, x, sequence_ids)
         for layer in self.layers:
             x = layer(x, plan)
         return self.norm(x)
@@ -49,6 +57,7 @@ class EntropyModel(nn.Module):
     def loss(
         self, tokens: torch.Tensor, targets: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None
     ) -> NextByteLoss:
+        """Loss of targets [B, N] int, the byte after each byte of `tokens`; -100 does not count."""
         return next_byte_loss(self(tokens, cu_seqlens=cu_seqlens), targets)
 
     @torch.no_grad()

@@ -39,7 +39,7 @@ import math
 from typing import Any
 
 from .. import flops as _formulas  # noqa: F401, registers our ops with torch's counter
-from .._checks import check_choice, check_int, fail_type, fail_value
+from .._checks import check_choice, check_int, check_number, fail_type
 from .config import BLTConfig, EntropyModelConfig, TransformerConfig
 
 COUNTS = ("paper", "inclusive", "counter")
@@ -97,8 +97,8 @@ def blt_flops(
     """
     op = "blt_flops"
     _check_type(op, "config", config, BLTConfig)
-    _check_number(op, "patch_size", patch_size, 1)
-    _check_number(op, "context_bytes", context_bytes, patch_size)
+    check_number(op, "patch_size", patch_size, 1)
+    check_number(op, "context_bytes", context_bytes, patch_size)
     if entropy_model is not None:
         _check_type(op, "entropy_model", entropy_model, EntropyModelConfig)
     check_choice(op, "count", count, COUNTS)
@@ -153,8 +153,8 @@ def token_flops(
     op = "token_flops"
     _check_type(op, "config", config, TransformerConfig)
     check_int(op, "vocab_size", vocab_size, 1)
-    _check_number(op, "bytes_per_token", bytes_per_token, 1)
-    _check_number(op, "context_bytes", context_bytes, bytes_per_token)
+    check_number(op, "bytes_per_token", bytes_per_token, 1)
+    check_number(op, "context_bytes", context_bytes, bytes_per_token)
     check_choice(op, "count", count, COUNTS)
     parts = _layers("", config, context_bytes / bytes_per_token, count) | {"head": 2 * config.dim * vocab_size}
     return Ledger({name: flops / bytes_per_token for name, flops in parts.items()})
@@ -179,11 +179,11 @@ def equal_token_width(
         ValueError: flops_per_byte < 0, the others < 1, context_bytes < bytes_per_token.
     """
     op = "equal_token_width"
-    _check_number(op, "flops_per_byte", flops_per_byte, 0)
+    check_number(op, "flops_per_byte", flops_per_byte, 0)
     check_int(op, "num_layers", num_layers, 1)
     check_int(op, "vocab_size", vocab_size, 1)
-    _check_number(op, "bytes_per_token", bytes_per_token, 1)
-    _check_number(op, "context_bytes", context_bytes, bytes_per_token)
+    check_number(op, "bytes_per_token", bytes_per_token, 1)
+    check_number(op, "context_bytes", context_bytes, bytes_per_token)
     square = num_layers * (8 + 16)  # QKVO and FFN
     linear = num_layers * 4 * _keys_seen(None, context_bytes / bytes_per_token, "paper") + 2 * vocab_size
     return (math.sqrt(linear**2 + 4 * square * flops_per_byte * bytes_per_token) - linear) / (2 * square)
@@ -226,10 +226,3 @@ def _cross(part: str, layers: int, h: int, queries: float, keys: float, seen: fl
 def _check_type(op: str, argument: str, value: Any, wanted: type) -> None:
     if not isinstance(value, wanted):
         raise fail_type(op, argument, wanted.__name__, type(value).__name__)
-
-
-def _check_number(op: str, argument: str, value: Any, low: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise fail_type(op, argument, "a number", type(value).__name__)
-    if not low <= value < math.inf:
-        raise fail_value(op, argument, f"a finite number of at least {low:g}", value)

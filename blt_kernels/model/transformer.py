@@ -7,6 +7,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensor
 
 from ..nn import cast_once
 from .config import TransformerConfig
@@ -28,43 +29,43 @@ class AttentionPlan:
     block: int
 
 
-def document_ids(cu_seqlens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def sequence_ids_at(cu_seqlens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """The sequence of each of `positions` in a packed row; the tail after the last sequence counts as one more."""
     return torch.searchsorted(cu_seqlens[1:], positions.to(cu_seqlens.dtype), right=True)
 
 
-def plan_attention(config: TransformerConfig, x: torch.Tensor, documents: torch.Tensor | None) -> AttentionPlan:
+def plan_attention(config: TransformerConfig, x: torch.Tensor, sequence_ids: torch.Tensor | None) -> AttentionPlan:
     """The plan for a stack of shape `config` over x [B, L, dim].
 
-    Positions attend only within their document; `documents` [1 or B, L] is non-decreasing, None makes each row one
-    document. Rotary positions count from the start of the document.
+    Positions attend only within their sequence; `sequence_ids` [1 or B, L] is non-decreasing, None makes each row one
+    sequence. Rotary positions count from the start of the sequence.
     """
     batch, length = x.shape[:2]
     positions = torch.arange(length, device=x.device)[None]
-    if documents is not None:
-        positions = positions - torch.searchsorted(documents, documents)
+    if sequence_ids is not None:
+        positions = positions - torch.searchsorted(sequence_ids, sequence_ids)
     pairs = torch.arange(0, config.head_dim, 2, device=x.device, dtype=torch.float32)
     angles = positions[..., None, None] * config.rope_theta ** (-pairs / config.head_dim)  # [1 or B, L, 1, E/2]
     rotation = torch.stack((angles.cos(), angles.sin()), -1)
 
     if config.window is not None and config.window < length:
         block = -(-config.window // 2)
-        return AttentionPlan(rotation, _window_mask(documents, batch, length, config.window, block, x.device), block)
-    if documents is None:
+        return AttentionPlan(rotation, _window_mask(sequence_ids, batch, length, config.window, block, x.device), block)
+    if sequence_ids is None:
         return AttentionPlan(rotation, None, 0)
-    mask = (documents[:, :, None] == documents[:, None, :]).tril()
+    mask = (sequence_ids[:, :, None] == sequence_ids[:, None, :]).tril()
     return AttentionPlan(rotation, mask[:, None], 0)
 
 
 def _window_mask(
-    documents: torch.Tensor | None, batch: int, length: int, window: int, block: int, device: torch.device
+    sequence_ids: torch.Tensor | None, batch: int, length: int, window: int, block: int, device: torch.device
 ) -> torch.Tensor:
     """bool [B * blocks, 1, block, 3 * block]: what each block of queries sees of itself and of the two before it."""
-    if documents is None:
-        documents = torch.zeros(1, length, dtype=torch.int64, device=device)
+    if sequence_ids is None:
+        sequence_ids = torch.zeros(1, length, dtype=torch.int64, device=device)
     tail = -length % block
-    # The padding in front is a document of its own, and so is the tail, whose queries see at least themselves.
-    queries = F.pad(documents, (0, tail), value=-2).expand(batch, -1).unflatten(1, (-1, block))
+    # The padding in front is a sequence of its own, and so is the tail, whose queries see at least themselves.
+    queries = F.pad(sequence_ids, (0, tail), value=-2).expand(batch, -1).unflatten(1, (-1, block))
     keys = _with_two_before(F.pad(queries, (0, 0, 2, 0), value=-1))
     distance = torch.arange(2 * block, 3 * block, device=device)[:, None] - torch.arange(3 * block, device=device)
     near = (distance >= 0) & (distance < window)
@@ -85,7 +86,7 @@ def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
         turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1)
     else:
-        # One pass over x, where real arithmetic takes five.
+        # This passes over x once, where real arithmetic would pass five times.
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
     return turned.flatten(-2).to(x.dtype)
 
@@ -178,4 +179,6 @@ def init_weights(module: nn.Module, num_layers: int) -> None:
             std = child.embedding_dim**-0.5
         else:
             continue
+        if isinstance(child.weight, FakeTensor):
+            continue  # it has no values, and trunc_normal_ would look at them
         nn.init.trunc_normal_(child.weight, std=std, a=-3 * std, b=3 * std)

@@ -6,14 +6,9 @@ from typing import Any
 
 import torch
 
-from .._autograd import register_no_double_backward
+from .._autograd import autocast_dtype, register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_device, check_shape, check_tensor, describe, fail_type, fail_value
 from ..layout import check_layout
-
-# Asked once: torch.compile of torch 2.10 cannot trace the question.
-_AUTOCAST_DEVICES = frozenset(
-    name for name in ("cpu", "cuda", "xpu", "hpu", "mps", "mtia") if torch.amp.is_autocast_available(name)
-)
 
 
 def prepare(
@@ -66,10 +61,8 @@ def prepare(
 
 def _cast_for_autocast(x: torch.Tensor) -> torch.Tensor:
     """Under autocast attention runs in the low-precision dtype; float64 is left alone, as torch's own ops do."""
-    device = x.device.type
-    if x.dtype == torch.float64 or device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
 
 
 def register(op: str, num_layout_tensors: int) -> None:

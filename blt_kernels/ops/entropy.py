@@ -1,4 +1,4 @@
-"""entropy: how unsure a next-byte prediction is."""
+"""entropy: the entropy of next-byte predictions, which says how uncertain each one is."""
 
 from __future__ import annotations
 

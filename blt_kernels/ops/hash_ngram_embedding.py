@@ -1,4 +1,4 @@
-"""hash_ngram_ids and hash_ngram_embedding: what the bytes before a byte were, as a sum of table rows."""
+"""hash_ngram_ids and hash_ngram_embedding: the n-grams that end at each byte, as hashes and as a sum of table rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from .. import reference
 from .._autograd import register_no_double_backward
@@ -15,6 +16,7 @@ from .._checks import (
     INT_DTYPES,
     check_device,
     check_int,
+    check_ints,
     check_sequences,
     check_shape,
     check_tensor,
@@ -24,9 +26,10 @@ from .._checks import (
 )
 from ..backend import backend_for
 from ..reference.hash_ngram_embedding import HASH_PRIMES
+from ._sparse_gradient import count_lookup, keep_coalesced
 
 INT64_MAX = 2**63 - 1
-MAX_TABLES = 1024  # kMaxTables of csrc/cpu/hash_ngram_embedding.h
+MAX_TABLES = 1024  # This is kMaxTables of csrc/cpu/hash_ngram_embedding.h.
 
 
 def hash_ngram_ids(
@@ -95,6 +98,9 @@ def hash_ngram_embedding(
         sparse_grad: give `table` a coalesced sparse gradient, as torch.nn.Embedding(sparse=True) would after
             `.coalesce()`: memory and time follow the bytes, not the table. On CUDA its backward waits for the device
             once: the gradient's size is the number of rows that were read. `hash_ngram_embedding_row_grad` does not.
+            Under torch.compile the gradient is sparse as well, unless the table is no leaf or one graph looks it up
+            twice: then it is dense. Other uses of such a table in the same graph, such as a penalty on its values, are
+            an error in backward.
 
     Returns:
         [B, N, D] in the dtype of `base`, without base in that of `table`.
@@ -118,7 +124,9 @@ def hash_ngram_embedding(
         if (base.dtype == torch.float64) != (table.dtype == torch.float64):
             expected = f"a dtype that goes with a {describe([table.dtype])} table"
             raise fail_type(op, "base", expected, describe([base.dtype]))
-    if sparse_grad and not torch.compiler.is_compiling():
+    if sparse_grad and torch.compiler.is_compiling():
+        sparse_grad = table.is_leaf
+    elif sparse_grad:
         keep_coalesced(table)
     if backend_for(op, tokens.device, table, base) == "reference":
         return reference.hash_ngram_embedding(
@@ -203,54 +211,17 @@ def hash_ngram_embedding_row_grad(
     )
 
 
-def keep_coalesced(table: Tensor) -> None:
-    """Lets `table.grad` say that it is coalesced, which autograd forgets when it stores a sparse gradient.
-
-    torch.optim.SparseAdam would sort and copy the gradient again. `hash_ngram_embedding(sparse_grad=True)` calls this
-    on leaf tables, except inside torch.compile: there call it once, beside the parameter's creation. Calling it again
-    does nothing. A gradient is marked only where autograd stored the very indices of one that came coalesced, and not a
-    sum; that is known without a look at them, and so without waiting for the device.
-    """
-    if table.is_leaf and table.requires_grad:
-        hooks = table._post_accumulate_grad_hooks or {}
-        if not any(isinstance(getattr(hook, "__self__", None), _Coalesced) for hook in hooks.values()):
-            coalesced = _Coalesced()
-            table.register_hook(coalesced.arrives)
-            table.register_post_accumulate_grad_hook(coalesced.is_stored)
-
-
-class _Coalesced:
-    """Follows a coalesced gradient of one table into `table.grad`: the hooks before and after it is accumulated."""
-
-    def __init__(self) -> None:
-        self.indices: Tensor | None = None  # of the gradient on its way: while they are held, nothing else is there
-
-    @torch.utils.hooks.unserializable_hook  # a table that is saved goes without it, and without a warning
-    def arrives(self, grad: Tensor) -> None:
-        self.indices = grad._indices() if grad.is_sparse and grad.is_coalesced() else None
-
-    def is_stored(self, table: Tensor) -> None:
-        grad, indices, self.indices = table.grad, self.indices, None
-        if indices is not None and grad is not None and grad.is_sparse and grad._indices().is_set_to(indices):
-            grad._coalesced_(True)
-
-
 def _check_hash(
     op: str, tokens: Any, ngram_sizes: Any, num_rows: Any, primes: Any, cu_seqlens: Any
 ) -> tuple[list[int], int, list[int]]:
     check_tensor(op, "tokens", tokens, ndim=2, dtypes=INT_DTYPES)
     check_int(op, "num_rows", num_rows, 1, INT64_MAX)
-    for argument, values, low in (("ngram_sizes", ngram_sizes, 1), ("primes", primes, -INT64_MAX)):
-        if not isinstance(values, Sequence) or isinstance(values, str):
-            raise fail_type(op, argument, "a sequence of ints", type(values).__name__)
-        if not values:
-            raise fail_value(op, argument, "at least one", "none")
-        for value in values:
-            check_int(op, argument, value, low, INT64_MAX)
+    check_ints(op, "ngram_sizes", ngram_sizes, 1, INT64_MAX)
+    check_ints(op, "primes", primes, -INT64_MAX, INT64_MAX)
     if len(primes) * len(ngram_sizes) > MAX_TABLES:
         got = f"{len(primes)} * {len(ngram_sizes)}"
         raise fail_value(op, "ngram_sizes", f"at most {MAX_TABLES} (times primes)", got)
-    check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens)
+    check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens, tokens.shape[1])
     return list(ngram_sizes), num_rows, list(primes)
 
 
@@ -271,7 +242,11 @@ def _backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, norm
 
 @torch.library.register_fake("blt_kernels::hash_ngram_embedding_sparse_backward")
 def _sparse_backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype):
-    rows = torch.library.get_ctx().new_dynamic_size()
+    try:
+        rows = torch.library.get_ctx().new_dynamic_size()
+    except DynamicOutputShapeException:
+        # This FakeTensorMode has no symbols for sizes, so that the largest possible one has to do.
+        rows = tokens.numel() * len(primes) * len(ngram_sizes)
     return tokens.new_empty(rows, dtype=torch.int64), grad.new_empty((rows, grad.shape[2]), dtype=table_dtype)
 
 
@@ -288,7 +263,8 @@ def _row_grad_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, norm
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     tokens, table, _, *hash_args, cu_seqlens, normalize, sparse_grad = inputs
     ctx.save_for_backward(tokens, cu_seqlens)  # the ids are hashed again: cheaper than G int64 a byte
-    ctx.hash_args, ctx.normalize, ctx.sparse_grad = hash_args, normalize, sparse_grad
+    ctx.hash_args, ctx.normalize = hash_args, normalize
+    ctx.can_be_sparse = count_lookup(table) if sparse_grad else lambda: False
     ctx.table_shape, ctx.table_dtype = table.shape, table.dtype
 
 
@@ -297,11 +273,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     if ctx.needs_input_grad[1]:
         tokens, cu_seqlens = ctx.saved_tensors
         args = (grad, tokens, *ctx.hash_args, cu_seqlens, ctx.normalize, ctx.table_dtype)
-        if ctx.sparse_grad:
+        if ctx.can_be_sparse():
             rows, values = torch.ops.blt_kernels.hash_ngram_embedding_sparse_backward(*args)
-            grad_table = torch.sparse_coo_tensor(
-                rows[None], values, ctx.table_shape, is_coalesced=True, check_invariants=False
-            )
+            grad_table = torch.ops.blt_kernels.hash_ngram_embedding_sparse_rows(rows, values, ctx.table_shape)
         else:
             grad_table = torch.ops.blt_kernels.hash_ngram_embedding_backward(*args)
     if ctx.needs_input_grad[2]:

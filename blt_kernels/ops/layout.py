@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses import FakeTensor
 
 from .._checks import INT_DTYPES, check_device, check_int, check_sequences, check_shape, check_tensor, fail_value
 from ..backend import backend_for
@@ -22,11 +23,11 @@ def from_lengths(
     op = "PatchLayout.from_lengths"
     check_tensor(op, "lengths", lengths, ndim=2, dtypes=INT_DTYPES)
     if num_bytes is None:
-        if lengths.device.type != "cpu":
-            raise fail_value(op, "num_bytes", "an int (lengths is not on the CPU)", None)
+        if lengths.device.type != "cpu" or isinstance(lengths, FakeTensor):
+            raise fail_value(op, "num_bytes", "an int (lengths has no values on the CPU)", None)
         num_bytes = int(lengths.clamp(min=0).sum(1).max()) if lengths.shape[0] else 0
     check_int(op, "num_bytes", num_bytes, 0, MAX_BYTES)
-    sequences = check_sequences(op, lengths.shape[0], lengths.device, "lengths", seq_lens, cu_seqlens)
+    sequences = check_sequences(op, lengths.shape[0], lengths.device, "lengths", seq_lens, cu_seqlens, num_bytes)
     _check_next_is_start(op, next_is_start, sequences, lengths.device, "lengths")
     if backend_for(op, lengths.device) == "reference":
         return reference.from_lengths(
@@ -64,7 +65,8 @@ def check_segmentation(
     """Checks what every function that cuts [B, N] bytes into patches takes, and returns the number of sequences."""
     if per_byte.shape[1] > MAX_BYTES:
         raise fail_value(op, owner, f"at most {MAX_BYTES} bytes a row", per_byte.shape[1])
-    sequences = check_sequences(op, per_byte.shape[0], per_byte.device, owner, seq_lens, cu_seqlens)
+    batch, num_bytes = per_byte.shape[:2]
+    sequences = check_sequences(op, batch, per_byte.device, owner, seq_lens, cu_seqlens, num_bytes)
     if capacity is not None:
         check_int(op, "capacity", capacity, 0, MAX_BYTES)
         in_row = 1 if cu_seqlens is None else sequences

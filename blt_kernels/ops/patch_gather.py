@@ -1,4 +1,4 @@
-"""patch_gather: patches -> bytes, a row of its patch for each byte."""
+"""patch_gather: from patches to bytes; each byte gets the row of its patch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""patch_pool: bytes -> patches, the reduction of each patch's bytes."""
+"""patch_pool: from bytes to patches; the bytes of each patch are reduced to one row."""
 
 from __future__ import annotations
 

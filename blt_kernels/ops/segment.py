@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
 
 import torch
 
 from .. import reference
-from .._checks import FLOAT_DTYPES, INT_DTYPES, check_choice, check_int, check_tensor, fail_type, fail_value
+from .._checks import FLOAT_DTYPES, INT_DTYPES, check_int, check_tensor, fail_value
 from ..backend import backend_for
 from ..layout import PatchLayout
 from ..reference.layout import Fields
 from ..tokens import BYTE_OFFSET
-from .layout import check_segmentation, fake_segmentation
-
-RULES = ("threshold", "monotonic", "combined")
+from ._segment_options import EntropyOptions, SegmentOptions, check_real
+from .layout import fake_segmentation
 
 
 def segment(
@@ -74,33 +73,24 @@ def segment(
         RuntimeError: seq_lens or cu_seqlens out of range or decreasing (CPU).
     """
     check_tensor("segment", "entropies", entropies, ndim=2, dtypes=FLOAT_DTYPES)
-    check_rule("segment", threshold, rule, delta)
-    check_options("segment", entropies, "entropies", max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity)
-    if backend_for("segment", entropies.device) == "reference":
-        return reference.segment(
-            entropies,
-            threshold,
-            rule=rule,
-            delta=delta,
-            max_patch_length=max_patch_length,
-            seq_lens=seq_lens,
-            cu_seqlens=cu_seqlens,
-            bos_patch=bos_patch,
-            capacity=capacity,
-        )
-    return PatchLayout(
-        *torch.ops.blt_kernels.segment(
-            entropies.detach().float(),
-            threshold,
-            rule,
-            delta,
-            max_patch_length,
-            seq_lens,
-            cu_seqlens,
-            bos_patch,
-            capacity,
-        )
+    options = EntropyOptions(
+        max_patch_length=max_patch_length,
+        seq_lens=seq_lens,
+        cu_seqlens=cu_seqlens,
+        bos_patch=bos_patch,
+        capacity=capacity,
+        threshold=threshold,
+        rule=rule,
+        delta=delta,
     )
+    options.check("segment", entropies, "entropies")
+    return _segment(entropies, options)
+
+
+def _segment(entropies: torch.Tensor, options: EntropyOptions) -> PatchLayout:
+    if backend_for("segment", entropies.device) == "reference":
+        return reference.segment(entropies, **options.keywords())
+    return PatchLayout(*torch.ops.blt_kernels.segment(entropies.detach().float(), *options.arguments()))
 
 
 def segment_spaces(
@@ -130,22 +120,17 @@ def segment_spaces(
     op = "segment_spaces"
     check_tensor(op, "tokens", tokens, ndim=2, dtypes=INT_DTYPES)
     check_int(op, "byte_offset", byte_offset, 0, 2**31 - 1)
-    check_options(op, tokens, "tokens", max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity)
-    if backend_for(op, tokens.device) == "reference":
-        return reference.segment_spaces(
-            tokens,
-            byte_offset=byte_offset,
-            max_patch_length=max_patch_length,
-            seq_lens=seq_lens,
-            cu_seqlens=cu_seqlens,
-            bos_patch=bos_patch,
-            capacity=capacity,
-        )
-    return PatchLayout(
-        *torch.ops.blt_kernels.segment_spaces(
-            tokens.long(), byte_offset, max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity
-        )
+    options = SegmentOptions(
+        max_patch_length=max_patch_length,
+        seq_lens=seq_lens,
+        cu_seqlens=cu_seqlens,
+        bos_patch=bos_patch,
+        capacity=capacity,
     )
+    options.check(op, tokens, "tokens")
+    if backend_for(op, tokens.device) == "reference":
+        return reference.segment_spaces(tokens, byte_offset=byte_offset, **options.keywords())
+    return PatchLayout(*torch.ops.blt_kernels.segment_spaces(tokens.long(), byte_offset, *options.arguments()))
 
 
 def segment_fixed(
@@ -172,22 +157,17 @@ def segment_fixed(
     op = "segment_fixed"
     check_tensor(op, "tokens", tokens, ndim=2)
     check_int(op, "patch_size", patch_size, 1, 2**31 - 1)
-    check_options(op, tokens, "tokens", max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity)
-    if backend_for(op, tokens.device) == "reference":
-        return reference.segment_fixed(
-            tokens,
-            patch_size,
-            max_patch_length=max_patch_length,
-            seq_lens=seq_lens,
-            cu_seqlens=cu_seqlens,
-            bos_patch=bos_patch,
-            capacity=capacity,
-        )
-    return PatchLayout(
-        *torch.ops.blt_kernels.segment_fixed(
-            tokens.detach(), patch_size, max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity
-        )
+    options = SegmentOptions(
+        max_patch_length=max_patch_length,
+        seq_lens=seq_lens,
+        cu_seqlens=cu_seqlens,
+        bos_patch=bos_patch,
+        capacity=capacity,
     )
+    options.check(op, tokens, "tokens")
+    if backend_for(op, tokens.device) == "reference":
+        return reference.segment_fixed(tokens, patch_size, **options.keywords())
+    return PatchLayout(*torch.ops.blt_kernels.segment_fixed(tokens.detach(), patch_size, *options.arguments()))
 
 
 def calibrate_threshold(
@@ -222,22 +202,22 @@ def calibrate_threshold(
     """
     op = "calibrate_threshold"
     check_tensor(op, "entropies", entropies, ndim=2, dtypes=FLOAT_DTYPES)
-    check_rule(op, 0.0, rule, delta)
+    options = EntropyOptions(
+        max_patch_length=max_patch_length,
+        seq_lens=seq_lens,
+        cu_seqlens=cu_seqlens,
+        bos_patch=bos_patch,
+        capacity=None,
+        threshold=0.0,
+        rule=rule,
+        delta=delta,
+    )
+    options.check(op, entropies, "entropies")
     check_real(op, "patch_size", patch_size)
-    check_options(op, entropies, "entropies", max_patch_length, seq_lens, cu_seqlens, bos_patch, None)
     e = entropies.detach().float()
 
     def cut(threshold: float) -> PatchLayout:
-        return segment(
-            e,
-            threshold,
-            rule=rule,
-            delta=delta,
-            max_patch_length=max_patch_length,
-            seq_lens=seq_lens,
-            cu_seqlens=cu_seqlens,
-            bos_patch=bos_patch,
-        )
+        return _segment(e, dataclasses.replace(options, threshold=threshold))
 
     def mean_length(threshold: float) -> float:
         return num_bytes / int(cut(threshold).num_patches.sum())
@@ -250,12 +230,12 @@ def calibrate_threshold(
         reach = f"a mean length that some threshold reaches here, {low:.6g} .. {high:.6g}"
         raise fail_value(op, "patch_size", reach, patch_size)
 
-    # The mean changes only where the threshold passes one of the numbers it is compared with. Those of padding and of
-    # sequence starts are among them too: steps of height 0.
+    # The mean changes only where the threshold passes one of the numbers that it is compared with. The numbers at
+    # padding and at the starts of sequences are in the list too, and change nothing when the threshold passes them.
     compared = e.diff(dim=1) if rule == "monotonic" else e
     steps = compared[~compared.isnan()].unique()  # sorted
-    # Thresholds in [steps[k], steps[k + 1]) are alike, and so are those below steps[0], k = -1. Find the last k whose
-    # mean is at most patch_size.
+    # All thresholds in [steps[k], steps[k + 1]) make the same patches, and so do all below steps[0], for which k is -1.
+    # The search finds the last k whose mean is at most patch_size.
     below, above = -1, len(steps)
     while above - below > 1:
         middle = (below + above) // 2
@@ -280,42 +260,6 @@ def _inside(steps: torch.Tensor, k: int) -> float:
         return float(steps[k])
     middle = ((steps[k].double() + steps[k + 1].double()) / 2).float()
     return float(middle if steps[k] <= middle < steps[k + 1] else steps[k])
-
-
-def check_rule(op: str, threshold: Any, rule: Any, delta: Any) -> None:
-    """The threshold, and the difference threshold where the rule has one."""
-    check_choice(op, "rule", rule, RULES)
-    check_real(op, "threshold", threshold)
-    if rule == "combined":
-        check_real(op, "delta", delta)
-    elif delta is not None:
-        raise fail_value(op, "delta", f"None with rule={rule!r} (only 'combined' has two thresholds)", delta)
-
-
-def check_real(op: str, argument: str, value: Any) -> None:
-    """`value` is a Python number, not NaN."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        raise fail_type(op, argument, "a float", type(value).__name__)
-    if value != value:
-        raise fail_value(op, argument, "a number", value)
-
-
-def check_options(
-    op: str,
-    per_byte: torch.Tensor,
-    owner: str,
-    max_patch_length: Any,
-    seq_lens: torch.Tensor | None,
-    cu_seqlens: torch.Tensor | None,
-    bos_patch: Any,
-    capacity: Any,
-) -> None:
-    """The options that every segment* function has. `per_byte` [B, N, ...] is the argument named `owner`."""
-    if max_patch_length is not None:
-        check_int(op, "max_patch_length", max_patch_length, 1, 2**31 - 1)
-    if not isinstance(bos_patch, bool):
-        raise fail_type(op, "bos_patch", "a bool", type(bos_patch).__name__)
-    check_segmentation(op, per_byte, owner, seq_lens, cu_seqlens, capacity)
 
 
 @torch.library.register_fake("blt_kernels::segment")

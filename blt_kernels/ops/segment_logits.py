@@ -10,8 +10,8 @@ from .. import reference
 from .._checks import FLOAT_DTYPES, check_tensor, fail_value
 from ..backend import backend_for
 from ..layout import PatchLayout
+from ._segment_options import EntropyOptions
 from .layout import fake_segmentation
-from .segment import check_options, check_rule
 
 _OP = "segment_logits"
 
@@ -48,23 +48,20 @@ def segment_logits(
     check_tensor(_OP, "logits", logits, ndim=3, dtypes=FLOAT_DTYPES)
     if logits.shape[-1] < 1:
         raise fail_value(_OP, "logits", "shape [B, N, V] with V >= 1", f"shape {tuple(logits.shape)}")
-    check_rule(_OP, threshold, rule, delta)
-    check_options(_OP, logits[..., 0], "logits", max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity)
-    if backend_for(_OP, logits.device, logits) == "reference":
-        return reference.segment_logits(
-            logits,
-            threshold,
-            rule=rule,
-            delta=delta,
-            max_patch_length=max_patch_length,
-            seq_lens=seq_lens,
-            cu_seqlens=cu_seqlens,
-            bos_patch=bos_patch,
-            capacity=capacity,
-        )
-    entropies, *fields = torch.ops.blt_kernels.segment_logits(
-        logits, threshold, rule, delta, max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity
+    options = EntropyOptions(
+        max_patch_length=max_patch_length,
+        seq_lens=seq_lens,
+        cu_seqlens=cu_seqlens,
+        bos_patch=bos_patch,
+        capacity=capacity,
+        threshold=threshold,
+        rule=rule,
+        delta=delta,
     )
+    options.check(_OP, logits[..., 0], "logits")
+    if backend_for(_OP, logits.device, logits) == "reference":
+        return reference.segment_logits(logits, **options.keywords())
+    entropies, *fields = torch.ops.blt_kernels.segment_logits(logits, *options.arguments())
     return entropies, PatchLayout(*fields)
 
 

@@ -6,10 +6,13 @@ Byte Latent Transformer (arXiv:2412.09871), section 3.2.1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .._checks import check_sequence_values
 
 #: The multipliers of the published hash functions, in their order. Function f uses `HASH_PRIMES[f]`.
 HASH_PRIMES = (
@@ -35,6 +38,7 @@ def hash_ngram_ids(
     primes: Sequence[int] = HASH_PRIMES[:1],
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
+    check_sequence_values("hash_ngram_ids", tokens.shape[1], None, cu_seqlens)
     x = tokens.long()  # [B, N]
     position = torch.arange(x.shape[1], device=x.device)
     if cu_seqlens is None:
@@ -98,10 +102,10 @@ def hash_ngram_embedding_row_grad(
 ) -> tuple[Tensor, Tensor, Tensor]:
     read = _rows_read(tokens, ngram_sizes, num_rows, primes, cu_seqlens)  # [B, N, G]
     tables = read.shape[-1]
-    read, order = read.flatten().sort(stable=True)  # read[i]: by the byte order[i] // tables
+    read, order = read.flatten().sort(stable=True)  # the byte order[i] // tables reads row read[i]
     first = torch.ones_like(read, dtype=torch.bool)
     first[1:] = read[1:] != read[:-1]
-    run = first.cumsum(0) - 1  # of equal rows, in which read[i] is
+    run = first.cumsum(0) - 1  # read[i] is in this run of equal rows
     rows = read[-1:].repeat(read.shape[0]).scatter(0, run, read)
     dtype = grad.dtype if table_dtype is None else table_dtype
     sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
@@ -115,10 +119,16 @@ def hash_ngram_embedding_row_grad(
 class _CoalesceGradient(torch.autograd.Function):
     """The identity, with a coalesced sparse gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, table: Tensor) -> Tensor:
+    def forward(table: Tensor) -> Tensor:
         return table.view_as(table)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad.coalesce()
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad if grad.is_meta else grad.coalesce()  # torch cannot coalesce without values

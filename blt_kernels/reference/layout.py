@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .._checks import fail_value
+from .._checks import can_look_at, check_sequence_values, fail_value
 
 Fields = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -31,14 +31,15 @@ def bytes_of(
     op: str,
 ) -> Bytes:
     batch, num_bytes = shape
-    _check_values(op, num_bytes, seq_lens, cu_seqlens)
+    check_sequence_values(op, num_bytes, seq_lens, cu_seqlens)
     i = torch.arange(num_bytes, device=device).expand(batch, num_bytes)
     if cu_seqlens is None:
         row = torch.arange(batch, device=device)
         end = torch.full_like(row, num_bytes) if seq_lens is None else seq_lens.long()
         return Bytes(row[:, None].expand_as(i), i, i < end[:, None], row, end)
     cu = cu_seqlens.long()
-    sequence = torch.searchsorted(cu[1:].contiguous(), i.contiguous(), right=True)  # the number of sequences over by i
+    # How many sequences end at or before byte i.
+    sequence = torch.searchsorted(cu[1:].contiguous(), i.contiguous(), right=True)
     position = i - cu[sequence]
     return Bytes(sequence, position, i < cu[-1], torch.zeros_like(cu[1:]), cu[1:])
 
@@ -82,7 +83,7 @@ def from_lengths(
     lengths = lengths.long().clamp(min=0)
     if num_bytes is None:
         num_bytes = int(lengths.sum(1).max()) if lengths.shape[0] else 0
-    lengths = lengths.clamp(max=num_bytes + 2)  # too long either way, and the sum cannot wrap
+    lengths = lengths.clamp(max=num_bytes + 2)  # such a length is too long all the same, and now the sum cannot wrap
     where = bytes_of((lengths.shape[0], num_bytes), lengths.device, seq_lens, cu_seqlens, op)
     real = where.real.sum(1, keepdim=True)  # [B, 1]: bytes from here on are not there
     ends = F.pad(lengths.cumsum(1), (1, 0))  # [B, P+1]
@@ -100,12 +101,13 @@ def _fields(
     batch, num_bytes = where.real.shape
     i = torch.arange(num_bytes, device=offsets.device).expand(batch, -1).contiguous()
     in_patch = (i >= offsets[:, :1]) & (i < offsets[:, -1:])
-    own = torch.searchsorted(offsets[:, 1:].contiguous(), i, right=True)  # the number of patches over by i
+    own = torch.searchsorted(offsets[:, 1:].contiguous(), i, right=True)  # how many patches end at or before i
     own = torch.where(in_patch, own, -1)
 
     slots = torch.arange(1, offsets.shape[1], device=offsets.device)
     num_patches = F.pad((offsets.diff() > 0) * slots, (1, 0)).amax(1)
-    if packed:  # a sequence begins at the slot of its first byte; one without bytes where the next one does
+    if packed:
+        # A sequence begins at the slot of its first byte, and one without bytes where the next one begins.
         begin = F.pad(where.end, (1, 0))
         slot = F.pad(own[0], (0, 1), value=-1)[begin]
         cu_patches = torch.where(slot < 0, num_patches, slot)
@@ -129,24 +131,8 @@ def _fields(
     return tuple(field.to(torch.int32) for field in fields)  # type: ignore[return-value]
 
 
-def _raises_on_values(tensor: torch.Tensor) -> bool:
-    """Values are looked at where that costs no sync; elsewhere PatchLayout.validate() looks."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _check_values(op: str, num_bytes: int, seq_lens: torch.Tensor | None, cu_seqlens: torch.Tensor | None) -> None:
-    if seq_lens is not None and _raises_on_values(seq_lens) and seq_lens.numel():
-        low, high = int(seq_lens.min()), int(seq_lens.max())
-        if low < 0 or high > num_bytes:
-            raise fail_value(op, "seq_lens", f"values in 0 .. {num_bytes}", low if low < 0 else high)
-    if cu_seqlens is not None and _raises_on_values(cu_seqlens):
-        cu = cu_seqlens.tolist()
-        if cu[0] != 0 or cu[-1] > num_bytes or cu != sorted(cu):
-            raise fail_value(op, "cu_seqlens", f"values that rise from 0 to at most {num_bytes}", cu)
-
-
 def _check_lengths(op: str, ends: torch.Tensor, num_bytes: int, cu_seqlens: torch.Tensor | None) -> None:
-    if not _raises_on_values(ends) or not ends.numel():
+    if not can_look_at(ends) or not ends.numel():
         return
     longest = int(ends[:, -1].max())
     if longest > num_bytes + 1:

@@ -14,7 +14,8 @@ from .._checks import check_choice, check_int, check_number, fail_value
 from ..data import PackedBatches
 from ..layout import PatchLayout
 from ..model import EntropyModel, EntropyModelConfig
-from ..ops.segment import RULES, calibrate_threshold, segment, segment_fixed, segment_spaces
+from ..ops._segment_options import RULES
+from ..ops.segment import calibrate_threshold, segment, segment_fixed, segment_spaces
 
 METHODS = ("entropy", "spaces", "fixed")
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_no_recompile, count_flops, random_lengths
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blt_kernels import PatchLayout, segment, segment_fixed, use_backend
+from blt_kernels import PatchLayout, segment, segment_fixed, segment_spaces, use_backend
 from blt_kernels.model import (
     BLT,
     BLTConfig,
     EntropyModel,
     EntropyModelConfig,
     TransformerConfig,
-    latent_capacity,
     next_byte_loss,
 )
 from blt_kernels.model.loss import bits_per_byte
@@ -34,7 +34,7 @@ SMALL = BLTConfig(
     sparse_grad=False,
 )
 SMALL_ENTROPY = EntropyModelConfig(TransformerConfig(16, 2, 2, 24, window=6))
-DOCUMENTS = (13, 1, 22, 7)  # bytes of the documents that tests pack and pad
+SEQUENCES = (13, 1, 22, 7)  # bytes of the sequences that tests pack and pad
 
 
 def make_blt(config: BLTConfig = SMALL, dtype: torch.dtype = torch.float64) -> BLT:
@@ -127,10 +127,14 @@ def test_entropy_config_survives_json() -> None:
     ("make", "error", "words"),
     [
         (lambda: TransformerConfig(0, 1, 1, 8), ValueError, "dim: expected at least 1, got 0"),
-        (lambda: TransformerConfig(8, 1.0, 1, 8), TypeError, "num_layers: expected an int, got 1.0"),
+        (lambda: TransformerConfig(8, 1.0, 1, 8), TypeError, "num_layers: expected an int, got float"),
         (lambda: TransformerConfig(10, 1, 2, 8), ValueError, r"dim: expected a multiple of 2 \* num_heads = 4, got 10"),
         (lambda: TransformerConfig(8, 1, 2, 8, window=0), ValueError, "window: expected at least 1, got 0"),
-        (lambda: TransformerConfig(8, 1, 2, 8, norm_eps=math.inf), ValueError, "norm_eps: expected a positive finite"),
+        (
+            lambda: TransformerConfig(8, 1, 2, 8, norm_eps=math.inf),
+            ValueError,
+            "norm_eps: expected a finite number above 0",
+        ),
         (lambda: TransformerConfig(8, 1, 2, 8, rope_theta="x"), TypeError, "rope_theta: expected a number"),
         (lambda: EntropyModelConfig(None), TypeError, "transformer: expected a TransformerConfig, got NoneType"),
         (lambda: dataclasses.replace(SMALL, latent=7), TypeError, "latent: expected a TransformerConfig, got int"),
@@ -145,11 +149,12 @@ def test_entropy_config_survives_json() -> None:
             "latent.window: expected None",
         ),
         (lambda: dataclasses.replace(SMALL, ngram_sizes=3), TypeError, "ngram_sizes: expected a tuple of ints"),
-        (lambda: dataclasses.replace(SMALL, ngram_sizes=(3, 0)), ValueError, "ngram_sizes: expected sizes of at least"),
-        (lambda: dataclasses.replace(SMALL, ngram_sizes=(3, "a")), TypeError, "ngram_sizes: expected a tuple of ints"),
-        (lambda: dataclasses.replace(SMALL, hash_functions=12), ValueError, "hash_functions: expected at most 11"),
+        (lambda: dataclasses.replace(SMALL, ngram_sizes=(3, 0)), ValueError, "ngram_sizes: expected at least 1, got 0"),
+        (lambda: dataclasses.replace(SMALL, ngram_sizes=(3, "a")), TypeError, "ngram_sizes: expected an int, got str"),
+        (lambda: dataclasses.replace(SMALL, ngram_sizes=(3,) * 1025), ValueError, "ngram_sizes: expected at most 1024"),
+        (lambda: dataclasses.replace(SMALL, hash_functions=12), ValueError, "hash_functions: expected 1 .. 11, got 12"),
         (lambda: dataclasses.replace(SMALL, hash_dim=0), ValueError, "hash_dim: expected at least 1, got 0"),
-        (lambda: dataclasses.replace(SMALL, sparse_grad=1), TypeError, "sparse_grad: expected a bool, got 1"),
+        (lambda: dataclasses.replace(SMALL, sparse_grad=1), TypeError, "sparse_grad: expected a bool, got int"),
         (lambda: BLTConfig.from_dict([]), TypeError, "config: expected a JSON object, got list"),
         (lambda: BLTConfig.from_dict(SMALL.to_dict() | {"depth": 3}), ValueError, "depth: expected one of the fields"),
         (lambda: BLTConfig.from_dict({}), ValueError, "BLTConfig: encoder: expected a value"),
@@ -166,12 +171,12 @@ def test_config_errors_name_the_field(make, error: type[Exception], words: str) 
 
 
 def naive_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: torch.Tensor, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence_ids: torch.Tensor, window: int | None
 ) -> torch.Tensor:
     """Every pair of positions, one dense mask."""
     i = torch.arange(q.shape[1])
     distance = i[:, None] - i
-    seen = (distance >= 0) & (distance < (window or len(i))) & (documents[:, :, None] == documents[:, None])
+    seen = (distance >= 0) & (distance < (window or len(i))) & (sequence_ids[:, :, None] == sequence_ids[:, None])
     scores = torch.einsum("bihe,bjhe->bhij", q, k) / q.shape[-1] ** 0.5
     weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
     return torch.einsum("bhij,bjhe->bihe", weights, v)
@@ -183,9 +188,9 @@ def naive_attention(
 def test_attention_equals_a_dense_mask(length: int, window: int | None, packed: bool) -> None:
     config = TransformerConfig(8, 1, 2, 8, window=window)
     q, k, v = torch.randn(3, 2, length, 2, 4, dtype=torch.float64)
-    documents = torch.randint(0, 2, (2, length)).cumsum(1) if packed else None
-    plan = plan_attention(config, q.flatten(2), documents)
-    everything = torch.zeros(2, length) if documents is None else documents
+    sequence_ids = torch.randint(0, 2, (2, length)).cumsum(1) if packed else None
+    plan = plan_attention(config, q.flatten(2), sequence_ids)
+    everything = torch.zeros(2, length) if sequence_ids is None else sequence_ids
     torch.testing.assert_close(attend(q, k, v, plan), naive_attention(q, k, v, everything, window))
 
 
@@ -194,7 +199,7 @@ def test_rotation_is_the_published_one() -> None:
     x = torch.randn(1, 5, 1, 8)
     plan = plan_attention(config, x.flatten(2), torch.tensor([[0, 0, 4, 4, 4]]))
     got = rotate(x, plan.rotation)
-    for row, position in enumerate((0, 1, 0, 1, 2)):  # counted from the start of the document
+    for row, position in enumerate((0, 1, 0, 1, 2)):  # counted from the start of the sequence
         for pair in range(4):
             angle = position * 100.0 ** (-2 * pair / 8)
             a, b = x[0, row, 0, 2 * pair], x[0, row, 0, 2 * pair + 1]
@@ -243,9 +248,9 @@ def pack(rows: list[torch.Tensor], tail: int = 0) -> tuple[torch.Tensor, torch.T
 
 def test_entropy_model_packed_equals_padded_equals_alone() -> None:
     model = EntropyModel(SMALL_ENTROPY).double()
-    rows = [make_tokens(1, n)[0] for n in DOCUMENTS]
+    rows = [make_tokens(1, n)[0] for n in SEQUENCES]
     tokens, cu_seqlens = pack(rows, tail=5)
-    packed = model(tokens, cu_seqlens=cu_seqlens)[0, : sum(DOCUMENTS)].split(DOCUMENTS)
+    packed = model(tokens, cu_seqlens=cu_seqlens)[0, : sum(SEQUENCES)].split(SEQUENCES)
     padded = model(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
     for i, row in enumerate(rows):
         alone = model(row[None])[0]
@@ -268,7 +273,7 @@ def test_entropies_are_those_of_the_logits() -> None:
 
 
 def packed_and_padded(rows: list[torch.Tensor]) -> tuple[tuple, tuple]:
-    """(tokens, layout, cu_seqlens) of the documents packed in one row, and the same with one document a row."""
+    """(tokens, layout, cu_seqlens) of the sequences packed in one row, and the same with one a row."""
     tokens, cu_seqlens = pack(rows, tail=4)
     packed = segment(make_entropies(tokens), 5.0, cu_seqlens=cu_seqlens)
     padded_tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -280,9 +285,9 @@ def packed_and_padded(rows: list[torch.Tensor]) -> tuple[tuple, tuple]:
 @pytest.mark.parametrize("hash_dim", [None, 5])
 def test_packed_equals_padded_equals_alone(hash_dim: int | None) -> None:
     model = make_blt(dataclasses.replace(SMALL, hash_dim=hash_dim))
-    rows = [make_tokens(1, n)[0] for n in DOCUMENTS]
+    rows = [make_tokens(1, n)[0] for n in SEQUENCES]
     (tokens, layout, cu_seqlens), (padded_tokens, padded_layout, _) = packed_and_padded(rows)
-    packed = model(tokens.int(), layout, cu_seqlens=cu_seqlens)[0, : sum(DOCUMENTS)].split(DOCUMENTS)
+    packed = model(tokens.int(), layout, cu_seqlens=cu_seqlens)[0, : sum(SEQUENCES)].split(SEQUENCES)
     padded = model(padded_tokens, padded_layout)
     for i, row in enumerate(rows):
         alone = model(row[None], segment(make_entropies(row[None]), 5.0).trim())[0]
@@ -298,7 +303,7 @@ def test_no_bytes(cu_seqlens: torch.Tensor | None) -> None:
     assert EntropyModel(SMALL_ENTROPY)(tokens, cu_seqlens=cu_seqlens).shape == (1, 0, 260)
 
 
-def test_empty_rows_and_empty_documents() -> None:
+def test_empty_rows_and_empty_sequences() -> None:
     model = make_blt()
     rows = [make_tokens(1, n)[0] if n else torch.zeros(0, dtype=torch.int64) for n in (0, 9, 0, 0, 14, 0)]
     (tokens, layout, cu_seqlens), (padded_tokens, padded_layout, _) = packed_and_padded(rows)
@@ -393,9 +398,9 @@ def test_double_residual() -> None:
         torch.nn.init.zeros_(cross.o_proj.weight)
     tokens, layout = make_batch(1, 20)
     x = model.embed(tokens)
-    documents = torch.ones(1, 20, dtype=torch.int64)
-    states, patches = model.local_encoder(x, layout, documents)
-    plan = plan_attention(SMALL.encoder, x, documents)
+    sequence_ids = torch.ones(1, 20, dtype=torch.int64)
+    states, patches = model.local_encoder(x, layout, sequence_ids)
+    plan = plan_attention(SMALL.encoder, x, sequence_ids)
     for layer in model.local_encoder.layers:
         x = layer(x, plan)
     torch.testing.assert_close(states, x)
@@ -405,7 +410,7 @@ def test_double_residual() -> None:
     for layer in model.local_decoder.layers:
         x = layer(2 * x, plan)
     latent = torch.randn(1, layout.capacity, SMALL.latent.dim, dtype=torch.float64)
-    torch.testing.assert_close(model.local_decoder(states, latent, layout, documents), model.local_decoder.norm(x))
+    torch.testing.assert_close(model.local_decoder(states, latent, layout, sequence_ids), model.local_decoder.norm(x))
 
 
 def test_gradients_reach_every_parameter() -> None:
@@ -430,7 +435,7 @@ def test_tables_start_at_zero_and_learn() -> None:
 @pytest.mark.parametrize("sparse_grad", [False, True])
 def test_reference_backend_gives_the_same_loss_and_gradients(sparse_grad: bool) -> None:
     model = make_blt(dataclasses.replace(SMALL, sparse_grad=sparse_grad), torch.float32)
-    rows = [make_tokens(1, n)[0] for n in DOCUMENTS]
+    rows = [make_tokens(1, n)[0] for n in SEQUENCES]
     for tokens, layout, cu_seqlens in packed_and_padded(rows):
         results = []
         for backend in ("cpu", "reference"):
@@ -482,12 +487,43 @@ def test_compiles_once_for_any_raggedness(packed: bool) -> None:
                 torch.testing.assert_close(got, parameter.grad, rtol=1e-3, atol=1e-6)
 
 
+def make_optimizers(model: BLT) -> list[torch.optim.Optimizer]:
+    """SparseAdam for the tables, and AdamW for the rest."""
+    tables = [model.encoder_hash_tok_embedding.weight]
+    dense = [p for p in model.parameters() if p is not tables[0]]
+    return [torch.optim.AdamW(dense, lr=1e-2), torch.optim.SparseAdam(tables, lr=1e-2)]
+
+
+@pytest.mark.parametrize("options", [{}, {"dynamic": True, "backend": "aot_eager"}], ids=["default", "dynamic"])
+def test_compiled_training_is_eager_training(options: dict) -> None:
+    """With the default backend and sparse gradients of the tables, as a user has them who changes no default."""
+    local, latent = TransformerConfig(16, 1, 2, 24), TransformerConfig(24, 1, 2, 32)
+    config = dataclasses.replace(SMALL, encoder=local, latent=latent, decoder=local, sparse_grad=True)
+    models = [make_blt(config, torch.float32) for _ in range(2)]
+    optimizers = [make_optimizers(model) for model in models]
+    forward = torch.compile(models[0].forward, fullgraph=True, **options)
+    for _ in range(3):
+        tokens, layout = make_tokens(2, 48), PatchLayout.from_lengths(random_lengths(48, 4.5, 2))
+        layout = layout.trim(multiple_of=24)
+        losses, targets = [], tokens.roll(-1, 1)
+        for model, run, optimizer in zip(models, (forward, models[1]), optimizers, strict=True):
+            for part in optimizer:
+                part.zero_grad()
+            losses.append(next_byte_loss(run(tokens, layout), targets).mean)
+            losses[-1].backward()
+            gradient = model.encoder_hash_tok_embedding.weight.grad
+            assert gradient.is_sparse and gradient.is_coalesced()
+            for part in optimizer:
+                part.step()
+        torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    for compiled, eager in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-2, atol=1e-4)
+
+
 def test_learns() -> None:
     """A repeated text is soon learnt, with the tables under SparseAdam and the rest under AdamW."""
     model = BLT(dataclasses.replace(SMALL, sparse_grad=True))
-    tables = [model.encoder_hash_tok_embedding.weight]
-    dense = [p for p in model.parameters() if p is not tables[0]]
-    optimizers = [torch.optim.AdamW(dense, lr=1e-2), torch.optim.SparseAdam(tables, lr=1e-2)]
+    optimizers = make_optimizers(model)
     text = torch.tensor(list(b"the cat sat on the mat and the dog sat on the log. " * 4)) + 4
     tokens = torch.cat([torch.tensor([1]), text])[None]
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -517,9 +553,29 @@ def test_loss_counts_what_it_should() -> None:
     torch.testing.assert_close(loss.mean, expected / 7)
     text = -sum(log_p[b, i, targets[b, i]] for b, i in (targets >= 4).nonzero().tolist())
     torch.testing.assert_close(loss.text_total, text)
-    assert bits_per_byte(7 * math.log(2), 7) == 1
     nothing = next_byte_loss(logits, torch.full((2, 5), -100))
     assert nothing.num_targets == 0 and nothing.mean == 0
+
+
+def test_bits_per_byte() -> None:
+    assert bits_per_byte(math.log(256) * 3, 3) == pytest.approx(8)
+    with pytest.raises(ValueError, match="bits_per_byte: num_bytes: expected at least one byte of text, got 0"):
+        bits_per_byte(1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "words"),
+    [
+        (torch.tensor([[3, 260]]), ValueError, r"targets: expected values in 0 .. 259, or -100, got 260"),
+        (torch.tensor([[3, -1]]), ValueError, r"targets: expected values in 0 .. 259, or -100, got -1"),
+        (torch.tensor([[3.0, 1.0]]), TypeError, "targets: expected dtype int32 or int64, got float32"),
+        (torch.tensor([[3, 1, 2]]), ValueError, r"targets: expected shape \(1, 2\), got shape \(1, 3\)"),
+        (torch.tensor([3, 1]), ValueError, "targets: expected 2 dimensions"),
+    ],
+)
+def test_loss_errors(targets: torch.Tensor, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match="next_byte_loss: " + words):
+        next_byte_loss(torch.zeros(1, 2, 260), targets)
 
 
 # ---- capacity --------------------------------------------------------------------------------------------------------
@@ -534,7 +590,7 @@ def latent_flops(model: BLT, tokens: torch.Tensor, layout: PatchLayout, **kwargs
 
 def test_latent_flops_are_those_of_the_used_patches() -> None:
     """Rows of a constant number of patches (a) waste nothing; trim(multiple_of=128) (c) less than a tenth;
-    latent_capacity (b) as much more as its docstring says."""
+    a capacity of 1.25 * N / patch_size, rounded up to 128, (b) as much more as that says."""
     local = TransformerConfig(16, 1, 2, 24, window=64)
     latent = TransformerConfig(128, 1, 2, 1024)
     model = BLT(dataclasses.replace(SMALL, encoder=local, latent=latent, decoder=local))
@@ -557,27 +613,32 @@ def test_latent_flops_are_those_of_the_used_patches() -> None:
     starts = torch.zeros(1, 8192, dtype=torch.bool)
     starts[0, exact.offsets[0, :-1]] = True
     assert latent_flops(model, tokens, PatchLayout.from_starts(starts).trim(multiple_of=128)) <= 1.1 * needed
-    inside = PatchLayout.from_starts(starts, capacity=latent_capacity(8192, patch_size))
+    inside = PatchLayout.from_starts(starts, capacity=2304)  # 1.25 * 8192 / 4.5 = 2275.6
     assert not inside.overflow.any()
     ratio = inside.capacity / exact.capacity
     assert ratio < 1.35 and latent_flops(model, tokens, inside) <= ratio**2 * needed
 
 
-def test_latent_capacity() -> None:
-    assert latent_capacity(8192, 4.5) == 2304  # 1.25 * 8192 / 4.5 = 2275.6
-    assert latent_capacity(8192, 1.0) == 8192
-    assert latent_capacity(100, 4.5) == 100
-
-
 def test_refuses_a_slot_for_every_byte() -> None:
     model = make_blt()
     tokens = make_tokens(1, 300)
-    layout = segment(make_entropies(tokens), 5.0)
+    layout = segment(make_entropies(tokens), 9.0)
+    assert 2 < layout.num_patches < 100
     with pytest.raises(
-        ValueError, match=r"layout.capacity: expected fewer slots than the 300 bytes.*trim\(\).*got 300"
+        ValueError, match=r"layout.capacity: expected at most 128 slots for rows of at most .*layout.trim\(\).*got 300"
     ):
         model(tokens, layout)
-    torch.testing.assert_close(model(tokens, layout, byte_patches=True), model(tokens, layout.trim()))
+    model(tokens, layout.trim())
+
+
+@pytest.mark.parametrize("patch_size", [1, 1.3])
+def test_takes_a_slot_for_every_byte_where_patches_need_them(patch_size: float) -> None:
+    model = make_blt()
+    tokens = make_tokens(1, 300)
+    starts = torch.zeros(1, 300, dtype=torch.bool)
+    starts[0, (torch.arange(int(300 / patch_size)) * patch_size).long()] = True
+    layout = PatchLayout.from_starts(starts)
+    torch.testing.assert_close(model(tokens, layout), model(tokens, layout.trim()))
 
 
 @pytest.mark.parametrize(
@@ -589,6 +650,14 @@ def test_refuses_a_slot_for_every_byte() -> None:
         ({"layout": None}, TypeError, "layout: expected a PatchLayout, got NoneType"),
         ({"cu_seqlens": torch.zeros(2)}, TypeError, "cu_seqlens: expected dtype int32 or int64"),
         ({"cu_seqlens": [0, 20]}, TypeError, "cu_seqlens: expected a torch.Tensor, got list"),
+        (
+            {"cu_seqlens": torch.tensor([0, 21])},
+            ValueError,
+            "cu_seqlens: expected values that rise from 0 to at most 20",
+        ),
+        ({"cu_seqlens": torch.tensor([1, 20])}, ValueError, "cu_seqlens: expected values that rise from 0"),
+        ({"tokens": torch.full((1, 20), 260)}, ValueError, r"tokens: expected values in 0 .. 259, got 260"),
+        ({"tokens": torch.full((1, 20), -1)}, ValueError, r"tokens: expected values in 0 .. 259, got -1"),
     ],
 )
 def test_forward_errors(change: dict, error: type[Exception], words: str) -> None:
@@ -599,7 +668,7 @@ def test_forward_errors(change: dict, error: type[Exception], words: str) -> Non
 
 def test_packing_needs_one_row() -> None:
     tokens, layout = make_batch(2, 20)
-    with pytest.raises(ValueError, match=r"BLT: cu_seqlens: expected tokens of one row \(B = 1\)"):
+    with pytest.raises(ValueError, match=r"BLT: tokens: expected one row \(B = 1\) with cu_seqlens, got B = 2"):
         make_blt()(tokens, layout, cu_seqlens=torch.tensor([0, 20]))
 
 
@@ -620,3 +689,89 @@ def test_entropy_model_refuses_packed_rows_of_a_batch():
     model = EntropyModel(EntropyModelConfig.preset("tiny"))
     with pytest.raises(ValueError, match=r"EntropyModel: tokens: expected one row \(B = 1\) with cu_seqlens"):
         model.entropies(torch.randint(4, 260, (2, 8)), cu_seqlens=torch.tensor([0, 4, 8]))
+
+
+@pytest.mark.parametrize(
+    ("made_with", "given"),
+    [
+        ([0, 20, 40], [0, 13, 40]),
+        ([0, 20, 40], [0, 20, 39]),
+        ([0, 0, 40], [0, 40, 40]),
+        ([0, 40, 40], [0, 0, 40]),
+        ([0, 9, 9, 30], [0, 9, 12, 30]),
+    ],
+)
+def test_blt_takes_the_sequences_of_its_layout_alone(made_with, given):
+    model, tokens, made_with = make_blt(), make_tokens(1, 40), torch.tensor(made_with, dtype=torch.int32)
+    layout = segment_fixed(tokens, 4, cu_seqlens=made_with).trim()
+    model(tokens, layout, cu_seqlens=made_with)
+    with pytest.raises(ValueError, match="cu_seqlens: expected the sequences that the layout was made with, which"):
+        model(tokens, layout, cu_seqlens=torch.tensor(given))
+
+
+def test_sequences_may_go_on_after_the_last_patch():
+    """Lengths that cover less than the row leave the last bytes in no patch, and the layout does not know them."""
+    tokens, cu_seqlens = make_tokens(1, 40), torch.tensor([0, 10, 25, 40])
+    for lengths in ([[4, 6, 15, 5]], [[4, 6, 7]], [[10]]):
+        layout = PatchLayout.from_lengths(torch.tensor(lengths), 40, cu_seqlens=cu_seqlens)
+        assert make_blt()(tokens, layout, cu_seqlens=cu_seqlens).isfinite().all()
+
+
+@pytest.mark.parametrize("cu_seqlens", [[60, 40], [0, 60, 30], [0, 70], [0, -1], [5, 60]])
+def test_entropy_model_refuses_what_the_ops_refuse(cu_seqlens):
+    model, tokens = EntropyModel(SMALL_ENTROPY), make_tokens(1, 60)
+    with pytest.raises(ValueError, match="EntropyModel: cu_seqlens: expected values that rise from 0 to at most 60"):
+        model.entropies(tokens, cu_seqlens=torch.tensor(cu_seqlens))
+    with pytest.raises((ValueError, RuntimeError), match="cu_seqlens: expected"):
+        segment_fixed(tokens, 4, cu_seqlens=torch.tensor(cu_seqlens))
+
+
+@pytest.mark.parametrize("token", [-1, 260])
+def test_entropy_model_refuses_tokens_outside_the_vocabulary(token):
+    with pytest.raises(ValueError, match=f"EntropyModel: tokens: expected values in 0 .. 259, got {token}"):
+        EntropyModel(SMALL_ENTROPY)(torch.full((1, 4), token))
+
+
+# ---- without values --------------------------------------------------------------------------------------------------
+
+
+def train_without_values(device: str) -> None:
+    """A training step of both models on tensors that have shapes alone."""
+    model, entropy_model = BLT(dataclasses.replace(SMALL, sparse_grad=True)), EntropyModel(SMALL_ENTROPY)
+    for batch in (2, 1):
+        tokens = torch.zeros(batch, 200, dtype=torch.int64, device=device)
+        cu_seqlens = torch.zeros(4, dtype=torch.int32, device=device) if batch == 1 else None
+        entropies = entropy_model.entropies(tokens, cu_seqlens=cu_seqlens)
+        assert entropies.shape == (batch, 200) and entropies.dtype == torch.float32
+        entropy_model.loss(tokens, tokens, cu_seqlens=cu_seqlens).mean.backward()
+        lengths = torch.ones(batch, 50, dtype=torch.int64, device=device)
+        for layout in (
+            segment(entropies, 1.0, cu_seqlens=cu_seqlens, capacity=50),
+            segment_spaces(tokens, cu_seqlens=cu_seqlens, capacity=50),
+            PatchLayout.from_lengths(lengths, 200, cu_seqlens=cu_seqlens),
+            segment_fixed(tokens, 4, cu_seqlens=cu_seqlens),  # a slot for every byte: nobody can say how many are used
+        ):
+            assert model(tokens, layout, cu_seqlens=cu_seqlens).shape == (batch, 200, 260)
+            model.loss(tokens, tokens, layout, cu_seqlens=cu_seqlens).mean.backward()
+    assert all(p.grad.shape == p.shape for p in (*model.parameters(), *entropy_model.parameters()))
+
+
+def test_meta_tensors() -> None:
+    with torch.device("meta"):
+        train_without_values("meta")
+
+
+def test_fake_tensors() -> None:
+    with FakeTensorMode():
+        train_without_values("cpu")
+
+
+def test_meta_models_become_real_ones() -> None:
+    with torch.device("meta"):
+        model = BLT(dataclasses.replace(SMALL, sparse_grad=True))
+    tokens, layout = make_batch(1, 40)
+    model = model.to_empty(device="cpu")
+    model.load_state_dict(make_blt(dtype=torch.float32).state_dict())
+    torch.testing.assert_close(model(tokens, layout), make_blt(dtype=torch.float32)(tokens, layout))
+    model.loss(tokens, tokens, layout).mean.backward()
+    assert model.encoder_hash_tok_embedding.weight.grad.is_coalesced()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from helpers import lengths_of, make_layout
 
 from blt_kernels import HASH_PRIMES, hash_ngram_embedding
 from blt_kernels.nn import DecoderCrossAttention, EncoderCrossAttention, HashNgramEmbedding, cast_once
+from blt_kernels.optim import clip_grad_norm
 
 
 @pytest.mark.parametrize("sparse_grad", [False, True])
@@ -22,6 +25,52 @@ def test_hash_embedding_is_the_op_over_its_weight(sparse_grad: bool) -> None:
     module(tokens).sum().backward()
     assert module.weight.grad.is_sparse == sparse_grad
     assert list(module.state_dict()) == ["weight"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"num_functions": 12}, ValueError, "num_functions: expected 1 .. 11, got 12"),
+        ({"num_functions": 0}, ValueError, "num_functions: expected 1 .. 11, got 0"),
+        ({"num_functions": 1.0}, TypeError, "num_functions: expected an int, got float"),
+        ({"num_rows": 0}, ValueError, "num_rows: expected at least 1, got 0"),
+        ({"dim": -1}, ValueError, "dim: expected at least 1, got -1"),
+        ({"dim": "8"}, TypeError, "dim: expected an int, got str"),
+        ({"ngram_sizes": ()}, ValueError, "ngram_sizes: expected at least one, got none"),
+        ({"ngram_sizes": 3}, TypeError, "ngram_sizes: expected a sequence of ints, got int"),
+        ({"ngram_sizes": (3, 0)}, ValueError, "ngram_sizes: expected at least 1, got 0"),
+        ({"ngram_sizes": (3,) * 1025}, ValueError, "ngram_sizes: expected at most 1024"),
+        ({"normalize": 1}, TypeError, "normalize: expected a bool, got int"),
+        ({"sparse_grad": None}, TypeError, "sparse_grad: expected a bool, got NoneType"),
+    ],
+)
+def test_hash_embedding_errors_name_the_argument(change: dict, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match="HashNgramEmbedding: " + words):
+        HashNgramEmbedding(**({"num_rows": 7, "dim": 4} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"num_heads": 3}, ValueError, "dim: expected a multiple of num_heads = 3, got 8"),
+        ({"num_heads": 0}, ValueError, "num_heads: expected at least 1, got 0"),
+        ({"dim": 8.0}, TypeError, "dim: expected an int, got float"),
+        ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
+        ({"eps": 0.0}, ValueError, "eps: expected a finite number above 0, got 0.0"),
+        ({"eps": "small"}, TypeError, "eps: expected a number, got str"),
+    ],
+)
+@pytest.mark.parametrize("module", [EncoderCrossAttention, DecoderCrossAttention])
+def test_cross_attention_errors_name_the_argument(module, change: dict, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=f"{module.__name__}: {words}"):
+        module(**({"dim": 8, "num_heads": 2} | change))
+
+
+@pytest.mark.parametrize("remake", [copy.deepcopy, lambda m: m.double(), lambda m: m.to_empty(device="cpu")])
+def test_sparse_gradients_stay_coalesced_in_other_forms_of_the_module(remake) -> None:
+    module = remake(HashNgramEmbedding(7, 4, sparse_grad=True))
+    module(torch.randint(0, 260, (2, 9))).sum().backward()
+    assert module.weight.grad.is_coalesced()
 
 
 def naive(module, queries: torch.Tensor, context: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
@@ -70,6 +119,7 @@ def test_cast_once_is_what_autocast_would_do() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert cast_once(x).dtype == torch.bfloat16
         assert cast_once(double) is double
+        assert cast_once(x.to("meta")).dtype == torch.float32  # a device without autocast
 
 
 def test_distributed_training_knows_that_table_gradients_are_sparse(tmp_path):
@@ -81,3 +131,25 @@ def test_distributed_training_knows_that_table_gradients_are_sparse(tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     assert module.weight.grad.is_sparse and (module.weight.grad.to_dense().sum() > 0)
+
+
+def test_clipping_takes_one_parameter_and_none_with_a_gradient() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    assert clip_grad_norm([parameter], 1.0) == 0
+    parameter.grad = torch.full((4,), 3.0)
+    assert clip_grad_norm(parameter, 1.0) == 6
+    torch.testing.assert_close(parameter.grad.norm(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "max_norm", "error", "words"),
+    [
+        ([], 0, ValueError, "max_norm: expected a finite number above 0, got 0"),
+        ([], float("nan"), ValueError, "max_norm: expected a finite number above 0, got nan"),
+        ([], "1", TypeError, "max_norm: expected a number, got str"),
+        (["weight"], 1.0, TypeError, "parameters: expected tensors, got str"),
+    ],
+)
+def test_clipping_errors_name_the_argument(parameters, max_norm, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match="clip_grad_norm: " + words):
+        clip_grad_norm(parameters, max_norm)

@@ -30,6 +30,7 @@ from blt_kernels import (
     reference,
     use_backend,
 )
+from blt_kernels.nn import HashNgramEmbedding
 
 SIZES = (3, 4, 5, 6, 7, 8)
 HELLO = torch.tensor([[1, *(byte + 4 for byte in b"Hello world"), 2]])
@@ -634,6 +635,7 @@ def test_every_processor(capability):
 
 
 def test_opcheck():
+    # Not `hash_ngram_embedding_sparse_rows`: its fake is dense on purpose, see blt_kernels/ops/_sparse_gradient.py.
     tokens, cu_seqlens = text_tokens(1, 20), torch.tensor([0, 7, 20])
     table, base = make_inputs(tokens, 5, 11)
     sizes, primes = list(SIZES), [HASH_PRIMES[0]]
@@ -680,6 +682,77 @@ def test_compiles_once(sparse_grad):
                 results.append((out, ids, table.grad.to_dense(), base.grad))
             for a, b in zip(*results, strict=True):
                 torch.testing.assert_close(a, b)
+
+
+def lookup(tokens, table):
+    return hash_ngram_embedding(tokens, table, ngram_sizes=SIZES, num_rows=23, sparse_grad=True)
+
+
+def views_before_the_lookup(tokens, table):
+    """The compiler changes the nodes before the gradient, and then looks at all that follow."""
+    out = lookup(tokens, table).unflatten(-1, (2, -1)).transpose(1, 2).flatten(0, 1)
+    return torch.nn.functional.rms_norm(out.expand(2, *out.shape), (out.shape[-1],)).sin()
+
+
+def checkpointed(tokens, table):
+    return torch.utils.checkpoint.checkpoint(lambda t: lookup(t, table).sin(), tokens, use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    ("fn", "options"),
+    [
+        (views_before_the_lookup, {}),
+        (views_before_the_lookup, {"dynamic": True}),
+        (checkpointed, {}),
+        (lookup, {"mode": "reduce-overhead"}),
+        (lookup, {"backend": "aot_eager"}),
+    ],
+    ids=["views", "dynamic", "checkpoint", "reduce-overhead", "aot_eager"],
+)
+def test_compiled_gradients_are_sparse_and_accumulate(fn, options):
+    table, _ = make_inputs(torch.empty(0), base_dtype=None)
+    keep_coalesced(table)
+    compiled = torch.compile(fn, fullgraph=True, **options)
+    results = []
+    for run_once in (compiled, fn):
+        table.grad = None
+        for seed in range(2):
+            torch.manual_seed(seed)
+            tokens = text_tokens(2, 33)
+            run_once(tokens, table).sum().backward()
+            assert table.grad.is_sparse and (seed or table.grad.is_coalesced())
+        (alone,) = torch.autograd.grad(run_once(tokens, table).sum(), table)
+        assert alone.is_sparse and alone.is_coalesced()
+        results.append((table.grad.to_dense(), alone.to_dense()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def looked_up_twice(tokens, table):
+    return lookup(tokens, table) + lookup(tokens * 2, table).sin()
+
+
+def computed_in_the_graph(tokens, table):
+    return lookup(tokens, table * 2).sin()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("fn", [looked_up_twice, computed_in_the_graph])
+def test_gradients_that_a_graph_computes_with_are_dense(fn, backend):
+    tokens, (table, _) = text_tokens(2, 33), make_inputs(torch.empty(0), base_dtype=None)
+    (expected,) = torch.autograd.grad(fn(tokens, table).sum(), table)
+    (got,) = torch.autograd.grad(torch.compile(fn, fullgraph=True, backend=backend)(tokens, table).sum(), table)
+    assert not got.is_sparse
+    torch.testing.assert_close(got, expected.to_dense())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict):
+    module = HashNgramEmbedding(23, 8, SIZES, sparse_grad=True)
+    torch.nn.init.normal_(module.weight)
+    tokens = text_tokens(2, 33)
+    program = torch.export.export(module, (tokens,), strict=strict)
+    torch.testing.assert_close(program.module()(tokens), module(tokens))
 
 
 def test_autocast_leaves_the_table_alone():
@@ -815,6 +888,8 @@ def test_bad_offsets_raise(cu_seqlens):
     for dtype in (torch.int32, torch.int64):
         with pytest.raises(RuntimeError, match="hash_ngram_ids: cu_seqlens: expected"):
             hash_ngram_ids(TOKENS[:1], SIZES, 23, cu_seqlens=torch.tensor(cu_seqlens, dtype=dtype))
+    with use_backend("reference"), pytest.raises(ValueError, match="hash_ngram_ids: cu_seqlens: expected values that"):
+        hash_ngram_ids(TOKENS[:1], SIZES, 23, cu_seqlens=torch.tensor(cu_seqlens))
 
 
 def test_direct_calls_are_checked_too():
