@@ -23,20 +23,23 @@ class _Position(NamedTuple):
 class DocumentStream:
     """An iterator over the documents (bytes, never empty) of `corpus`.
 
-    seed              gives the order; the same seed and corpus give the same documents in every process.
-    shuffle           True: each epoch has a new order of files, and the documents that are read are shuffled in
-                      blocks. False: documents come in the corpus' own order, and only one record is in memory.
-    buffer_documents  a block ends with the record that brings it to this many documents, or to
-    buffer_bytes      this many bytes. A block is held in memory, and does not reach into the next epoch.
-    epochs            how often to go through the corpus; None: endlessly.
-    rank, world_size  this stream yields every world_size-th document, from the rank-th, in the order of reading.
-                      Every rank reads all files, so what is divided is the training and not the reading.
-
     `state_dict()` is small and JSON-able. A stream made with equal arguments that loads it yields exactly the
     documents that this one would have yielded next; it reads the current block again.
 
-    Raises TypeError/ValueError for bad arguments, CorpusError as the corpus does, and where an epoch has no document
-    for this rank.
+    Args:
+        corpus: what is read.
+        seed: gives the order; the same seed and corpus give the same documents in every process.
+        shuffle: True: each epoch has a new order of files, and the documents that are read are shuffled in blocks.
+            False: documents come in the corpus' own order, and only one record is in memory.
+        epochs: how often to go through the corpus; None: endlessly.
+        buffer_documents, buffer_bytes: a block ends with the record that brings it to this many documents or bytes. It
+            is held in memory, and does not reach into the next epoch.
+        rank, world_size: this stream yields every world_size-th document, from the rank-th, in the order of reading.
+            Every rank reads all files, so what is divided is the training and not the reading.
+
+    Raises:
+        TypeError, ValueError: wrong arguments.
+        CorpusError: as the corpus raises it, and where an epoch has no document for this rank.
     """
 
     def __init__(
