@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,20 +36,11 @@ def write(result: dict[str, Any], out: Path) -> Path:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Writes atomically: a file that exists is whole."""
+    from blt_kernels._files import atomic_path  # here, as `benchmarks gpu` imports this before it builds the library
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as partial:
+    with atomic_path(path) as partial:
         partial.write_text(json.dumps(result, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` at the end; nothing is left of it where that fails."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:
