@@ -94,7 +94,8 @@ HoldOut = Annotated[
 ]
 Steps = Annotated[int, typer.Option(help="Optimiser steps in all.", min=1, max=MAX_STEPS)]
 BatchSize = Annotated[
-    int, typer.Option(help="Rows of a batch. With 1, a row holds several documents.", min=1, max=MAX_TOKENS)
+    int,
+    typer.Option(help="Rows of a batch. With 1, the row holds sequences of several documents.", min=1, max=MAX_TOKENS),
 ]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate of AdamW.", callback=positive)]
 Autocast = Annotated[bool, typer.Option(help="bfloat16 autocast for matrix products.")]
@@ -134,7 +135,7 @@ def main() -> None:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     status: int | str | None = None
     try:
-        with naming(Path("standard output")):  # what we read and write besides has a name
+        with naming(Path("standard output")):  # all else that is read or written has a name
             app()
     except SystemExit as done:
         status = done.code
@@ -146,8 +147,9 @@ def main() -> None:
         status = f"blt-kernels: {describe(error)}"
     try:
         sys.stdout.flush()
-    except OSError as error:  # a full disk, or a reader that has left: then it wants no more words either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes once more
+    except OSError as error:  # the disk is full, or nobody reads any more, and then there is nothing to say
+        # Python flushes once more when it exits, and would print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1 if isinstance(error, BrokenPipeError) else f"blt-kernels: standard output: {error.strerror}"
     sys.exit(status)
 
@@ -329,7 +331,7 @@ def evaluate(
     max_document_bytes: MaxDocument = 1 << 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Bits per byte on text, beside what gzip, xz and zstd reach on the same bytes."""
+    """Bits per byte on text, beside what gzip, xz, zstd and PPMd reach on the same bytes."""
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
     loaded, patcher, state = load_model(model)
     shape = rows_of(model, state)

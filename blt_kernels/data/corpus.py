@@ -16,7 +16,7 @@ from .readers import read_records, split_document
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 Patterns = str | Iterable[str]
 
-KEPT_MESSAGES = 20
+KEPT_MESSAGES = 20  # of what was skipped
 _BLOCK = 256  # places that `Skipped` keeps in one integer
 
 
