@@ -18,7 +18,7 @@ ROW_FIELDS = (
     "environment", "case", "shapes", "headline", "sweep", "variant", "seconds", "quartiles", "rounds", "gb_per_second",
     "fraction_of_copy", "peak_bytes",
 )  # fmt: skip
-# Beyond this factor, and beyond the quartiles of both, a change of time is called one.
+# A change of time counts if it is more than this factor and the quartiles of old and new do not meet.
 NOTABLE = 1.1
 
 

@@ -387,7 +387,7 @@ def patch(
 def flops(
     preset: BLTPreset = "1B",
     patch_size: Annotated[float, typer.Option(help="Mean bytes per patch.", min=1, callback=finite)] = 4.5,
-    context: Annotated[int, typer.Option(help="Bytes of a document.", min=1, max=MAX_BYTES)] = 8192,
+    context: Annotated[int, typer.Option(help="Bytes of a sequence.", min=1, max=MAX_BYTES)] = 8192,
     entropy_preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "100M",
 ) -> None:
     """FLOPs per byte of a BLT, by component: as the paper counts them, and with what it leaves out."""
@@ -402,7 +402,7 @@ def flops(
         )
         for count in ("paper", "inclusive")
     )
-    print_flops(console, f"{preset}, patches of {patch_size:g} bytes, documents of {context:,}", paper, inclusive)
+    print_flops(console, f"{preset}, patches of {patch_size:g} bytes, sequences of {context:,}", paper, inclusive)
     layers = config.latent.num_layers
     widths = [
         f"{equal_token_width(ledger.forward, layers, LLAMA_3_VOCAB, LLAMA_3_BYTES, context_bytes=context):,.0f}"

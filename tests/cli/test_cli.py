@@ -229,7 +229,7 @@ def test_table_of_flops(preset: str, unit: float) -> None:
 
 def test_flops() -> None:
     text = run("flops", "--preset", "400M", "--patch-size", 6, "--context", 4096, "--entropy-preset", "tiny").stdout
-    assert "400M, patches of 6 bytes, documents of 4,096" in text
+    assert "400M, patches of 6 bytes, sequences of 4,096" in text
     total = blt_flops(BLTConfig.preset("400M"), 6, context_bytes=4096, count="paper").forward
     assert f"{total / 1e6:,.1f}" in text and "24 layers over Llama 3's tokens" in text
 
