@@ -91,7 +91,7 @@ def refuse_to_lose(path: Path, options: Options) -> None:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row for each row that both have: `change` is new over old time, `machine` the same of the copy beside it.
+    """One row for each row that both have: `change` is new over old time, `machine` that ratio for the copy beside it.
 
     `verdict` is "slower" or "faster" where the change in units of the machine's own (change / machine) exceeds
     NOTABLE and the quartiles do not meet, else "same".

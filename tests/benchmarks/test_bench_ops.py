@@ -124,7 +124,7 @@ def test_variants_of_every_op_agree(op, monkeypatch):
 
 
 def named(*args) -> Iterator[Case]:
-    """In place of cases that would be built."""
+    """Stands for `cases_of`, and builds nothing."""
     for name in ("forward", "backward", "forward with base", "forward and backward, sparse gradient"):
         yield Case(name, {}, {}, 0)
 
@@ -133,7 +133,7 @@ def named(*args) -> Iterator[Case]:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [True, False])
 def test_each_headline_case_is_measured_once(op, device, quick, monkeypatch):
-    """On a GPU too: shapes are chosen there as here, and nothing is built."""
+    """The choice for a GPU is tested too, because nothing is built."""
     module = importlib.import_module(f"benchmarks.ops.{op}")
     for place in (module, cross_attention):
         monkeypatch.setattr(place, "cases_of", named, raising=False)

@@ -281,7 +281,7 @@ def test_resume_of_a_blt_without_a_checkpoint_needs_its_entropy_model(texts: Pat
 
 
 def test_a_resumed_run_has_the_options_of_the_run(texts: Path, runs: Path, tmp_path: Path) -> None:
-    """Without an option and with the same options it goes on; exactly, as the metrics say."""
+    """It goes on exactly, as the metrics show, whether its options are given again or left out."""
     for options in ((), ("--row-tokens", 128, "--steps", 4, *SHARED)):
         run_ = tmp_path / f"copy {len(options)}"
         shutil.copytree(runs / "entropy", run_)
