@@ -688,10 +688,9 @@ def lookup(tokens, table):
     return hash_ngram_embedding(tokens, table, ngram_sizes=SIZES, num_rows=23, sparse_grad=True)
 
 
-def views_before_the_lookup(tokens, table):
-    """The compiler changes the nodes before the gradient, and then looks at all that follow."""
-    out = lookup(tokens, table).unflatten(-1, (2, -1)).transpose(1, 2).flatten(0, 1)
-    return torch.nn.functional.rms_norm(out.expand(2, *out.shape), (out.shape[-1],)).sin()
+def sliced(tokens, table):
+    """The compiler rewrites the gradient of a slice, and then looks again at all nodes that follow it."""
+    return lookup(tokens, table)[:, 1:].sin()
 
 
 def checkpointed(tokens, table):
@@ -701,13 +700,13 @@ def checkpointed(tokens, table):
 @pytest.mark.parametrize(
     ("fn", "options"),
     [
-        (views_before_the_lookup, {}),
-        (views_before_the_lookup, {"dynamic": True}),
+        (sliced, {}),
+        (sliced, {"dynamic": True}),
         (checkpointed, {}),
         (lookup, {"mode": "reduce-overhead"}),
         (lookup, {"backend": "aot_eager"}),
     ],
-    ids=["views", "dynamic", "checkpoint", "reduce-overhead", "aot_eager"],
+    ids=["sliced", "dynamic", "checkpoint", "reduce-overhead", "aot_eager"],
 )
 def test_compiled_gradients_are_sparse_and_accumulate(fn, options):
     table, _ = make_inputs(torch.empty(0), base_dtype=None)
