@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import check_int
 from ..tokens import IGNORE_INDEX, PAD_ID
 from .stream import DocumentStream
 from .tokens import ByteTokenizer, Tokenizer
@@ -108,10 +109,7 @@ class PackedBatches:
         sizes = {"row_tokens": row_tokens, "batch_size": batch_size}
         optional = {"row_patches": row_patches, "max_sequences": max_sequences, "interleave": interleave}
         for name, value in {**sizes, **{name: value for name, value in optional.items() if value is not None}}.items():
-            if not isinstance(value, int):
-                raise TypeError(f"PackedBatches: {name}: expected int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"PackedBatches: {name}: expected at least 1, got {value}")
+            check_int("PackedBatches", name, value, 1)
         self.documents = documents
         self.row_tokens = row_tokens
         self.batch_size = batch_size

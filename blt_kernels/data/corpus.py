@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .._checks import check_int
 from .errors import CorpusError, printable
 from .files import DEFAULT_INCLUDE, CorpusFile, find_files
 from .readers import read_records, split_document
@@ -115,10 +116,7 @@ class Corpus:
             raise ValueError(f"Corpus: on_error: expected 'raise' or 'skip', got {on_error!r}")
         if not isinstance(text_key, str):
             raise TypeError(f"Corpus: text_key: expected str, got {type(text_key).__name__}")
-        if not isinstance(max_document_bytes, int):
-            raise TypeError(f"Corpus: max_document_bytes: expected int, got {type(max_document_bytes).__name__}")
-        if max_document_bytes < 4:
-            raise ValueError(f"Corpus: max_document_bytes: expected at least 4, got {max_document_bytes}")
+        check_int("Corpus", "max_document_bytes", max_document_bytes, 4)
         roots = _roots(paths)
         include, exclude = _patterns("include", include), _patterns("exclude", exclude)
         self.text_key = text_key

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .._checks import check_int, fail_value
 from .corpus import Corpus, order_key
 from .errors import CorpusError
 
@@ -56,18 +57,16 @@ class DocumentStream:
     ):
         if not isinstance(corpus, Corpus):
             raise TypeError(f"DocumentStream: corpus: expected a Corpus, got {type(corpus).__name__}")
-        least = {"buffer_documents": 1, "buffer_bytes": 1, "world_size": 1, "rank": 0, "epochs": 1}
-        numbers = {"seed": seed, "epochs": epochs, "rank": rank, "world_size": world_size}
-        numbers |= {"buffer_documents": buffer_documents, "buffer_bytes": buffer_bytes}
-        for name, value in numbers.items():
-            if name == "epochs" and value is None:
-                continue
-            if not isinstance(value, int):
-                raise TypeError(f"DocumentStream: {name}: expected int, got {type(value).__name__}")
-            if name in least and value < least[name]:
-                raise ValueError(f"DocumentStream: {name}: expected at least {least[name]}, got {value}")
+        op = "DocumentStream"
+        check_int(op, "seed", seed, -(2**63), 2**63 - 1)
+        if epochs is not None:
+            check_int(op, "epochs", epochs, 1)
+        check_int(op, "buffer_documents", buffer_documents, 1)
+        check_int(op, "buffer_bytes", buffer_bytes, 1)
+        check_int(op, "world_size", world_size, 1)
+        check_int(op, "rank", rank, 0)
         if rank >= world_size:
-            raise ValueError(f"DocumentStream: rank: expected less than world_size = {world_size}, got {rank}")
+            raise fail_value(op, "rank", f"less than world_size = {world_size}", rank)
         self.corpus = corpus
         self.seed = seed
         self.shuffle = shuffle
