@@ -18,7 +18,7 @@ GPU = $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo auto)
 BUILT = $(shell sed -n 's/^BLT_BUILD_CUDA:STRING=//p' build/CMakeCache.txt 2>/dev/null)
 DEMO_CUDA = $(or $(BLT_BUILD_CUDA),$(GPU),$(BUILT),0)
 TEST_CUDA = $(or $(BLT_BUILD_CUDA),auto)
-# Asked on every run, so that the library is always the one that the target wants: without work to do it takes 2 s.
+# Every target builds first, so that it gets the library that it wants; this takes 2 s when nothing has changed.
 build = BLT_BUILD_CUDA=$(1) $(BIN)/python setup.py --quiet build_ext --inplace
 
 .PHONY: demo test test-torch bench gpu-report sanitize lint docs wheel clean

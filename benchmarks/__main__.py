@@ -1,4 +1,4 @@
-"""`python -m benchmarks {ops,matched,report,gpu}`: the one door to the benchmarks. See docs/benchmarks.md.
+"""`python -m benchmarks {ops,matched,report,gpu}` runs the benchmarks. See docs/benchmarks.md.
 
 ops      the ops beside PyTorch and beside a copy of the same bytes
 matched  BLT against token models of equal FLOPs
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """What happened, in one line; with the kind of the error where its text alone would not say."""
+    """An error in one line, with its type where the text alone would say too little."""
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: pip install '.[bench]' in the checkout"

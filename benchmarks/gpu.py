@@ -65,7 +65,7 @@ def build() -> list[str]:
 
 
 def run(command: list[str], limit: float) -> dict[str, Any]:
-    """Runs one step: whether it went well, its time, and the end of what it said."""
+    """Runs one step, and returns whether it went well, its time, and the end of its output."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
     begin = time.perf_counter()
     with tempfile.TemporaryFile() as log:

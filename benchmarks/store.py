@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ ROW_FIELDS = (
     "environment", "case", "shapes", "headline", "sweep", "variant", "seconds", "quartiles", "rounds", "gb_per_second",
     "fraction_of_copy", "peak_bytes",
 )  # fmt: skip
-# Beyond this factor, and beyond the quartiles of both, a change of time is called one.
+# A change of time counts if it is more than this factor and the quartiles of old and new do not meet.
 NOTABLE = 1.1
 
 
@@ -37,20 +36,11 @@ def write(result: dict[str, Any], out: Path) -> Path:
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Writes atomically: a file that exists is whole."""
+    from blt_kernels._files import atomic_path  # here, as `benchmarks gpu` imports this before it builds the library
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as partial:
+    with atomic_path(path) as partial:
         partial.write_text(json.dumps(result, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` at the end; nothing is left of it where that fails."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -101,7 +91,7 @@ def refuse_to_lose(path: Path, options: Options) -> None:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row for each row that both have: `change` is new over old time, `machine` the same of the copy beside it.
+    """One row for each row that both have: `change` is new over old time, `machine` that ratio for the copy beside it.
 
     `verdict` is "slower" or "faster" where the change in units of the machine's own (change / machine) exceeds
     NOTABLE and the quartiles do not meet, else "same".

@@ -22,7 +22,7 @@ from torch.utils.benchmark import Timer
 
 ROUND_SECONDS = 0.02  # a call is repeated as often in a sample as fits, at least once
 GPU_CALLS = 5  # calls of a sample on a GPU, each with a cold L2
-FLUSHES = 6  # so many that the device is still busy with them when the event and the graph after them are submitted
+FLUSHES = 6  # reads of the buffer: the device is still busy with them when the event and the graph are submitted
 
 
 class Measured:

@@ -130,7 +130,7 @@ def check_range(op: str, argument: str, value: torch.Tensor, low: int, high: int
 def check_sequence_values(
     op: str, num_bytes: int, seq_lens: torch.Tensor | None, cu_seqlens: torch.Tensor | None
 ) -> None:
-    """The values fit rows of `num_bytes` bytes, where checks may look. `check_sequences` has checked the rest."""
+    """The values fit rows of `num_bytes` bytes, where checks may look at them; types and shapes fit already."""
     if seq_lens is not None:
         check_range(op, "seq_lens", seq_lens, 0, num_bytes)
     if cu_seqlens is not None and can_look_at(cu_seqlens):
@@ -150,8 +150,8 @@ def check_sequences(
 ) -> int:
     """Checks the two ways to say which bytes are real (at most one is given) and returns the number of sequences.
 
-    Their values are looked at on another device than the CPU alone, and there with BLT_KERNELS_DEBUG=1: the kernels for
-    the CPU look at them anyway.
+    Values on the CPU are left to the kernels, which check them anyway. On another device they are checked here, with
+    BLT_KERNELS_DEBUG=1 alone.
     """
     if seq_lens is not None and cu_seqlens is not None:
         raise fail_value(op, "cu_seqlens", "either seq_lens or cu_seqlens", "both")

@@ -1,7 +1,7 @@
 """FLOP formulas of our ops for `torch.utils.flop_counter.FlopCounterMode`: import this module, and it counts them.
 
-The convention is the counter's. A multiplication and an addition are two FLOPs, a query counts every key of its window,
-and backward computes the scores again. Backward so has 5 products for the 2 of forward. `import blt_kernels` does not
+The convention is the counter's: a multiplication and an addition are two FLOPs, a query counts every key of its window,
+and backward computes the scores again, so that it has 5 products where forward has 2. `import blt_kernels` does not
 register the formulas, because the counter imports Triton where there is one. Formulas see shapes alone, so that they
 hold for fake tensors too. The FLOPs of whole models are in `blt_kernels.model.flops`.
 """

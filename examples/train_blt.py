@@ -25,7 +25,7 @@ print(f"{len(corpus.files)} files, {sum(file.size for file in corpus.files) / 1e
 
 
 def tensors(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens [1, N], targets [1, N] and cu_seqlens [S+1] of a row that holds several documents, end to end."""
+    """Tokens [1, N], targets [1, N] and cu_seqlens [S+1] of a row that holds sequences of several documents."""
     return torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets), torch.from_numpy(batch.cu_seqlens[0])
 
 

@@ -1,6 +1,6 @@
 """The README keeps its word: its examples run, its table of ops is true, its commands exist, and it stays short.
 
-That links, files and names exist which pages mention is checked for all pages in test_docs.py.
+test_docs.py checks, for all pages, that the links, files and names on them exist.
 """
 
 from __future__ import annotations

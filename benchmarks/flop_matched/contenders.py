@@ -21,7 +21,7 @@ from .models import TOKEN, VARIANTS, Variant, grow_latent, variant_flops
 from .texts import Texts, take
 from .tokens import BPETokenizer
 
-SAMPLED_BATCHES = 16  # to know the bytes of a batch before the number of steps is fixed
+SAMPLED_BATCHES = 16  # whose mean bytes fix the number of steps
 REPORTED_COUNTS = ("paper", "inclusive")
 MEASURED_ROW = 1 << 16  # tokens of the rows in which the mean patch is measured; a row has room for as many patches
 

@@ -22,7 +22,7 @@ class Size:
         blt: the local models and tables of its BLTs; of the latent model the head size counts, the rest is grown.
         train_bytes: what the token model reads in a run. Its training FLOPs are the budget of every model.
         main, ablations: models by name, each run with its number of seeds; learning rates are tuned for the main ones.
-        robust: of these, evaluated under noise and on languages too (seed 0).
+        robust: those of them that are also evaluated under noise and on other languages (seed 0).
         backend_steps: steps of the comparison of fused with reference ops; 0: none.
     """
 
@@ -46,7 +46,7 @@ class Scale:
         smoke: the runs are too short for their quality to mean anything, and the output says so.
         vocab_size: of the BPE tokenizer, which is trained on `tokenizer_bytes`.
         row_bytes, batch_size: bytes of text in a row, and rows in a batch, about the same for every model.
-        rates: learning rates that are tried, each with `tuning_share` of the budget. One: nothing is tuned.
+        rates: learning rates that are tried, each with `tuning_share` of the budget. A single one is taken as it is.
         evaluations: points of a curve.
     """
 

@@ -14,6 +14,7 @@ from blt_kernels import PatchLayout, patch_gather
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from blt_kernels.model.flops import Ledger, blt_flops
 from blt_kernels.model.transformer import init_weights
+from blt_kernels.training.runs import seeded
 
 TOLERANCE = 0.02  # of the token model's inclusive FLOPs per byte
 FFN_STEP = 16
@@ -92,8 +93,7 @@ def without_cross_attention(model: BLT) -> BLT:
 
 def build(config: BLTConfig | EntropyModelConfig, *, seed: int, cross_attention: bool = True) -> BLT | EntropyModel:
     """A model with initial weights that depend on `seed` alone; an EntropyModelConfig is that of a token model too."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if isinstance(config, EntropyModelConfig):
             return EntropyModel(config)
         model = BLT(config)

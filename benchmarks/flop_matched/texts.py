@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from blt_kernels._files import atomic_path
 from blt_kernels.data import Corpus, CorpusError, DocumentStream, split_corpus
 from blt_kernels.data.readers import split_document
 from blt_kernels.training.runs import standard_library
 
-from ..store import replaced
 from .noise import NOISES, noised
 
 SMALL_LANGUAGES = Path(__file__).parent / "languages"
@@ -104,7 +104,7 @@ def _sample(path: Path, documents: Iterable[bytes], num_bytes: int | None) -> Co
     """Writes documents to `path` until they hold `num_bytes` (None: all), unless that is done, and opens it."""
     if not path.exists():
         size = 0
-        with replaced(path) as partial, open(partial, "w") as file:
+        with atomic_path(path) as partial, open(partial, "w") as file:
             for document in documents:
                 file.write(json.dumps({"text": document.decode()}) + "\n")
                 size += len(document)

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from blt_kernels._files import atomic_path
 from blt_kernels.tokens import BOS_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
-
-from ..store import replaced
 
 
 class BPETokenizer:
@@ -58,7 +57,7 @@ class BPETokenizer:
         return np.array([BOS_ID, *(BYTE_OFFSET + i for i in ids), EOS_ID], np.int64)
 
     def save(self, path: Path) -> None:
-        with replaced(path) as partial:
+        with atomic_path(path) as partial:
             self._tokenizer.save(str(partial))
 
     @staticmethod

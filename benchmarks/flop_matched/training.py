@@ -28,7 +28,7 @@ ENTROPY_RATE = 6e-3
 
 
 def train(bench: Bench, job: Job) -> None:
-    """A tuning run or one that is compared: on the training FLOPs of the token model, or on a share of them."""
+    """Trains and evaluates the model of a job on the training FLOPs of the token model; a tuning run gets a share."""
     size = bench.sizes[job.size]
     model, token = bench.model(size, job.model), bench.model(size, TOKEN)
     training_flops = model.flops["inclusive"].training

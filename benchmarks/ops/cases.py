@@ -77,7 +77,8 @@ class Case:
         check: raises where the variants' results differ.
         graph: on a GPU, replay a CUDA graph; False for what waits for the device.
         headline: where the report shows it as standing for the op; None: nowhere.
-        sweep: bytes of text, of a point of the sweep over them at the other shapes of the headline cases; else None.
+        sweep: the bytes of text, if the case is a point of the sweep over them, in which the other shapes are those of
+            the headline cases; else None.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """hash_ngram_embedding against its definition and Hugging Face's code, which hash as ours does, and against
 F.embedding_bag and F.embedding, which are given the ids.
 
-Bytes count a table row for every n-gram that reads it, repeated or not, and the gradient likewise; of the rows that
-repeat the caches save some. "uniform" tokens give every position rows of its own; "text" is Python's own library,
+Bytes count a table row for every n-gram that reads it, repeated or not, and the gradient likewise, although caches save
+some reads of repeated rows. "uniform" tokens give every position rows of its own; "text" is Python's own library,
 whose n-grams repeat.
 """
 

@@ -87,7 +87,8 @@ def text_tokens(batch: int, num_bytes: int) -> torch.Tensor:
 def text_entropies(count: int) -> torch.Tensor:
     """float32 [count]: entropy of the next byte given the two before it, by their counts in the same text (add-0.1).
 
-    No trained model, but real text: patches begin where words and phrases do, and their lengths are spread alike.
+    This needs no trained model, and yet patches begin where words and phrases do, and their lengths vary like those of
+    a trained model.
     """
     text = library_text(max(count, 1 << 18))
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()

@@ -72,7 +72,7 @@ def run_suite(ops: Sequence[str], options: Options, out: Path) -> list[Path]:
         raise ValueError(f"ops: --rounds: expected at least 1, got {options.rounds}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("ops: --device: expected cpu, got cuda: torch sees no GPU here")
-    out.mkdir(parents=True, exist_ok=True)  # rather than find out after measuring
+    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is found before anything is measured
     for op in ops or OPS:
         refuse_to_lose(result_path(out, device_name(torch.device(options.device)), op), options)
     paths = []

@@ -19,7 +19,7 @@ def main(op: str, path: str, device: str, quick: bool, rounds: int, case: str) -
     torch.manual_seed(0)
     cases: Callable[[Setting], Iterator[Case]] = importlib.import_module(f"benchmarks.ops.{op}").cases
     setting = Setting(torch.device(device), quick)
-    # Here, where the threads are those that measure.
+    # The facts are collected in this process, because its threads are those that measure.
     facts = describe_machine(setting.device) | {"dtype": str(setting.dtype).removeprefix("torch.")}
     measured = run(cases(setting), setting.device, rounds, case)
     Path(path).write_text(json.dumps({"facts": facts, "rows": measured}))

@@ -20,6 +20,7 @@ from ..ops import OPS
 from ..store import read
 from .plots import digest, draw, drawn_digest, plots
 from .tables import (
+    baseline_name,
     device_line,
     growth_table,
     kernel_table,
@@ -34,7 +35,6 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"
 ALL_TABLES = REPOSITORY / "docs" / "results.md"
 PLOTS = REPOSITORY / "docs" / "plots"
-
 
 Kernels = dict[str, dict[str, Any]]  # results of the ops on one device, by op
 
@@ -66,7 +66,7 @@ def top(root: Path) -> str:
             result = next(iter(kernels.values()))
             parts.append(f"Against the best other implementation, on {result['device']} ({result['dtype']}):")
             lines = [
-                f"- **{speedup(rows, best):.1f}x** `{op}`, {name} (baseline: {best['variant']})"
+                f"- **{speedup(rows, best):.1f}x** `{op}`, {name} (baseline: {baseline_name(best['variant'])})"
                 for op, name, rows, best in shown_in(kernels, "top")
             ]
             parts.append("\n".join(lines))
@@ -79,7 +79,10 @@ def short(root: Path) -> str:
     for _, kernels, jobs in devices(root):
         on_gpu = on_gpu or any("cuda" in result for result in kernels.values())
         if kernels:
-            explained = "The baseline is the fastest other implementation that was measured; below 1 ours is slower."
+            explained = (
+                "The baseline is the fastest other implementation that was measured (the PyTorch definition is that of "
+                "`blt_kernels/reference/`); below 1 ours is slower."
+            )
             parts += [f"{device_line(kernels)} {explained}", short_table(kernels).markdown()]
             parts.append(slower_table(kernels).title)
         for scale, rows in jobs.items():

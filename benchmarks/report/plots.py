@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from blt_kernels._optional import new_figure, optional
 
-from .tables import NOT_A_BASELINE, environments, growth, headlines, speedup
+from .tables import NOT_A_BASELINE, baseline_name, environments, growth, headlines, speedup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,11 +36,13 @@ def plots(kernels: dict[str, dict[str, Any]], jobs: dict[str, list[dict[str, Any
             for name, rows in headlines(result, leading).items():
                 ours = rows["ours"]
                 speedups[f"{op}, {name}"] = {
-                    variant: speedup(rows, row) for variant, row in rows.items() if variant not in NOT_A_BASELINE
+                    baseline_name(variant): speedup(rows, row)
+                    for variant, row in rows.items()
+                    if variant not in NOT_A_BASELINE
                 }
                 rates[f"{op}, {name}"] = {"ours": ours["gb_per_second"], "copy": rows["copy"]["gb_per_second"]}
             for name, variants in growth(result, leading).items():
-                lines = {variant: points for variant, points in variants.items() if len(points) > 1}
+                lines = {baseline_name(variant): points for variant, points in variants.items() if len(points) > 1}
                 if "ours" in lines:
                     curves[f"{op}, {name}"] = lines
         made = {"speedup": speedups, "roofline": rates} | ({"time_against_n": curves} if curves else {})

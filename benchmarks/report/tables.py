@@ -16,6 +16,19 @@ from .table import Table
 
 # Variants that are ours in another form, or no op at all.
 NOT_A_BASELINE = ("ours", "copy", "entropy, then segment", "F.linear, our entropy")
+# What tables and plots call a baseline. In results its name is short, and ends in " compiled" under torch.compile.
+BASELINES = {
+    "reference": "PyTorch definition",
+    "gather": "gather in PyTorch",
+    "scatter_reduce": "torch.scatter_reduce",
+    "segment_reduce": "torch.segment_reduce",
+    "dense": "SDPA, dense mask",
+    "flex": "FlexAttention",
+    "embedding_bag": "F.embedding_bag",
+    "6 embeddings": "six calls of F.embedding",
+    "transformers": "Hugging Face transformers",
+}
+COMPILED = " compiled"
 # A headline case is shown where it says, and in all places before.
 PLACES: tuple[Headline, ...] = ("results", "readme", "top")
 Row = dict[str, Any]
@@ -70,6 +83,12 @@ def best_baseline(rows: Case) -> Row | None:
     return min(others, key=lambda row: row["seconds"], default=None)
 
 
+def baseline_name(variant: str) -> str:
+    """A variant of a result as a reader of the pages knows it; what is no baseline keeps its name."""
+    name = variant.removesuffix(COMPILED)
+    return BASELINES.get(name, name) + (", torch.compile" if variant.endswith(COMPILED) else "")
+
+
 def speedup(rows: Case, baseline: Row) -> float:
     """Time of the baseline over ours: below 1 ours is slower."""
     return baseline["seconds"] / rows["ours"]["seconds"]
@@ -90,7 +109,7 @@ def kernel_table(kernels: dict[str, dict[str, Any]]) -> Table:
             rest = ("", "", "")
             if best is not None:
                 memory = f"{_megabytes(ours['peak_bytes'])} against {_megabytes(best['peak_bytes'])}"
-                rest = (best["variant"], f"{speedup(rows, best):.1f}x", memory)
+                rest = (baseline_name(best["variant"]), f"{speedup(rows, best):.1f}x", memory)
             lines.append((f"`{op}`", name, _milliseconds(ours["seconds"]), share, *rest))
     return Table("kernels", ("op", "case", "time", "of copy", "baseline", "speed-up", "memory"), lines)
 
@@ -100,11 +119,12 @@ def legend(kernels: dict[str, dict[str, Any]]) -> str:
     result = next(iter(kernels.values()))
     text = (
         f"{device_line(kernels)} Medians. The baseline is the fastest other implementation that was measured, and "
-        "the speed-up is its time over ours: below 1 ours is slower. "
+        "the speed-up is its time over ours: below 1 ours is slower. The PyTorch definition is that of "
+        "`blt_kernels/reference/`. "
         '"of copy" is the speed of a copy of the bytes that the op must move, measured in the same run'
     )
     if len(environments(result)) > 1:
-        text += "; with bound threads and recycled memory, in brackets in the default environment"
+        text += ", with bound threads and recycled memory; the share in brackets is that of the default environment"
     return text + ". Memory is the peak beside the inputs."
 
 
@@ -116,7 +136,7 @@ def device_line(kernels: dict[str, dict[str, Any]]) -> str:
 def short_table(kernels: dict[str, dict[str, Any]]) -> Table:
     """The headline cases that README.md shows."""
     lines = [
-        (f"`{op}`, {name}", best["variant"], f"{speedup(rows, best):.1f}x")
+        (f"`{op}`, {name}", baseline_name(best["variant"]), f"{speedup(rows, best):.1f}x")
         for op, name, rows, best in shown_in(kernels, "readme")
     ]
     return Table("kernels", ("op, case", "baseline", "speed-up"), lines)
@@ -146,7 +166,8 @@ def slower_table(kernels: dict[str, dict[str, Any]]) -> Table:
                 clear += apart
                 inside = ", ".join(f"{key} {value}" for key, value in shapes.items())
                 ratio = f"{speedup(rows, best):.2f}x"
-                lines.append((f"`{op}`", name, inside, best["variant"], ratio, "yes" if apart else "no"))
+                baseline = baseline_name(best["variant"])
+                lines.append((f"`{op}`", name, inside, baseline, ratio, "yes" if apart else "no"))
     title = (
         f"Of {total} measured cases, ours is slower than the best baseline in {len(lines)}, "
         f"and in {clear} of them beyond the quartiles of both."
@@ -192,7 +213,6 @@ def growth_table(kernels: dict[str, dict[str, Any]]) -> Table:
                 continue
             best = min(others, key=lambda variant: others[variant][-1][1])
             sizes = f"{ours[-2][0]} to {ours[-1][0]}"
-            lines.append(
-                (f"`{op}`", name, sizes, f"N^{exponent(ours):.2f}", f"N^{exponent(others[best]):.2f} ({best})")
-            )
+            theirs = f"N^{exponent(others[best]):.2f} ({baseline_name(best)})"
+            lines.append((f"`{op}`", name, sizes, f"N^{exponent(ours):.2f}", theirs))
     return Table("How time grows with the bytes of text", ("op", "case", "N", "ours", "baseline"), lines)

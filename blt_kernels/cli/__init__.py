@@ -1,4 +1,4 @@
-"""`blt-kernels`, the command line. It needs the extra `train`, but for `blt-kernels doctor`."""
+"""`blt-kernels`, the command line. It needs the extra `train`, except for `blt-kernels doctor`."""
 
 from __future__ import annotations
 

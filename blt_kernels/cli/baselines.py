@@ -1,4 +1,4 @@
-"""What a byte model is compared with, in the unit of its own metric: compressors, the last of them a byte model.
+"""Compressors to compare a byte model with, in bits per byte.
 
 Bits per byte counts every byte of every document and nothing else, as `model.loss.bits_per_byte` does. Compressors
 store no ends of documents, and a model's predictions of them are left out of its sum as well.
@@ -137,5 +137,5 @@ def _zstd(zstandard: Any, data: bytes, seen: bytes) -> int:
 def _ppmd(pyppmd: Any, data: bytes, seen: bytes) -> int:
     encoder = pyppmd.Ppmd7Encoder(_PPMD_ORDER, _PPMD_MEMORY)
     if seen:
-        encoder.encode(seen)  # up to 5 bytes of its output come only with those of `data`
+        encoder.encode(seen)  # it holds up to 5 bytes back, which then count with `data`
     return len(encoder.encode(data)) + len(encoder.flush())

@@ -16,7 +16,7 @@ def printable(text: object) -> str:
 
 
 def say(where: Console, text: str) -> None:
-    """Prints one line, which the terminal may wrap but we do not: a path can be copied."""
+    """Prints one line and does not wrap it, so that a path in it can be copied."""
     where.print(printable(text), soft_wrap=True)
 
 

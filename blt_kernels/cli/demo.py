@@ -140,7 +140,7 @@ def _train(
     settings: dict[str, Any],
     patcher: Patcher | None = None,
 ) -> Trainer:
-    """Trains the model of a stage for its share of the time; or loads it, where an earlier demo has trained it."""
+    """Trains the model of a stage for its share of the time, or loads the one that an earlier demo has trained."""
     train, held_out = texts
     run = demo / stage.folder
     if list_checkpoints(run):

@@ -94,7 +94,8 @@ HoldOut = Annotated[
 ]
 Steps = Annotated[int, typer.Option(help="Optimiser steps in all.", min=1, max=MAX_STEPS)]
 BatchSize = Annotated[
-    int, typer.Option(help="Rows of a batch. With 1, a row holds several documents.", min=1, max=MAX_TOKENS)
+    int,
+    typer.Option(help="Rows of a batch. With 1, the row holds sequences of several documents.", min=1, max=MAX_TOKENS),
 ]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate of AdamW.", callback=positive)]
 Autocast = Annotated[bool, typer.Option(help="bfloat16 autocast for matrix products.")]
@@ -134,7 +135,7 @@ def main() -> None:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     status: int | str | None = None
     try:
-        with naming(Path("standard output")):  # what we read and write besides has a name
+        with naming(Path("standard output")):  # all else that is read or written has a name
             app()
     except SystemExit as done:
         status = done.code
@@ -146,8 +147,9 @@ def main() -> None:
         status = f"blt-kernels: {describe(error)}"
     try:
         sys.stdout.flush()
-    except OSError as error:  # a full disk, or a reader that has left: then it wants no more words either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes once more
+    except OSError as error:  # the disk is full, or nobody reads any more, and then there is nothing to say
+        # Python flushes once more when it exits, and would print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1 if isinstance(error, BrokenPipeError) else f"blt-kernels: standard output: {error.strerror}"
     sys.exit(status)
 
@@ -329,7 +331,7 @@ def evaluate(
     max_document_bytes: MaxDocument = 1 << 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Bits per byte on text, beside what gzip, xz and zstd reach on the same bytes."""
+    """Bits per byte on text, beside what gzip, xz, zstd and PPMd reach on the same bytes."""
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
     loaded, patcher, state = load_model(model)
     shape = rows_of(model, state)
@@ -385,7 +387,7 @@ def patch(
 def flops(
     preset: BLTPreset = "1B",
     patch_size: Annotated[float, typer.Option(help="Mean bytes per patch.", min=1, callback=finite)] = 4.5,
-    context: Annotated[int, typer.Option(help="Bytes of a document.", min=1, max=MAX_BYTES)] = 8192,
+    context: Annotated[int, typer.Option(help="Bytes of a sequence.", min=1, max=MAX_BYTES)] = 8192,
     entropy_preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "100M",
 ) -> None:
     """FLOPs per byte of a BLT, by component: as the paper counts them, and with what it leaves out."""
@@ -400,7 +402,7 @@ def flops(
         )
         for count in ("paper", "inclusive")
     )
-    print_flops(console, f"{preset}, patches of {patch_size:g} bytes, documents of {context:,}", paper, inclusive)
+    print_flops(console, f"{preset}, patches of {patch_size:g} bytes, sequences of {context:,}", paper, inclusive)
     layers = config.latent.num_layers
     widths = [
         f"{equal_token_width(ledger.forward, layers, LLAMA_3_VOCAB, LLAMA_3_BYTES, context_bytes=context):,.0f}"

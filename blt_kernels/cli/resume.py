@@ -10,8 +10,8 @@ from typer.core import TyperCommand
 
 from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
 
-# What a resumed run takes anew. Everything else decides what it computes and stays what it was; whether the text is the
-# same is for the training to say, which knows its files.
+# A resumed run takes these from its own command line. All other options decide what it computes, and stay what they
+# were. The trainer checks that the text is the same, because it knows the files.
 _FREE = ("data", "run", "resume", "eval_every", "checkpoint_every")
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from .._checks import fail_value
 from .._optional import new_figure, optional
-from ..tokens import BYTE_OFFSET
+from ..tokens import BOE_ID, BOS_ID, BPE_ID, BYTE_OFFSET, EOS_ID
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # What stands between patches where there is no colour; the same character of the text itself is escaped.
 SEPARATOR = "|"
 MAX_PICTURE = 4800  # tokens
-_SPECIAL = {0: "BOE", 1: "BOS", 2: "EOS", 3: "SEP"}
+_SPECIAL = {BOE_ID: "BOE", BOS_ID: "BOS", EOS_ID: "EOS", BPE_ID: "SEP"}
 # Pale blue, yellow, orange: low to high entropy, all readable under black text.
 _RAMP = np.array([[214, 232, 245], [255, 240, 184], [255, 176, 122]], np.float64)
 _SHADE = 0.9  # of every other patch in the terminal, where neighbours must be told apart by colour alone

@@ -1,11 +1,11 @@
 """From files to batches: reads a corpus as a stream, shuffles and shards it, and packs it into rows.
 
-This package needs numpy alone; Parquet files and .zst files need pyarrow and zstandard.
+It makes numpy arrays and uses no torch; Parquet files and .zst files need the packages pyarrow and zstandard.
 
-corpus = Corpus("texts/")
-train, held_out = split_corpus(corpus, seed=0)
-batches = PackedBatches(DocumentStream(train, seed=0), row_tokens=8192)
-for batch in batches: ...
+    corpus = Corpus("texts/")
+    train, held_out = split_corpus(corpus, seed=0)
+    batches = PackedBatches(DocumentStream(train, seed=0), row_tokens=8192)
+    for batch in batches: ...
 """
 
 from .batches import Batch, PackedBatches

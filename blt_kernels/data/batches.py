@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import check_int
 from ..tokens import IGNORE_INDEX, PAD_ID
 from .stream import DocumentStream
 from .tokens import ByteTokenizer, Tokenizer
@@ -23,18 +24,18 @@ class Batch:
     """B rows of N tokens. A *sequence* is a document or a part of one that lies in one row without a break; nothing
     may be attended to, hashed or patched across sequences. A row holds at most S sequences, then padding.
 
-    tokens         int64 [B, N]    PAD_ID after the last sequence
-    targets        int64 [B, N]    the next token of the same document, also where that is in another sequence;
-                                   IGNORE_INDEX at EOS and padding. So every token of a document but its BOS is a
-                                   target exactly once.
-    sequence_ids   int32 [B, N]    0, 1, ... in each row; -1 at padding
-    seq_lens       int32 [B]       tokens before the padding
-    cu_seqlens     int32 [B, S+1]  where the sequences of each row start and end; repeats its last value, seq_lens[b].
-                                   With B = 1, cu_seqlens[0] is that of a packed batch.
-    patch_lengths  int64 [B, C]    tokens of each patch; 0 after the last; sums to seq_lens. None without a segmenter.
-    next_is_start  bool [B, S]     whether the document goes on in another sequence. That one begins with a new patch,
-                                   so the last patch of this one is finished. None without a segmenter.
-    num_bytes      int             bytes of text that the targets stand for; BOS, EOS and padding stand for none.
+    Attributes:
+        tokens: int64 [B, N]; PAD_ID after the last sequence.
+        targets: int64 [B, N]: the next token of the same document, also where that is in another sequence;
+            IGNORE_INDEX at EOS and padding. So every token of a document but its BOS is a target exactly once.
+        sequence_ids: int32 [B, N]: 0, 1, ... in each row; -1 at padding.
+        seq_lens: int32 [B]: tokens before the padding.
+        cu_seqlens: int32 [B, S+1]: where the sequences of each row start and end; repeats its last value, seq_lens[b].
+            With B = 1, cu_seqlens[0] is that of a packed batch.
+        patch_lengths: int64 [B, C]: tokens of each patch; 0 after the last; sums to seq_lens. None without a segmenter.
+        next_is_start: bool [B, S]: whether the document goes on in another sequence. That one begins with a new patch,
+            so the last patch of this one is finished. None without a segmenter.
+        num_bytes: bytes of text that the targets stand for; BOS, EOS and padding stand for none.
     """
 
     tokens: NDArray[np.int64]
@@ -64,25 +65,29 @@ class _OpenDocument:
 class PackedBatches:
     """An iterator of Batch: each document of `documents` as BOS, bytes, EOS, packed back to back into rows.
 
-    row_tokens     N. Rows are filled one after the other; a document that does not fit goes on in a later row.
-    batch_size     B.
-    interleave     how many documents are open at a time, each giving a sequence in turn. Sequences of one document
-                   are alike, and a batch of them gives a noisy gradient. None: B, so that each row of a batch of long
-                   documents is from another one.
-    segmenter      called with the tokens of a whole document, int64 [n]; returns the lengths of its patches, integers
-                   of at least 1 that sum to n, as an array or sequence.
-    row_patches    C, with a segmenter. A row ends when it holds C patches, or where the next one would go beyond N:
-                   cuts are at patch boundaries. With N about 1.3 * C * mean length nearly all slots are used, and
-                   what varies is the padding. A patch of more than N tokens is cut into N, N, ..., rest.
-    max_sequences  S. A row that holds S sequences ends there. None: N / 128, at least 16; at most C.
-    tokenizer      makes the tokens of a document. None: a ByteTokenizer.
-
-    Ends when `documents` does; the last rows may be short or empty, the shape stays. Raises TypeError/ValueError for
-    bad arguments and wrong patch lengths.
+    It ends when `documents` does; the last rows may be short or empty, but the shape stays.
 
     `state_dict()` is JSON-able and small. To read ahead of training, keep for each batch the state taken right after
     it was made. Loading reads and segments the current document again, so it is exact for a segmenter that repeats
     itself.
+
+    Args:
+        documents: what is packed.
+        row_tokens: N. Rows are filled one after the other; a document that does not fit goes on in a later row.
+        batch_size: B.
+        segmenter: called with the tokens of a whole document, int64 [n]; returns the lengths of its patches, integers
+            of at least 1 that sum to n, as an array or sequence.
+        row_patches: C, with a segmenter. A row ends when it holds C patches, or where the next one would go beyond N,
+            so that cuts are at patch boundaries. With N about 1.3 * C * mean length nearly all slots are used, and
+            what varies is the padding. A patch of more than N tokens is cut into N, N, ..., rest.
+        max_sequences: S. A row that holds S sequences ends there. None: N / 128, at least 16; at most C.
+        interleave: how many documents are open at a time, each giving a sequence in turn. Sequences of one document
+            are alike, and a batch of them gives a noisy gradient. None: B, so that each row of a batch of long
+            documents is from another one.
+        tokenizer: makes the tokens of a document. None: a ByteTokenizer.
+
+    Raises:
+        TypeError, ValueError: wrong arguments or wrong patch lengths.
     """
 
     def __init__(
@@ -104,10 +109,7 @@ class PackedBatches:
         sizes = {"row_tokens": row_tokens, "batch_size": batch_size}
         optional = {"row_patches": row_patches, "max_sequences": max_sequences, "interleave": interleave}
         for name, value in {**sizes, **{name: value for name, value in optional.items() if value is not None}}.items():
-            if not isinstance(value, int):
-                raise TypeError(f"PackedBatches: {name}: expected int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"PackedBatches: {name}: expected at least 1, got {value}")
+            check_int("PackedBatches", name, value, 1)
         self.documents = documents
         self.row_tokens = row_tokens
         self.batch_size = batch_size

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .._checks import check_int
 from .errors import CorpusError, printable
 from .files import DEFAULT_INCLUDE, CorpusFile, find_files
 from .readers import read_records, split_document
@@ -16,7 +17,7 @@ from .readers import read_records, split_document
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 Patterns = str | Iterable[str]
 
-KEPT_MESSAGES = 20
+KEPT_MESSAGES = 20  # of what was skipped
 _BLOCK = 256  # places that `Skipped` keeps in one integer
 
 
@@ -56,43 +57,49 @@ class Skipped:
 class Corpus:
     """Files in a fixed order, streamed as documents; iterating gives all documents (bytes, UTF-8) in that order.
 
-    paths         one path or several: files of any name, and directories, walked recursively and in sorted order.
-                  By name a file is JSON lines (.jsonl, .ndjson: one record a line), Parquet (.parquet) or text
-                  (anything else: one document); text and JSON lines also as .gz, .xz or .zst. Links are followed. A
-                  file reached twice counts once.
-    text_key      the key of JSON records, or the Parquet column, that holds the text.
-    on_error      "raise": what cannot be read raises CorpusError with file, line (or row) and reason, when reached.
-                  "skip": it is counted in `skipped` and reading goes on with the next record, or, where a file
-                  cannot be read further, the next file. The documents before the fault are kept.
-    include       glob patterns, one or several, of the files that directories contribute. By default these are
-                  DEFAULT_INCLUDE, in upper or lower case.
-    exclude       glob patterns of files and directories to leave out. They win over `include`, over `paths`, and over
-                  other names (links) of the same file.
-    max_document_bytes
-                  longer documents come in pieces of at most this size (at least 4), cut after a line end or, where a
-                  line is longer, between characters; each piece is a document of its own. This bounds memory:
-                  reading holds one piece of a text file, one record of JSON lines, 32 rows of Parquet.
+    By its name a file is JSON lines (.jsonl, .ndjson: one record a line), Parquet (.parquet) or text (anything else:
+    one document); text and JSON lines also as .gz, .xz or .zst. Empty documents are left out. A byte order mark at the
+    start of a text file or of a line of JSON is no text and is dropped. Text files with NUL bytes or invalid UTF-8 are
+    errors.
 
     Patterns are matched against the path relative to the directory in `paths`, and of a file in `paths` against its
     name. They are read as in a .gitignore file, but `*` also matches "/":
-        test      everything called test, at any depth; of a directory, all that is in it
-        test/     the same, but only directories
-        *.py      all such names, at any depth
-        test/*    a pattern with a slash is anchored: what is in the directory `test` at the top
-        a/b.txt   this file, also as /a/b.txt
-        */test/*  what is in directories called test, at any depth, also at the top (so does **/test/*)
+
+    - `test` is everything called test, at any depth; of a directory, all that is in it.
+    - `test/` is the same, but only directories.
+    - `*.py` is all such names, at any depth.
+    - `test/*` has a slash and so is anchored: it is what is in the directory `test` at the top.
+    - `a/b.txt` is this file, also as `/a/b.txt`.
+    - `*/test/*` is what is in directories called test, at any depth, also at the top; so is `**/test/*`.
+
     A pattern of `include` with a wildcard selects files; to name directories with it, add "/" (`train*/`). In a
-    directory names that begin with a dot never take part.
+    directory, names that begin with a dot never take part.
 
-    Attributes that say what became of the arguments (`remarks` has them as sentences):
-        files      the files, in order.
-        left_out   a LeftOut: how many files and directories were left out, why, and a few names.
-        unmatched  the patterns that matched nothing, as pairs ("include" or "exclude", pattern).
-        skipped    a Skipped: what reading has skipped so far.
+    Args:
+        paths: one path or several: files of any name, and directories, walked recursively and in sorted order. Links
+            are followed. A file reached twice counts once.
+        text_key: the key of JSON records, or the Parquet column, that holds the text.
+        on_error: "raise": what cannot be read raises CorpusError with file, line (or row) and reason, when reached.
+            "skip": it is counted in `skipped` and reading goes on with the next record, or, where a file cannot be
+            read further, the next file. The documents before the fault are kept.
+        include: glob patterns, one or several, of the files that directories contribute. By default these are
+            DEFAULT_INCLUDE, in upper or lower case.
+        exclude: glob patterns of files and directories to leave out. They win over `include`, over `paths`, and over
+            other names (links) of the same file.
+        max_document_bytes: longer documents come in pieces of at most this size (at least 4), cut after a line end or,
+            where a line is longer, between characters; each piece is a document of its own. This bounds memory:
+            reading holds one piece of a text file, one record of JSON lines, 32 rows of Parquet.
 
-    Empty documents are left out. A byte order mark at the start of a text file or of a line of JSON is no text and is
-    dropped. Text files with NUL bytes or invalid UTF-8 are errors. Raises TypeError/ValueError for bad arguments,
-    CorpusError for a missing path and where there are no files or no documents.
+    Attributes:
+        files: the files, in order.
+        left_out: a LeftOut: how many files and directories were left out, why, and a few names.
+        unmatched: the patterns that matched nothing, as pairs ("include" or "exclude", pattern). `remarks` has these
+            and `left_out` as sentences.
+        skipped: a Skipped: what reading has skipped so far.
+
+    Raises:
+        TypeError, ValueError: wrong arguments.
+        CorpusError: a path is missing, or there are no files or no documents.
     """
 
     def __init__(
@@ -109,10 +116,7 @@ class Corpus:
             raise ValueError(f"Corpus: on_error: expected 'raise' or 'skip', got {on_error!r}")
         if not isinstance(text_key, str):
             raise TypeError(f"Corpus: text_key: expected str, got {type(text_key).__name__}")
-        if not isinstance(max_document_bytes, int):
-            raise TypeError(f"Corpus: max_document_bytes: expected int, got {type(max_document_bytes).__name__}")
-        if max_document_bytes < 4:
-            raise ValueError(f"Corpus: max_document_bytes: expected at least 4, got {max_document_bytes}")
+        check_int("Corpus", "max_document_bytes", max_document_bytes, 4)
         roots = _roots(paths)
         include, exclude = _patterns("include", include), _patterns("exclude", exclude)
         self.text_key = text_key

@@ -38,15 +38,15 @@ class CorpusFile:
 class LeftOut:
     """What the given directories hold and the corpus does not read, by reason; a directory counts as one.
 
-    hidden         the name begins with a dot.
-    excluded       matched by `exclude`, under this name or another name of the same file.
-    not included   matched by no pattern of `include`.
-    reached twice  another name of a file that is in the corpus; it is read once.
-    empty          text and JSON lines files of 0 bytes. They stay in `Corpus.files`.
-    broken link    a link to nothing.
-    link loop      a link to a directory that the link itself lies in.
-    not a file     a pipe, a socket or a device.
-    unreadable     what the operating system refuses to list, with `on_error="skip"`.
+    - "hidden": the name begins with a dot.
+    - "excluded": matched by `exclude`, under this name or another name of the same file.
+    - "not included": matched by no pattern of `include`.
+    - "reached twice": another name of a file that is in the corpus; it is read once.
+    - "empty": text and JSON lines files of 0 bytes. They stay in `Corpus.files`.
+    - "broken link": a link to nothing.
+    - "link loop": a link to a directory that the link itself lies in.
+    - "not a file": a pipe, a socket or a device.
+    - "unreadable": what the operating system refuses to list, with `on_error="skip"`.
     """
 
     counts: Counter[str] = field(default_factory=Counter)

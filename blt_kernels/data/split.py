@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .._checks import check_int
 from .corpus import Corpus, CorpusFile, order_key
 from .errors import CorpusError
 from .readers import kind_of
@@ -20,10 +21,7 @@ def split_corpus(corpus: Corpus, holdout_bytes: int = 1 << 20, *, seed: int = 0)
 
     Raises TypeError/ValueError for bad arguments, CorpusError where nothing would be left for training.
     """
-    if not isinstance(holdout_bytes, int):
-        raise TypeError(f"split_corpus: holdout_bytes: expected int, got {type(holdout_bytes).__name__}")
-    if holdout_bytes < 1:
-        raise ValueError(f"split_corpus: holdout_bytes: expected at least 1, got {holdout_bytes}")
+    check_int("split_corpus", "holdout_bytes", holdout_bytes, 1)
     # Short pieces, so that a text file is cut near where enough is reached.
     pieces = min(corpus.max_document_bytes, max(4, holdout_bytes // 16))
     reader = corpus.with_files(corpus.files, max_document_bytes=pieces)

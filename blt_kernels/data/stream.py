@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .._checks import check_int, fail_value
 from .corpus import Corpus, order_key
 from .errors import CorpusError
 
@@ -23,20 +24,23 @@ class _Position(NamedTuple):
 class DocumentStream:
     """An iterator over the documents (bytes, never empty) of `corpus`.
 
-    seed              gives the order; the same seed and corpus give the same documents in every process.
-    shuffle           True: each epoch has a new order of files, and the documents that are read are shuffled in
-                      blocks. False: documents come in the corpus' own order, and only one record is in memory.
-    buffer_documents  a block ends with the record that brings it to this many documents, or to
-    buffer_bytes      this many bytes. A block is held in memory, and does not reach into the next epoch.
-    epochs            how often to go through the corpus; None: endlessly.
-    rank, world_size  this stream yields every world_size-th document, from the rank-th, in the order of reading.
-                      Every rank reads all files, so what is divided is the training and not the reading.
-
     `state_dict()` is small and JSON-able. A stream made with equal arguments that loads it yields exactly the
     documents that this one would have yielded next; it reads the current block again.
 
-    Raises TypeError/ValueError for bad arguments, CorpusError as the corpus does, and where an epoch has no document
-    for this rank.
+    Args:
+        corpus: what is read.
+        seed: gives the order; the same seed and corpus give the same documents in every process.
+        shuffle: True: each epoch has a new order of files, and the documents that are read are shuffled in blocks.
+            False: documents come in the corpus' own order, and only one record is in memory.
+        epochs: how often to go through the corpus; None: endlessly.
+        buffer_documents, buffer_bytes: a block ends with the record that brings it to this many documents or bytes. It
+            is held in memory, and does not reach into the next epoch.
+        rank, world_size: this stream yields every world_size-th document, from the rank-th, in the order of reading.
+            Every rank reads all files, so what is divided is the training and not the reading.
+
+    Raises:
+        TypeError, ValueError: wrong arguments.
+        CorpusError: as the corpus raises it, and where an epoch has no document for this rank.
     """
 
     def __init__(
@@ -53,18 +57,16 @@ class DocumentStream:
     ):
         if not isinstance(corpus, Corpus):
             raise TypeError(f"DocumentStream: corpus: expected a Corpus, got {type(corpus).__name__}")
-        least = {"buffer_documents": 1, "buffer_bytes": 1, "world_size": 1, "rank": 0, "epochs": 1}
-        numbers = {"seed": seed, "epochs": epochs, "rank": rank, "world_size": world_size}
-        numbers |= {"buffer_documents": buffer_documents, "buffer_bytes": buffer_bytes}
-        for name, value in numbers.items():
-            if name == "epochs" and value is None:
-                continue
-            if not isinstance(value, int):
-                raise TypeError(f"DocumentStream: {name}: expected int, got {type(value).__name__}")
-            if name in least and value < least[name]:
-                raise ValueError(f"DocumentStream: {name}: expected at least {least[name]}, got {value}")
+        op = "DocumentStream"
+        check_int(op, "seed", seed, -(2**63), 2**63 - 1)
+        if epochs is not None:
+            check_int(op, "epochs", epochs, 1)
+        check_int(op, "buffer_documents", buffer_documents, 1)
+        check_int(op, "buffer_bytes", buffer_bytes, 1)
+        check_int(op, "world_size", world_size, 1)
+        check_int(op, "rank", rank, 0)
         if rank >= world_size:
-            raise ValueError(f"DocumentStream: rank: expected less than world_size = {world_size}, got {rank}")
+            raise fail_value(op, "rank", f"less than world_size = {world_size}", rank)
         self.corpus = corpus
         self.seed = seed
         self.shuffle = shuffle

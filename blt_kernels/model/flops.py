@@ -87,7 +87,7 @@ def blt_flops(
         config: its shapes.
         patch_size: mean bytes per patch. For batches with empty slots, bytes per slot: the latent transformer computes
             every slot.
-        context_bytes: bytes of the documents that attention is averaged over.
+        context_bytes: bytes of the sequences that attention is averaged over.
         entropy_model: the model that makes the patches, frozen. The paper leaves it out, and so does "paper".
         count: "paper", "inclusive" or "counter": see the module.
 
@@ -143,7 +143,7 @@ def token_flops(
         config: its shapes. Input embeddings are lookups.
         vocab_size: outputs of the head.
         bytes_per_token: mean; the paper takes 3.7 for the tokenizer of Llama 2 and 4.4 for that of Llama 3.
-        context_bytes: bytes of the documents that attention is averaged over, the same for models that are compared.
+        context_bytes: bytes of the sequences that attention is averaged over, the same for models that are compared.
         count: "paper", "inclusive" or "counter": see the module.
 
     Raises:

@@ -31,8 +31,8 @@ def segment_logits(
     """`entropy(logits)` and `segment` of it, bit for bit, in one call.
 
     `logits[b, t]` is the entropy model's prediction made at byte t, for byte t + 1. The entropies are differentiable,
-    the layout is not. Bytes outside `seq_lens` or `cu_seqlens` belong to no patch, but their entropies are those of
-    their logits all the same: mask them where they are summed.
+    the layout is not. Bytes outside `seq_lens` or `cu_seqlens` belong to no patch, but their entropies are computed
+    like all others: mask them where they are summed.
 
     Args:
         logits: [B, N, V], V >= 1, float32, float64, bfloat16 or float16.

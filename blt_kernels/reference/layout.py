@@ -83,7 +83,7 @@ def from_lengths(
     lengths = lengths.long().clamp(min=0)
     if num_bytes is None:
         num_bytes = int(lengths.sum(1).max()) if lengths.shape[0] else 0
-    lengths = lengths.clamp(max=num_bytes + 2)  # such a length is too long all the same, and now the sum cannot wrap
+    lengths = lengths.clamp(max=num_bytes + 2)  # still too long, but the sum cannot wrap
     where = bytes_of((lengths.shape[0], num_bytes), lengths.device, seq_lens, cu_seqlens, op)
     real = where.real.sum(1, keepdim=True)  # [B, 1]: bytes from here on are not there
     ends = F.pad(lengths.cumsum(1), (1, 0))  # [B, P+1]

@@ -27,7 +27,7 @@ from .._files import naming
 
 STATE_FILE = "state.json"
 FORMAT = 2
-KEPT = 2  # checkpoints of a run; the one before the newest is there in case that was damaged
+KEPT = 2  # checkpoints of a run: should the newest be damaged, the one before it is left
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -122,9 +122,9 @@ def load_state(path: Path) -> dict[str, Any]:
 def reading(file: Path, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turns whatever the contents of `file` cause in the block into a CheckpointError that names the file.
 
-    What is read was verified to be what was written, but it may have been written by another version or by other hands:
-    then fields are missing, have other types or do not fit each other, and the errors are of every kind. Errors of the
-    types `passing` are about something else and stay what they are.
+    The digests show that a file is as it was written. But another version or another program may have written it, with
+    fields that are missing, have other types or do not fit each other, and such fields cause errors of every type.
+    Errors of the types `passing` are about something else and stay what they are.
     """
     try:
         yield

@@ -58,7 +58,7 @@ def bits_per_byte(model: EntropyModel | BLT, batches: Iterable[Batch]) -> tuple[
 
 
 def watch(batches: list[Batch]) -> Callable[[nn.Module], dict[str, float]]:
-    """What a Trainer calls now and then: the bits per byte of its model on these held-out batches."""
+    """The function that a Trainer calls to evaluate: bits per byte of its model on these held-out batches."""
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, EntropyModel | BLT)

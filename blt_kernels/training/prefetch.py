@@ -13,10 +13,10 @@ def prefetch(batches: PackedBatches, *, ahead: bool) -> Generator[tuple[Batch, d
     """Yields each batch with the loader's state right after it, so that a checkpoint does not count a batch ahead.
 
     Args:
-        ahead: a thread makes the next batch while the caller uses this one. That is for training on a device, where the
-            loader's segmentation on the CPU then runs beside the step. On the CPU itself both need the same cores: two
-            teams of OpenMP threads, each spinning while it waits for the other, run many times slower than one after
-            the other. There the next batch is made when it is asked for.
+        ahead: a thread makes the next batch while the caller uses this one. This is for training on a GPU, where the
+            loader cuts patches on the CPU beside the step. On the CPU both need the same cores, and two teams of OpenMP
+            threads, each of which spins while it waits, run many times slower than one after the other. There the next
+            batch is made when it is asked for.
     """
 
     def make() -> tuple[Batch, dict[str, Any]] | None:

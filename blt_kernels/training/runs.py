@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import math
 import os
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ WATCHED_BYTES = 1 << 16
 def open_run(run: Path, resume: bool) -> None:
     """Refuses a directory that cannot hold a run, and a new run over an old one.
 
-    With `resume` a run may have a checkpoint or not: without one there is nothing to lose, and it starts anew. So it is
-    for a run that was stopped before its first checkpoint or while it wrote that, and for one that never began.
+    With `resume` a run may have a checkpoint or not. Without one there is nothing to lose, and the run starts anew:
+    it was stopped before its first checkpoint was whole, or it never began.
 
     Raises:
         ValueError: there is a run here already, and `resume` is not set.
@@ -87,17 +88,23 @@ def row_tokens_for(row_patches: int, patch_size: float) -> int:
     return math.ceil(1.3 * row_patches * patch_size / 8) * 8
 
 
-def new_entropy_model(preset: str, seed: int) -> EntropyModel:
-    """An untrained entropy model with weights that depend on `seed` alone."""
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """In the block the random numbers of torch on the CPU depend on `seed` alone; outside of it nothing changes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        yield
+
+
+def new_entropy_model(preset: str, seed: int) -> EntropyModel:
+    """An untrained entropy model with weights that depend on `seed` alone."""
+    with seeded(seed):
         return EntropyModel(EntropyModelConfig.preset(preset))
 
 
 def new_blt(preset: str, seed: int) -> BLT:
     """An untrained BLT with weights that depend on `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return BLT(BLTConfig.preset(preset))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._checks import check_int, fail_type
+from .._checks import check_bool, check_int, fail_type
 from .._files import atomic_path, naming
 from ..data import Batch, CorpusError, PackedBatches
 from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
@@ -68,8 +68,7 @@ class TrainConfig:
         check_int("TrainConfig", "seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         if not isinstance(self.optim, OptimConfig):
             raise fail_type("TrainConfig", "optim", "an OptimConfig", type(self.optim).__name__)
-        if not isinstance(self.autocast, bool):
-            raise fail_type("TrainConfig", "autocast", "a bool", type(self.autocast).__name__)
+        check_bool("TrainConfig", "autocast", self.autocast)
 
 
 class Trainer:

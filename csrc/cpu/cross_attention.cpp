@@ -14,8 +14,8 @@ namespace {
 // How many rows a tile has on either side: their accumulators and operands fit the 32 (or 16) vector registers.
 constexpr int64_t kTile = kVecBytes == 64 ? 4 : 2;
 constexpr int64_t kRegisters = 4;  // how many registers of a row `combine` takes at a time
-// Long sums are sums of chunks, which keeps rounding errors small: a chunk has so many terms, or about as many as there
-// are chunks.
+// Long sums are sums of chunks, which keeps rounding errors small: a chunk has this many terms, or about as many as
+// there are chunks.
 constexpr int64_t kChunk = 16;
 
 template <int64_t N>

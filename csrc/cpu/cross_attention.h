@@ -38,16 +38,17 @@ struct CrossAttentionArgs {
   void* grad_v;
 };
 
-// A task holds the scores of a block of rows at a time: so many rows of one side, where each meets `others` rows of the
-// other side. (The function is static, so that no copy from an AVX-512 object file serves the other objects.)
+// A task holds the scores of a block of rows at a time. This is how many rows of one side a block has, where each meets
+// `others` rows of the other side. (The function is static, so that no copy from an AVX-512 object file serves the
+// other objects.)
 static inline int64_t cross_attention_block(int64_t kv_heads, int64_t others) {
   const int64_t block = (1 << 15) / (kv_heads * (others < 1 ? 1 : others));
   return block < 4 ? 4 : block;
 }
 
-// How many numbers of work space the scores of so many query rows (times H / Hkv) and key rows need.
+// How many numbers of work space the scores of `queries` query rows (times H / Hkv) and `keys` key rows need.
 static inline int64_t cross_attention_numbers(int64_t kv_heads, int64_t queries, int64_t keys) {
-  const int64_t lanes = 16;  // the widest register has so many
+  const int64_t lanes = 16;  // of the widest register
   return (2 * keys + 3) * (kv_heads * queries + lanes);
 }
 

@@ -26,8 +26,8 @@ struct ProductArgs {
   bool accumulate;
 };
 
-// What is multiplied together: so many rows of `hidden` (divisible by the rows of every tile) and of `weight`, and so
-// many of the D elements of each, so that the rows of `weight` fit into L1.
+// What is multiplied together: some rows of `hidden` (divisible by the rows of every tile) and of `weight`, and `depth`
+// of the D elements of each. The rows of `weight` fit into L1.
 struct LinearEntropyBlock {
   static constexpr int64_t rows = 48, vocab = 4, depth = 1024;
 };

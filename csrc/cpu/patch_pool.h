@@ -6,7 +6,7 @@
 
 namespace blt::cpu {
 
-// A patch of more rows than this is long: it is cut into parts of so many rows, so that several threads can work on it.
+// A patch of more rows than this is long: it is cut into parts of this many rows, on which several threads can work.
 // It is cut whatever the number of threads, so that the result does not depend on that.
 constexpr int64_t kPartRows = 512;
 

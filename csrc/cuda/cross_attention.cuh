@@ -152,7 +152,7 @@ __device__ __forceinline__ void add_scaled(Acc<T> factor, const Row<T>& x, Acc<T
 template <class T>
 constexpr int kAhead = sizeof(T) == 8 ? 1 : 2;
 
-// For a kernel that holds so many rows: the threads of a block, and the blocks that must fit on a multiprocessor, which
+// For a kernel that holds `rows` rows: the threads of a block, and the blocks that must fit on a multiprocessor, which
 // limits the registers of a thread.
 constexpr int attention_threads(int rows) { return rows > 2 ? kWalkThreads : kAttentionThreads; }
 template <class T>

@@ -23,7 +23,7 @@ constexpr int kColumns = 8;        // consecutive elements of a row that a lane 
 // done by one group of lanes. A thread block does all tasks of several items, or several thread blocks share one item.
 struct AttentionShape {
   int lanes;  // lanes that hold a row together: a power of two
-  int sets;   // sets of so many lanes in a group, among which the held rows are dealt out: a power of two
+  int sets;   // sets of `lanes` lanes in a group, which share out the held rows: a power of two
   int64_t items;
   int chunks, heads;
   unsigned tasks, tasks_per_block, items_per_block, blocks_per_item;
@@ -203,7 +203,7 @@ __device__ __forceinline__ int64_t query_of(const CrossAttentionArgs& args, int6
   return (index * rows + j / heads_per_key) * args.heads + head * heads_per_key + j % heads_per_key;
 }
 
-// The accumulators of a part for one slot and head: a row of so many numbers.
+// The accumulators of a part for one slot and head: `numbers` numbers.
 template <class A>
 __device__ __forceinline__ A* part_row(const CrossAttentionArgs& args, int64_t part, int64_t slot_and_head,
                                        int64_t heads, int64_t numbers) {

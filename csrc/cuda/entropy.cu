@@ -6,7 +6,7 @@ namespace blt::cuda {
 
 namespace {
 
-// kEntropyPack where so many logits can be read at once, otherwise 1.
+// kEntropyPack where that number of logits can be read at once, otherwise 1.
 template <class... Pointers>
 int pack_width(int64_t vocab, size_t element, Pointers... pointers) {
   const int access = element == 8 ? 2 : kEntropyPack;

@@ -12,7 +12,7 @@ int tables_of(const HashArgs& args) { return args.num_sizes * args.num_primes; }
 
 template <class T, class U, int N>
 void embed(const HashEmbeddingArgs& args, Stream stream) {
-  // A block takes so many positions that hashing is little of its time, and so few that there are many blocks.
+  // A block takes enough positions for hashing to be little of its time, and few enough for there to be many blocks.
   const int64_t packs = args.width / N;
   const int64_t most = kMaxTables / tables_of(args.hash);
   const int64_t tile = max_of(int64_t(1), min_of(8 * kHashThreads / packs, most));

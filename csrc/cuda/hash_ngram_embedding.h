@@ -21,8 +21,8 @@ struct HashArgs : NgramHash {
   int64_t few[kFewNumbers];
 };
 
-// `numbers`, or `few`, holds first the sizes, ascending, then the size number of each in the caller's order, and then
-// the primes: so many numbers.
+// How many numbers `numbers`, or `few`, holds: first the sizes, ascending, then the size number of each in the caller's
+// order, and then the primes.
 inline int64_t hash_numbers(int64_t num_sizes, int64_t num_primes) { return 2 * num_sizes + num_primes; }
 
 struct HashEmbeddingArgs {
@@ -38,7 +38,7 @@ struct HashEmbeddingArgs {
 
 // The table gradient sums rows of grad over runs of equal keys. A key is a table row, g * V + id; before the sort, key
 // number g * B * N + p is that of position p.
-constexpr int kRunTile = 32;  // the sorted keys are worked on in tiles of so many
+constexpr int kRunTile = 32;  // sorted keys in a tile
 inline int64_t run_tiles(int64_t entries) { return (entries + kRunTile - 1) / kRunTile; }
 
 struct SortedKeys {
@@ -74,7 +74,7 @@ void hash_ngram_runs(const SortedKeys& sorted, const int64_t* places, int64_t nu
 // Writes rows [num_rows]: the key of each run, and then the last key again and again. num_rows is at least the number
 // of runs.
 void hash_ngram_rows(const SortedKeys& sorted, const int64_t* runs, int64_t* rows, int64_t num_rows, Stream stream);
-// Writes zeros to the rows of out [num_rows], of so many bytes each, from row *count on; count lies on the device.
+// Writes zeros to the rows of out [num_rows], of row_bytes bytes each, from row *count on; count lies on the device.
 void hash_ngram_padding(const int64_t* count, int64_t num_rows, int64_t row_bytes, void* out, Stream stream);
 void hash_ngram_table_gradient(const HashGradArgs& args, Stream stream);
 

@@ -22,7 +22,7 @@ struct PatchPoolBackwardArgs {
   void* grad_x;           // [B, N, D]
 };
 
-// The bytes and slots of a row, each slot just before its bytes, are dealt out in tiles of so many.
+// The bytes plus slots of a tile: a row is cut into tiles, where each slot comes just before its bytes.
 constexpr int64_t kPoolTile = 64;
 inline int64_t pool_tiles(int64_t num_bytes, int64_t capacity) {
   return (num_bytes + capacity + kPoolTile - 1) / kPoolTile;

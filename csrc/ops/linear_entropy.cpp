@@ -14,8 +14,8 @@ using blt::cpu::LinearEntropyArgs;
 using blt::cpu::LinearEntropyBlock;
 
 constexpr const char* kOp = "linear_entropy";
-constexpr int64_t kGrain = 12;                // a thread takes at least so many rows
-constexpr int64_t kBackwardLogits = 1 << 20;  // so many elements of the logits' gradient are in memory at a time
+constexpr int64_t kGrain = 12;                // rows, the fewest for which a thread pays
+constexpr int64_t kBackwardLogits = 1 << 20;  // elements of the logits' gradient in memory at a time
 constexpr int64_t kGrainColumns = 64;
 
 // Checks the arguments, which must be contiguous. The caller fills in `grad` and `out`.

@@ -84,7 +84,8 @@ inline Tensor dense_like_grad(const char* op, const char* argument, const Tensor
 inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
   const Tensor out = torch::stable::empty(sizes, dtype);
 #if defined(__linux__)
-  constexpr uintptr_t kHugePage = uintptr_t(2) << 20, kWorthIt = uintptr_t(30) << 20;  // so many whole huge pages
+  // Whole huge pages must cover kWorthIt bytes.
+  constexpr uintptr_t kHugePage = uintptr_t(2) << 20, kWorthIt = uintptr_t(30) << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(out.const_data_ptr()) + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t end =
       (reinterpret_cast<uintptr_t>(out.const_data_ptr()) + uintptr_t(out.numel()) * out.element_size()) / kHugePage *

@@ -1,4 +1,4 @@
-"""Results of kernel benchmarks as they lie in JSON, made up."""
+"""Made-up results of kernel benchmarks, in the form of their JSON."""
 
 from __future__ import annotations
 

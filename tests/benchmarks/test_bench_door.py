@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the door, and what it says when something is wrong; the tables that commands print."""
+"""`python -m benchmarks`: its commands, their errors, and the tables that they print."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from benchmarks.ops.cases import Case, Setting, assert_close, in_report
 from benchmarks.ops.measure import Options, measure, run
 from benchmarks.ops.patches import KINDS, patch_lengths, text_entropies, text_tokens
 from benchmarks.ops.suite import print_comparison, run_suite, tables
-from benchmarks.store import compare, read, refuse_to_lose, replaced, write
+from benchmarks.store import compare, read, refuse_to_lose, write
 from benchmarks.timing import Measured, peak_bytes
 
 CPU = torch.device("cpu")
@@ -124,7 +124,7 @@ def test_variants_of_every_op_agree(op, monkeypatch):
 
 
 def named(*args) -> Iterator[Case]:
-    """In place of cases that would be built."""
+    """Stands for `cases_of`, and builds nothing."""
     for name in ("forward", "backward", "forward with base", "forward and backward, sparse gradient"):
         yield Case(name, {}, {}, 0)
 
@@ -133,7 +133,7 @@ def named(*args) -> Iterator[Case]:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [True, False])
 def test_each_headline_case_is_measured_once(op, device, quick, monkeypatch):
-    """On a GPU too: shapes are chosen there as here, and nothing is built."""
+    """The choice for a GPU is tested too, because nothing is built."""
     module = importlib.import_module(f"benchmarks.ops.{op}")
     for place in (module, cross_attention):
         monkeypatch.setattr(place, "cases_of", named, raising=False)
@@ -192,18 +192,6 @@ def test_wide_quartiles_are_no_regression():
     slower = kernel_result({"ours": 1.3, "copy": 1.0}, spread=0.3)
     (row,) = compare(kernel_result({"ours": 1.0, "copy": 1.0}, spread=0.3), slower)
     assert row["verdict"] == "same"
-
-
-def test_a_file_takes_its_place_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "name.with.dots.json"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), replaced(path) as partial:
-        partial.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with replaced(path) as partial:
-        partial.write_text("new")
-    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ from benchmarks.store import read, write
 def test_section_of_a_device():
     pool = kernel_result({"ours": 0.001, "scatter_reduce": 0.02, "segment_reduce": 0.004, "copy": 0.0008})
     text = tables.kernel_table({"patch_pool": pool}).markdown()
-    assert "| `patch_pool` | forward | 1 ms | 80% | segment_reduce | 4.0x |" in text
+    assert "| `patch_pool` | forward | 1 ms | 80% | torch.segment_reduce | 4.0x |" in text
     assert "| `patch_gather` |  | not measured |" in text
     slower = tables.slower_table({"patch_pool": pool})
     assert "slower than the best baseline in 0, and in 0" in slower.title and not slower.rows
     for row in (slow := copy.deepcopy(pool))["rows"]:
         if row["variant"] == "ours":
             row["seconds"] = 0.008
-    line = "| `patch_pool` | forward | B 1, N 16384, D 1024, patches text 4.5 | segment_reduce | 0.50x | no |"
+    line = "| `patch_pool` | forward | B 1, N 16384, D 1024, patches text 4.5 | torch.segment_reduce | 0.50x | no |"
     assert line in tables.slower_table({"patch_pool": slow}).markdown()
     for row in slow["rows"]:
         if row["variant"] == "ours":
@@ -98,6 +98,18 @@ def test_readme_has_six_rows_a_loss_among_them_and_three_ratios_on_top():
         rows = tables.short_table(kernels).rows
         assert len(rows) == 6 and any(float(speedup.removesuffix("x")) < 1 for _, _, speedup in rows)
         assert len(list(tables.shown_in(kernels, "top"))) == 3
+
+
+def test_pages_call_every_measured_baseline_by_a_name_of_its_own():
+    variants = {
+        row["variant"]
+        for _, kernels, _ in pages.devices(pages.RESULTS)
+        for result in kernels.values()
+        for row in result["rows"]
+    } - set(tables.NOT_A_BASELINE)
+    assert {variant.removesuffix(tables.COMPILED) for variant in variants} <= set(tables.BASELINES)
+    assert len({tables.baseline_name(variant) for variant in variants}) == len(variants)
+    assert tables.baseline_name("gather compiled") == "gather in PyTorch, torch.compile"
 
 
 def test_readme_needs_its_markers():

@@ -202,7 +202,7 @@ def test_without_cross_attention_flops_are_what_is_computed() -> None:
 def test_without_cross_attention_all_is_used_and_nothing_leaks() -> None:
     model = build(dataclasses.replace(SIZE.blt, sparse_grad=False), seed=0, cross_attention=False)
     assert isinstance(model, BLT) and model.encoder_hash_tok_embedding is not None
-    torch.nn.init.normal_(model.encoder_hash_tok_embedding.weight)  # zero at first, and then nothing flows
+    torch.nn.init.normal_(model.encoder_hash_tok_embedding.weight)  # a table of zeros would pass no gradient on
     tokens = torch.randint(4, 260, (1, 48))
     layout = PatchLayout.from_lengths(torch.full((1, 12), 4), 48)
     logits = model(tokens, layout)

@@ -229,7 +229,7 @@ def test_table_of_flops(preset: str, unit: float) -> None:
 
 def test_flops() -> None:
     text = run("flops", "--preset", "400M", "--patch-size", 6, "--context", 4096, "--entropy-preset", "tiny").stdout
-    assert "400M, patches of 6 bytes, documents of 4,096" in text
+    assert "400M, patches of 6 bytes, sequences of 4,096" in text
     total = blt_flops(BLTConfig.preset("400M"), 6, context_bytes=4096, count="paper").forward
     assert f"{total / 1e6:,.1f}" in text and "24 layers over Llama 3's tokens" in text
 
@@ -281,7 +281,7 @@ def test_resume_of_a_blt_without_a_checkpoint_needs_its_entropy_model(texts: Pat
 
 
 def test_a_resumed_run_has_the_options_of_the_run(texts: Path, runs: Path, tmp_path: Path) -> None:
-    """Without an option and with the same options it goes on; exactly, as the metrics say."""
+    """It goes on exactly, as the metrics show, whether its options are given again or left out."""
     for options in ((), ("--row-tokens", 128, "--steps", 4, *SHARED)):
         run_ = tmp_path / f"copy {len(options)}"
         shutil.copytree(runs / "entropy", run_)

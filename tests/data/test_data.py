@@ -699,7 +699,8 @@ def test_wrong_patch_lengths(tmp_path, lengths, error, message):
     ("options", "error", "message"),
     [
         ({"row_tokens": 0}, ValueError, "row_tokens: expected at least 1, got 0"),
-        ({"row_tokens": 1.5}, TypeError, "row_tokens: expected int, got float"),
+        ({"row_tokens": 1.5}, TypeError, "row_tokens: expected an int, got float"),
+        ({"row_tokens": True}, TypeError, "row_tokens: expected an int, got bool"),
         ({"row_tokens": 8, "row_patches": 4}, ValueError, "row_patches: expected together with segmenter"),
         ({"row_tokens": 8, "max_sequences": 0}, ValueError, "max_sequences: expected at least 1"),
     ],

@@ -504,7 +504,7 @@ def test_modes_and_backends(op: str) -> None:
         ({"scale": "1"}, TypeError, "scale: expected a float or None, got str"),
         ({"window": 1.5}, TypeError, "window: expected an int, got float"),
         ({"window": True}, TypeError, "window: expected an int, got bool"),
-        ({"window": 0}, ValueError, "window: expected at least 1 patch, got 0"),
+        ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
         ({"q": lambda q: q[:1]}, ValueError, r"q: expected shape \(2, "),
         ({"q": lambda q: q[..., :0], "k": lambda k: k[..., :0]}, ValueError, "q: expected head dimension E >= 1"),
         ({"k": lambda k: k[..., :5]}, ValueError, r"k: expected shape \(\*, \*, \*, 7\)"),

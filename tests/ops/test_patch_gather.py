@@ -95,7 +95,7 @@ def check_large(dtype: torch.dtype) -> None:
 
 
 def test_golden_values() -> None:
-    """The decoder ids of reference/blt-semantics.md: lengths 1, 1, 3, 2, 1 over 7 of 8 bytes, the last patch unseen."""
+    """The decoder ids of published BLT: lengths 1, 1, 3, 2, 1 over 7 of 8 bytes, the last patch unseen."""
     layout = PatchLayout.from_lengths(torch.tensor([[1, 1, 3, 2, 1]]), 7)
     y = torch.arange(10.0, 15).view(1, 5, 1)
     assert patch_gather(y, layout).flatten().tolist() == [10, 11, 11, 11, 12, 12, 13]

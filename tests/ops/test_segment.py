@@ -387,7 +387,7 @@ def test_threads_do_not_change_it():
 
 @pytest.mark.parametrize("capability", CPU_CAPABILITIES)
 def test_every_capability(capability):
-    """Of the layout kernels too: every rule fills one."""
+    """This covers the layout kernels too, because every rule fills a layout."""
     run_with_capability(
         """
         from blt_kernels import PatchLayout, segment, segment_fixed, segment_spaces, use_backend

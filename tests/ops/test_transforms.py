@@ -52,7 +52,7 @@ CASES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]] = 
     "unpack": (LAYOUT.unpack, rand(1, B * C, 4)),
 }
 NAMES = pytest.mark.parametrize("name", CASES)
-# Without what is made of PyTorch's own operators, and so can be transformed.
+# All but those that are made of PyTorch's own operators, which torch.func can transform.
 OPS = pytest.mark.parametrize("name", [name for name in CASES if name not in ("pack", "unpack")])
 
 

@@ -119,7 +119,7 @@ class Attention {
     return blt::empty_on(q_, std::move(sizes), blt::arithmetic_type(q_));
   }
 
-  // Memory for the parts of long patches, if there are any: for each slot and head a row of so many numbers.
+  // Memory for the parts of long patches, if there are any: for each slot and head `row` numbers.
   struct Scratch {
     Tensor parts, long_patches;
   };
