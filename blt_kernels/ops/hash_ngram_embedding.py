@@ -13,7 +13,9 @@ from .. import reference
 from .._autograd import register_no_double_backward
 from .._checks import (
     FLOAT_DTYPES,
+    INT64_MAX,
     INT_DTYPES,
+    check_bool,
     check_device,
     check_int,
     check_ints,
@@ -28,7 +30,6 @@ from ..backend import backend_for
 from ..reference.hash_ngram_embedding import HASH_PRIMES
 from ._sparse_gradient import count_lookup, keep_coalesced
 
-INT64_MAX = 2**63 - 1
 MAX_TABLES = 1024  # This is kMaxTables of csrc/cpu/hash_ngram_embedding.h.
 
 
@@ -112,6 +113,8 @@ def hash_ngram_embedding(
     """
     op = "hash_ngram_embedding"
     ngram_sizes, num_rows, primes = _check_hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens)
+    check_bool(op, "normalize", normalize)
+    check_bool(op, "sparse_grad", sparse_grad)
     check_tensor(op, "table", table, ndim=2, dtypes=FLOAT_DTYPES)
     check_device(op, "table", table, tokens.device, "tokens")
     check_shape(op, "table", table, (len(primes) * len(ngram_sizes) * num_rows, None))
@@ -186,6 +189,7 @@ def hash_ngram_embedding_row_grad(
     """
     op = "hash_ngram_embedding_row_grad"
     ngram_sizes, num_rows, primes = _check_hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens)
+    check_bool(op, "normalize", normalize)
     check_tensor(op, "grad", grad, ndim=3, dtypes=FLOAT_DTYPES)
     check_device(op, "grad", grad, tokens.device, "tokens")
     check_shape(op, "grad", grad, (*tokens.shape, None))

@@ -851,6 +851,8 @@ def test_errors_of_all(change, error, message):
         ({"base": torch.zeros(2, 9, 24).long()}, TypeError, "base: expected dtype"),
         ({"base": torch.zeros(2, 9, 24).double()}, TypeError, "base: expected a dtype that goes with a float32 table"),
         ({"base": torch.zeros(2, 9, 24).to("meta")}, ValueError, "base: expected device cpu"),
+        ({"normalize": "no"}, TypeError, "normalize: expected a bool, got str"),
+        ({"sparse_grad": None}, TypeError, "sparse_grad: expected a bool, got NoneType"),
     ],
 )
 def test_errors_of_the_embedding(change, error, message):
@@ -874,6 +876,7 @@ GRAD = torch.zeros(2, 9, 24)
         ({"table_dtype": "float"}, TypeError, "table_dtype: expected float32 or .*, got float"),
         ({"table_dtype": torch.float64}, TypeError, "grad: expected a dtype that goes with a float64 table"),
         ({"grad": GRAD.double(), "table_dtype": torch.float32}, TypeError, "grad: expected a dtype that goes with"),
+        ({"normalize": 1}, TypeError, "normalize: expected a bool, got int"),
     ],
 )
 def test_errors_of_row_grad(change, error, message):
