@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from torch._library.fake_impl import allocate_size
 
 from .. import reference
 from .._autograd import register_no_double_backward
@@ -246,11 +246,12 @@ def _backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, norm
 
 @torch.library.register_fake("blt_kernels::hash_ngram_embedding_sparse_backward")
 def _sparse_backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype):
-    try:
-        rows = torch.library.get_ctx().new_dynamic_size()
-    except DynamicOutputShapeException:
-        # This FakeTensorMode has no symbols for sizes, so that the largest possible one has to do.
-        rows = tokens.numel() * len(primes) * len(ngram_sizes)
+    # Without fullgraph `new_dynamic_size` refuses, so that Dynamo breaks the graph at such an op. But this op is in
+    # the backward graph alone, which Dynamo does not trace, and the compiler takes the symbol. A FakeTensorMode without
+    # symbols for sizes gets the largest possible one.
+    shape_env = torch.library.get_ctx()._shape_env
+    most = tokens.numel() * len(primes) * len(ngram_sizes)
+    rows = most if shape_env is None else allocate_size(shape_env)
     return tokens.new_empty(rows, dtype=torch.int64), grad.new_empty((rows, grad.shape[2]), dtype=table_dtype)
 
 

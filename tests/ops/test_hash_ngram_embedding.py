@@ -705,13 +705,14 @@ def checkpointed(tokens, table):
         (checkpointed, {}),
         (lookup, {"mode": "reduce-overhead"}),
         (lookup, {"backend": "aot_eager"}),
+        (lookup, {"fullgraph": False}),
     ],
-    ids=["sliced", "dynamic", "checkpoint", "reduce-overhead", "aot_eager"],
+    ids=["sliced", "dynamic", "checkpoint", "reduce-overhead", "aot_eager", "graphs may break"],
 )
 def test_compiled_gradients_are_sparse_and_accumulate(fn, options):
     table, _ = make_inputs(torch.empty(0), base_dtype=None)
     keep_coalesced(table)
-    compiled = torch.compile(fn, fullgraph=True, **options)
+    compiled = torch.compile(fn, **({"fullgraph": True} | options))
     results = []
     for run_once in (compiled, fn):
         table.grad = None
