@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C import _functorch as functorch
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INT_DTYPES = (torch.int32, torch.int64)
+INT64_MAX = 2**63 - 1
 
 
 def fail_type(op: str, argument: str, expected: str, got: Any) -> TypeError:
@@ -25,6 +27,12 @@ def fail_type(op: str, argument: str, expected: str, got: Any) -> TypeError:
 
 def fail_value(op: str, argument: str, expected: str, got: Any) -> ValueError:
     return ValueError(f"{op}: {argument}: expected {expected}, got {got}")
+
+
+def _type_name(value: Any) -> str:
+    """Tells NumPy's types, which the checks of plain numbers refuse, from Python's of the same name."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def describe(dtypes: Sequence[torch.dtype]) -> str:
@@ -64,15 +72,21 @@ def check_device(op: str, argument: str, value: torch.Tensor, device: torch.devi
         raise fail_value(op, argument, f"device {device} (where {owner} is)", f"device {value.device}")
 
 
+def check_values(op: str, argument: str, value: torch.Tensor) -> None:
+    """`value` is no meta tensor, which has a shape and no values."""
+    if value.is_meta:
+        raise fail_value(op, argument, "a tensor with values", "a tensor on the meta device")
+
+
 def check_choice(op: str, argument: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise fail_value(op, argument, "one of " + ", ".join(repr(c) for c in choices), repr(value))
 
 
 def check_int(op: str, argument: str, value: Any, low: int, high: int | None = None) -> None:
     """`value` is a Python int in `low` .. `high`."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise fail_type(op, argument, "an int", type(value).__name__)
+        raise fail_type(op, argument, "an int", _type_name(value))
     if value < low or (high is not None and value > high):
         raise fail_value(op, argument, f"at least {low}" if high is None else f"{low} .. {high}", value)
 
@@ -82,7 +96,7 @@ def check_number(
 ) -> None:
     """`value` is a finite number in `low` .. `high`; with `above`, `low` itself is left out."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise fail_type(op, argument, "a number", type(value).__name__)
+        raise fail_type(op, argument, "a number", _type_name(value))
     if not (low < value if above else low <= value) or value > high or abs(value) > sys.float_info.max:
         expected = "a finite number"
         if low != -math.inf:
@@ -90,6 +104,16 @@ def check_number(
         if high != math.inf:
             expected += f" and at most {high:g}"
         raise fail_value(op, argument, expected, value)
+
+
+def check_real(op: str, argument: str, value: Any) -> None:
+    """`value` is a Python number that a float can hold, infinite perhaps, but not NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise fail_type(op, argument, "a float", _type_name(value))
+    if value != value:
+        raise fail_value(op, argument, "a number", value)
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise fail_value(op, argument, "a number in the range of floats", value)
 
 
 def check_ints(op: str, argument: str, values: Any, low: int, high: int | None = None) -> None:
@@ -104,19 +128,27 @@ def check_ints(op: str, argument: str, values: Any, low: int, high: int | None =
 
 def check_bool(op: str, argument: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise fail_type(op, argument, "a bool", type(value).__name__)
+        raise fail_type(op, argument, "a bool", _type_name(value))
 
 
-def can_look_at(tensor: torch.Tensor) -> bool:
+# While one of these modes is on, values are being traced or do not exist, and reading them is an error.
+_MODES_WITHOUT_VALUES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+
+
+def can_look_at(tensor: torch.Tensor, *, may_wait: bool = False) -> bool:
     """Whether checks may read the values of `tensor`: it has values, and reading them does not wait for a device.
 
-    `BLT_KERNELS_DEBUG=1` lets checks wait for the device too.
+    `may_wait` or `BLT_KERNELS_DEBUG=1` lets the check wait for the device too.
     """
     if torch.compiler.is_compiling() or type(tensor) not in (torch.Tensor, nn.Parameter):
         return False  # such as a FakeTensor
+    if functorch.is_functorch_wrapped_tensor(tensor):
+        return False  # torch.func.vmap gives values to nobody
+    if any(torch._C._get_dispatch_mode(mode) is not None for mode in _MODES_WITHOUT_VALUES):
+        return False
     if tensor.device.type == "cpu":
         return True
-    return tensor.device.type != "meta" and os.environ.get("BLT_KERNELS_DEBUG") == "1"
+    return tensor.device.type != "meta" and (may_wait or os.environ.get("BLT_KERNELS_DEBUG") == "1")
 
 
 def check_range(op: str, argument: str, value: torch.Tensor, low: int, high: int) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
 
-from ._checks import check_device, check_int, check_shape, check_tensor, fail_type, fail_value
+from ._checks import check_device, check_int, check_shape, check_tensor, check_values, fail_type, fail_value
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -145,6 +145,7 @@ class PatchLayout:
     def trim(self, multiple_of: int = 1) -> PatchLayout:
         """The same patches in the smallest C that is a multiple of `multiple_of` and holds them all. One sync."""
         check_int("PatchLayout.trim", "multiple_of", multiple_of, 1)
+        check_values("PatchLayout.trim", "num_patches", self.num_patches)
         most = int(self.num_patches.max()) if self.num_patches.shape[0] else 0
         capacity = -(-most // multiple_of) * multiple_of
         missing = max(0, capacity - self.capacity)
@@ -166,6 +167,7 @@ class PatchLayout:
         check_shape(op, "y", y, (*self.offsets[:, 1:].shape, *y.shape[2:]))
         check_device(op, "y", y, self.offsets.device, "the layout")
         if total is None:
+            check_values(op, "num_patches", self.num_patches)
             total = int(self.num_patches.sum())
         check_int(op, "total", total, 0)
         if y.shape[0] * y.shape[1] == 0:
@@ -275,6 +277,7 @@ def _validate(layout: PatchLayout) -> None:
     for name, ndim in _NDIMS.items():
         check_tensor(op, name, getattr(layout, name), ndim=ndim, dtypes=(torch.int32,))
         check_device(op, name, getattr(layout, name), layout.offsets.device, "offsets")
+    check_values(op, "offsets", layout.offsets)
     offsets, own, visible, num_patches, cu_patches, overflow = (f.to("cpu", torch.int64) for f in layout._fields())
     batch, num_bytes = own.shape
     if offsets.shape[1] < 1:

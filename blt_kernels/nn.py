@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,8 +64,7 @@ class HashNgramEmbedding(nn.Embedding):
         check_bool(op, "normalize", normalize)
         check_bool(op, "sparse_grad", sparse_grad)
         super().__init__(num_functions * len(ngram_sizes) * num_rows, dim, sparse=sparse_grad)
-        if sparse_grad:
-            keep_coalesced(self.weight)  # compiled code cannot do it
+        self._follow_weight()
         self.num_rows = num_rows
         self.ngram_sizes = tuple(ngram_sizes)
         self.primes = HASH_PRIMES[:num_functions]
@@ -75,9 +75,25 @@ class HashNgramEmbedding(nn.Embedding):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HashNgramEmbedding:
         super()._apply(fn, recurse)
-        if self.sparse:
-            keep_coalesced(self.weight)  # to_empty() has made another parameter
+        self._follow_weight()
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._follow_weight()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._follow_weight()
+
+    def _follow_weight(self) -> None:
+        """Keeps the sparse gradient coalesced, which compiled code cannot do.
+
+        It is called wherever the module may have got another parameter: to_empty(), load_state_dict(assign=True), and
+        copies of the module.
+        """
+        if self.sparse:
+            keep_coalesced(self.weight)
 
     def forward(  # type: ignore[override]
         self, tokens: torch.Tensor, base: torch.Tensor | None = None, *, cu_seqlens: torch.Tensor | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch._subclasses import FakeTensor
 
 from .._checks import (
     INT_DTYPES,
@@ -14,6 +13,7 @@ from .._checks import (
     check_sequences,
     check_shape,
     check_tensor,
+    fail_type,
     fail_value,
 )
 from ..layout import PatchLayout, check_layout
@@ -60,6 +60,8 @@ class BLT(nn.Module):
     """
 
     def __init__(self, config: BLTConfig):
+        if not isinstance(config, BLTConfig):
+            raise fail_type("BLT", "config", "a BLTConfig", type(config).__name__)
         super().__init__()
         self.config = config
         dim = config.encoder.dim
@@ -173,7 +175,7 @@ def _check_capacity(op: str, layout: PatchLayout) -> None:
     """A layout that has a slot for every byte, because nobody chose a capacity, needs most of them."""
     capacity, num_patches = layout.capacity, layout.num_patches
     suspicious = capacity >= layout.num_bytes and capacity > _MULTIPLE
-    if not suspicious or torch.compiler.is_compiling() or num_patches.is_meta or isinstance(num_patches, FakeTensor):
+    if not suspicious or num_patches.shape[0] == 0 or not can_look_at(num_patches, may_wait=True):
         return
     used = int(num_patches.max())
     needed = -(-5 * used // (4 * _MULTIPLE)) * _MULTIPLE

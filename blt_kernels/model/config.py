@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .._checks import check_bool, check_int, check_number, fail_type, fail_value
+from .._checks import check_bool, check_choice, check_int, check_number, fail_type, fail_value
 from ..ops.hash_ngram_embedding import HASH_PRIMES, MAX_TABLES
 from ..tokens import VOCAB_SIZE
 
@@ -164,8 +164,7 @@ class BLTConfig:
 
 
 def _preset(cls: Any, name: str, presets: dict[str, Any]) -> Any:
-    if name not in presets:
-        raise fail_value(cls.__name__, "preset", "one of " + ", ".join(map(repr, presets)), repr(name))
+    check_choice(cls.__name__, "preset", name, tuple(presets))
     return presets[name]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .._checks import INT_DTYPES, check_range, check_sequence_values, check_sequences, check_tensor
+from .._checks import INT_DTYPES, check_range, check_sequence_values, check_sequences, check_tensor, fail_type
 from ..ops.linear_entropy import linear_entropy
 from .config import EntropyModelConfig
 from .loss import NextByteLoss, next_byte_loss
@@ -20,6 +20,8 @@ class EntropyModel(nn.Module):
     """
 
     def __init__(self, config: EntropyModelConfig):
+        if not isinstance(config, EntropyModelConfig):
+            raise fail_type("EntropyModel", "config", "an EntropyModelConfig", type(config).__name__)
         super().__init__()
         self.config = config
         shape = config.transformer

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .._checks import FLOAT_DTYPES, INT_DTYPES, can_look_at, check_shape, check_tensor, fail_value
+from .._checks import FLOAT_DTYPES, INT_DTYPES, can_look_at, check_device, check_shape, check_tensor, fail_value
 from ..tokens import BYTE_OFFSET, IGNORE_INDEX
 
 
@@ -42,6 +42,7 @@ def next_byte_loss(logits: torch.Tensor, targets: torch.Tensor) -> NextByteLoss:
     check_tensor(op, "logits", logits, ndim=3, dtypes=FLOAT_DTYPES)
     check_tensor(op, "targets", targets, ndim=2, dtypes=INT_DTYPES)
     check_shape(op, "targets", targets, logits.shape[:2])
+    check_device(op, "targets", targets, logits.device, "logits")
     counts = targets != IGNORE_INDEX
     if can_look_at(targets):
         wrong = targets[counts & ((targets < 0) | (targets >= logits.shape[2]))]

@@ -107,7 +107,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPla
     front = (0, 0, 0, 0, 2 * block, tail)
     k, v = (_with_two_before(F.pad(t, front).unflatten(1, (-1, block))).flatten(0, 1) for t in (k, v))
     y = _attend_block(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), plan.mask)
-    return y.transpose(1, 2).reshape(batch, -1, *heads)[:, :length]
+    return y.transpose(1, 2).reshape(batch, length + tail, *heads)[:, :length]
 
 
 def _attend_block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,18 @@ from typing import Any
 import torch
 
 from .._autograd import autocast_dtype, register_no_double_backward
-from .._checks import FLOAT_DTYPES, check_device, check_int, check_shape, check_tensor, describe, fail_type, fail_value
+from .._checks import (
+    FLOAT_DTYPES,
+    INT64_MAX,
+    check_device,
+    check_int,
+    check_real,
+    check_shape,
+    check_tensor,
+    describe,
+    fail_type,
+    fail_value,
+)
 from ..layout import check_layout
 
 
@@ -29,9 +40,9 @@ def prepare(
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_tensor(op, name, x, ndim=4, dtypes=FLOAT_DTYPES)
     check_layout(op, layout, q.device, "q")
-    if scale is not None and not isinstance(scale, (int, float)):
-        raise fail_type(op, "scale", "a float or None", type(scale).__name__)
-    check_int(op, "window", window, 1)
+    if scale is not None:
+        check_real(op, "scale", scale)
+    check_int(op, "window", window, 1, INT64_MAX)
 
     for name, x in (("k", k), ("v", v)):
         check_device(op, name, x, q.device, "q")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .._checks import check_bool, check_choice, check_int, fail_type, fail_value
+from .._checks import check_bool, check_choice, check_int, check_real, fail_value
 from .layout import check_segmentation
 
 RULES = ("threshold", "monotonic", "combined")
@@ -61,11 +61,3 @@ class EntropyOptions(SegmentOptions):
     def keywords(self) -> dict[str, Any]:
         rule = {"threshold": self.threshold, "rule": self.rule, "delta": self.delta}
         return {**rule, **SegmentOptions.keywords(self)}
-
-
-def check_real(op: str, argument: str, value: Any) -> None:
-    """`value` is a Python number, not NaN."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        raise fail_type(op, argument, "a float", type(value).__name__)
-    if value != value:
-        raise fail_value(op, argument, "a number", value)

@@ -9,30 +9,57 @@ from torch import Tensor, nn
 
 from .._autograd import register_no_double_backward
 
-_SPARSE_ROWS = "blt_kernels::hash_ngram_embedding_sparse_rows"
+_SPARSE_GRAD = "blt_kernels::hash_ngram_embedding_sparse_grad"
 
-# Compiled code calls this op when it runs. The compiler never sees the sparse tensor, and only hands the result on.
+# Compiled code calls this op when it runs. The compiler sees neither the sparse tensor nor the number of its rows (it
+# depends on the tokens), and only hands the result on.
 torch.library.define(
-    _SPARSE_ROWS, "(Tensor rows, Tensor values, SymInt[] size) -> Tensor", tags=(torch.Tag.cudagraph_unsafe,)
+    _SPARSE_GRAD,
+    "(Tensor grad, Tensor tokens, int[] ngram_sizes, int num_rows, int[] primes, Tensor? cu_seqlens, bool normalize, "
+    "ScalarType table_dtype) -> Tensor",
+    tags=(torch.Tag.cudagraph_unsafe,),
 )
 
 
-@torch.library.impl(_SPARSE_ROWS, "CompositeExplicitAutograd")
-def _sparse_rows(rows: Tensor, values: Tensor, size: list[int]) -> Tensor:
-    """The sparse tensor [R, D] of ascending `rows` [n], each there once, and their `values` [n, D]."""
+@torch.library.impl(_SPARSE_GRAD, "CompositeExplicitAutograd")
+def _sparse_grad(
+    grad: Tensor,
+    tokens: Tensor,
+    ngram_sizes: list[int],
+    num_rows: int,
+    primes: list[int],
+    cu_seqlens: Tensor | None,
+    normalize: bool,
+    table_dtype: torch.dtype,
+) -> Tensor:
+    """The gradient of the table as a coalesced sparse tensor [G*num_rows, D]."""
+    rows, values = torch.ops.blt_kernels.hash_ngram_embedding_sparse_backward(
+        grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype
+    )
+    size = (len(primes) * len(ngram_sizes) * num_rows, grad.shape[2])
     return torch.sparse_coo_tensor(rows[None], values, size, is_coalesced=True, check_invariants=False)
 
 
-@torch.library.register_fake(_SPARSE_ROWS)
-def _sparse_rows_fake(rows: Tensor, values: Tensor, size: list[int]) -> Tensor:
+@torch.library.register_fake(_SPARSE_GRAD)
+def _sparse_grad_fake(
+    grad: Tensor,
+    tokens: Tensor,
+    ngram_sizes: list[int],
+    num_rows: int,
+    primes: list[int],
+    cu_seqlens: Tensor | None,
+    normalize: bool,
+    table_dtype: torch.dtype,
+) -> Tensor:
     # Inductor asks each tensor of a graph for its storage, and a sparse tensor has none. A dense tensor stands for it
     # while the graph is compiled. Its strides are 0, which are the strides that a sparse tensor reports, so that the
     # checks of the compiled code hold. What computed with it inside the graph would raise an error at run time, because
     # there is no data to point to. So it must only be handed out, as the gradient of an input of the graph.
-    return values.new_empty(()).expand(size)
+    size = (len(primes) * len(ngram_sizes) * num_rows, grad.shape[2])
+    return grad.new_empty((), dtype=table_dtype).expand(size)
 
 
-register_no_double_backward("hash_ngram_embedding", "hash_ngram_embedding_sparse_rows")
+register_no_double_backward("hash_ngram_embedding", "hash_ngram_embedding_sparse_grad")
 
 
 def count_lookup(table: Tensor) -> Callable[[], bool]:

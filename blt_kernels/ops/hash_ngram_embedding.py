@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from .. import reference
 from .._autograd import register_no_double_backward
 from .._checks import (
     FLOAT_DTYPES,
+    INT64_MAX,
     INT_DTYPES,
+    check_bool,
     check_device,
     check_int,
     check_ints,
@@ -28,7 +29,6 @@ from ..backend import backend_for
 from ..reference.hash_ngram_embedding import HASH_PRIMES
 from ._sparse_gradient import count_lookup, keep_coalesced
 
-INT64_MAX = 2**63 - 1
 MAX_TABLES = 1024  # This is kMaxTables of csrc/cpu/hash_ngram_embedding.h.
 
 
@@ -112,6 +112,8 @@ def hash_ngram_embedding(
     """
     op = "hash_ngram_embedding"
     ngram_sizes, num_rows, primes = _check_hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens)
+    check_bool(op, "normalize", normalize)
+    check_bool(op, "sparse_grad", sparse_grad)
     check_tensor(op, "table", table, ndim=2, dtypes=FLOAT_DTYPES)
     check_device(op, "table", table, tokens.device, "tokens")
     check_shape(op, "table", table, (len(primes) * len(ngram_sizes) * num_rows, None))
@@ -186,6 +188,7 @@ def hash_ngram_embedding_row_grad(
     """
     op = "hash_ngram_embedding_row_grad"
     ngram_sizes, num_rows, primes = _check_hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens)
+    check_bool(op, "normalize", normalize)
     check_tensor(op, "grad", grad, ndim=3, dtypes=FLOAT_DTYPES)
     check_device(op, "grad", grad, tokens.device, "tokens")
     check_shape(op, "grad", grad, (*tokens.shape, None))
@@ -242,11 +245,7 @@ def _backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, norm
 
 @torch.library.register_fake("blt_kernels::hash_ngram_embedding_sparse_backward")
 def _sparse_backward_fake(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype):
-    try:
-        rows = torch.library.get_ctx().new_dynamic_size()
-    except DynamicOutputShapeException:
-        # This FakeTensorMode has no symbols for sizes, so that the largest possible one has to do.
-        rows = tokens.numel() * len(primes) * len(ngram_sizes)
+    rows = torch.library.get_ctx().new_dynamic_size()
     return tokens.new_empty(rows, dtype=torch.int64), grad.new_empty((rows, grad.shape[2]), dtype=table_dtype)
 
 
@@ -265,7 +264,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(tokens, cu_seqlens)  # the ids are hashed again: cheaper than G int64 a byte
     ctx.hash_args, ctx.normalize = hash_args, normalize
     ctx.can_be_sparse = count_lookup(table) if sparse_grad else lambda: False
-    ctx.table_shape, ctx.table_dtype = table.shape, table.dtype
+    ctx.table_dtype = table.dtype
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
@@ -274,8 +273,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
         tokens, cu_seqlens = ctx.saved_tensors
         args = (grad, tokens, *ctx.hash_args, cu_seqlens, ctx.normalize, ctx.table_dtype)
         if ctx.can_be_sparse():
-            rows, values = torch.ops.blt_kernels.hash_ngram_embedding_sparse_backward(*args)
-            grad_table = torch.ops.blt_kernels.hash_ngram_embedding_sparse_rows(rows, values, ctx.table_shape)
+            grad_table = torch.ops.blt_kernels.hash_ngram_embedding_sparse_grad(*args)
         else:
             grad_table = torch.ops.blt_kernels.hash_ngram_embedding_backward(*args)
     if ctx.needs_input_grad[2]:

@@ -8,12 +8,12 @@ import math
 import torch
 
 from .. import reference
-from .._checks import FLOAT_DTYPES, INT_DTYPES, check_int, check_tensor, fail_value
+from .._checks import FLOAT_DTYPES, INT_DTYPES, check_int, check_real, check_tensor, check_values, fail_value
 from ..backend import backend_for
 from ..layout import PatchLayout
 from ..reference.layout import Fields
 from ..tokens import BYTE_OFFSET
-from ._segment_options import EntropyOptions, SegmentOptions, check_real
+from ._segment_options import EntropyOptions, SegmentOptions
 from .layout import fake_segmentation
 
 
@@ -214,6 +214,7 @@ def calibrate_threshold(
     )
     options.check(op, entropies, "entropies")
     check_real(op, "patch_size", patch_size)
+    check_values(op, "entropies", entropies)
     e = entropies.detach().float()
 
     def cut(threshold: float) -> PatchLayout:

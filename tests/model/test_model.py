@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_no_recompile, count_flops, random_lengths
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blt_kernels import PatchLayout, segment, segment_fixed, segment_spaces, use_backend
@@ -160,6 +161,9 @@ def test_entropy_config_survives_json() -> None:
         (lambda: BLTConfig.from_dict({}), ValueError, "BLTConfig: encoder: expected a value"),
         (lambda: BLTConfig.preset("3B"), ValueError, "preset: expected one of 'tiny', '400M', '1B', '7B', got '3B'"),
         (lambda: EntropyModelConfig.preset("x"), ValueError, "preset: expected one of 'tiny', '100M'"),
+        (lambda: BLTConfig.preset(["1B"]), ValueError, "preset: expected one of 'tiny', '400M', '1B', '7B', got"),
+        (lambda: BLT(SMALL_ENTROPY), TypeError, "BLT: config: expected a BLTConfig, got EntropyModelConfig"),
+        (lambda: EntropyModel(None), TypeError, "EntropyModel: config: expected an EntropyModelConfig, got NoneType"),
     ],
 )
 def test_config_errors_name_the_field(make, error: type[Exception], words: str) -> None:
@@ -571,6 +575,7 @@ def test_bits_per_byte() -> None:
         (torch.tensor([[3.0, 1.0]]), TypeError, "targets: expected dtype int32 or int64, got float32"),
         (torch.tensor([[3, 1, 2]]), ValueError, r"targets: expected shape \(1, 2\), got shape \(1, 3\)"),
         (torch.tensor([3, 1]), ValueError, "targets: expected 2 dimensions"),
+        (torch.zeros(1, 2, dtype=int, device="meta"), ValueError, "targets: expected device cpu"),
     ],
 )
 def test_loss_errors(targets: torch.Tensor, error: type[Exception], words: str) -> None:
@@ -629,6 +634,7 @@ def test_refuses_a_slot_for_every_byte() -> None:
     ):
         model(tokens, layout)
     model(tokens, layout.trim())
+    assert model(tokens[:0], segment(torch.zeros(0, 300), 9.0)).shape == (0, 300, 260)
 
 
 @pytest.mark.parametrize("patch_size", [1, 1.3])
@@ -764,6 +770,25 @@ def test_meta_tensors() -> None:
 def test_fake_tensors() -> None:
     with FakeTensorMode():
         train_without_values("cpu")
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_checks_leave_alone_what_has_no_values_to_read() -> None:
+    """Values that vmap batches, that make_fx traces, and that a FakeTensorMode stands for."""
+    model, entropy_model = make_blt(dtype=torch.float32), EntropyModel(SMALL_ENTROPY)
+    tokens = make_tokens(2, 200)
+
+    def run(tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # The layout has a slot for every byte, whose number of patches is looked at too.
+        layout = segment_fixed(tokens, 1)
+        return entropy_model.entropies(tokens), model(tokens, layout), model.loss(tokens, tokens, layout).total
+
+    rows = [run(row[None]) for row in tokens]
+    expected = tuple(map(torch.stack, zip(*rows, strict=True)))
+    torch.testing.assert_close(torch.func.vmap(lambda row: run(row[None]))(tokens), expected)
+    torch.testing.assert_close(make_fx(run)(tokens)(tokens), run(tokens))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert [out.shape for out in run(tokens)] == [(2, 200), (2, 200, 260), ()]
 
 
 def test_meta_models_become_real_ones() -> None:

@@ -66,10 +66,17 @@ def test_cross_attention_errors_name_the_argument(module, change: dict, error: t
         module(**({"dim": 8, "num_heads": 2} | change))
 
 
-@pytest.mark.parametrize("remake", [copy.deepcopy, lambda m: m.double(), lambda m: m.to_empty(device="cpu")])
-def test_sparse_gradients_stay_coalesced_in_other_forms_of_the_module(remake) -> None:
+def load(module: HashNgramEmbedding) -> HashNgramEmbedding:
+    module.load_state_dict({"weight": torch.zeros_like(module.weight)}, assign=True)
+    return module
+
+
+@pytest.mark.parametrize("remake", [copy.deepcopy, lambda m: m.double(), lambda m: m.to_empty(device="cpu"), load])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sparse_gradients_stay_coalesced_in_other_forms_of_the_module(remake, compiled: bool) -> None:
     module = remake(HashNgramEmbedding(7, 4, sparse_grad=True))
-    module(torch.randint(0, 260, (2, 9))).sum().backward()
+    forward = torch.compile(module, backend="aot_eager") if compiled else module
+    forward(torch.randint(0, 260, (2, 9))).sum().backward()
     assert module.weight.grad.is_coalesced()
 
 

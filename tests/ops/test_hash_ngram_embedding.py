@@ -635,7 +635,7 @@ def test_every_processor(capability):
 
 
 def test_opcheck():
-    # Not `hash_ngram_embedding_sparse_rows`: its fake is dense on purpose, see blt_kernels/ops/_sparse_gradient.py.
+    # Not `hash_ngram_embedding_sparse_grad`: its fake is dense on purpose, see blt_kernels/ops/_sparse_gradient.py.
     tokens, cu_seqlens = text_tokens(1, 20), torch.tensor([0, 7, 20])
     table, base = make_inputs(tokens, 5, 11)
     sizes, primes = list(SIZES), [HASH_PRIMES[0]]
@@ -705,13 +705,14 @@ def checkpointed(tokens, table):
         (checkpointed, {}),
         (lookup, {"mode": "reduce-overhead"}),
         (lookup, {"backend": "aot_eager"}),
+        (lookup, {"fullgraph": False}),
     ],
-    ids=["sliced", "dynamic", "checkpoint", "reduce-overhead", "aot_eager"],
+    ids=["sliced", "dynamic", "checkpoint", "reduce-overhead", "aot_eager", "graphs may break"],
 )
 def test_compiled_gradients_are_sparse_and_accumulate(fn, options):
     table, _ = make_inputs(torch.empty(0), base_dtype=None)
     keep_coalesced(table)
-    compiled = torch.compile(fn, fullgraph=True, **options)
+    compiled = torch.compile(fn, **({"fullgraph": True} | options))
     results = []
     for run_once in (compiled, fn):
         table.grad = None
@@ -851,6 +852,8 @@ def test_errors_of_all(change, error, message):
         ({"base": torch.zeros(2, 9, 24).long()}, TypeError, "base: expected dtype"),
         ({"base": torch.zeros(2, 9, 24).double()}, TypeError, "base: expected a dtype that goes with a float32 table"),
         ({"base": torch.zeros(2, 9, 24).to("meta")}, ValueError, "base: expected device cpu"),
+        ({"normalize": "no"}, TypeError, "normalize: expected a bool, got str"),
+        ({"sparse_grad": None}, TypeError, "sparse_grad: expected a bool, got NoneType"),
     ],
 )
 def test_errors_of_the_embedding(change, error, message):
@@ -874,6 +877,7 @@ GRAD = torch.zeros(2, 9, 24)
         ({"table_dtype": "float"}, TypeError, "table_dtype: expected float32 or .*, got float"),
         ({"table_dtype": torch.float64}, TypeError, "grad: expected a dtype that goes with a float64 table"),
         ({"grad": GRAD.double(), "table_dtype": torch.float32}, TypeError, "grad: expected a dtype that goes with"),
+        ({"normalize": 1}, TypeError, "normalize: expected a bool, got int"),
     ],
 )
 def test_errors_of_row_grad(change, error, message):

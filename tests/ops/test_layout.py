@@ -8,6 +8,7 @@ import itertools
 import pickle
 
 import layout_oracle as oracle
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
@@ -392,6 +393,7 @@ ONE = MASK[:1]
         (lambda: from_starts(MASK, next_is_start=torch.ones(2)), TypeError, "next_is_start: expected dtype bool"),
         (lambda: from_starts(MASK, next_is_start=MASK[0]), ValueError, r"next_is_start: expected shape \(2\)"),
         (lambda: from_starts(MASK, capacity=True), TypeError, "capacity: expected an int, got bool"),
+        (lambda: from_starts(MASK, capacity=np.int64(3)), TypeError, "capacity: expected an int, got numpy.int64"),
         (lambda: from_starts(MASK, capacity=0), ValueError, "capacity: expected at least 1, one slot for each"),
         (
             lambda: from_starts(ONE, cu_seqlens=torch.tensor([0, 1, 1, 3]), capacity=2),
@@ -554,6 +556,20 @@ def test_packed_rows_pack_too():
     used = int(layout.cu_patches[-1])
     assert torch.equal(layout.pack(y), y[:, :used])
     assert torch.equal(layout.unpack(y[:, :used])[:, :used], y[:, :used])
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("PatchLayout.trim: num_patches", lambda layout: layout.trim()),
+        ("PatchLayout.validate: offsets", lambda layout: layout.validate()),
+        ("PatchLayout.pack: num_patches", lambda layout: layout.pack(torch.zeros(1, 3, 2, device="meta"))),
+    ],
+)
+def test_what_needs_values_says_so(name, use):
+    layout = from_lengths(torch.tensor([[2, 1, 1]])).to("meta")
+    with pytest.raises(ValueError, match=f"{name}: expected a tensor with values, got a tensor on the meta device"):
+        use(layout)
 
 
 def test_pack_errors():
