@@ -31,7 +31,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        yield path
+        with naming(path):
+            yield path
         return
     target = path.resolve()  # behind a link lies the file to replace
     partial = target.with_name(f".{target.name}.partial")

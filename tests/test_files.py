@@ -49,3 +49,6 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught, naming(tmp_path):
         raise OSError(28, "No space left on device")
     assert caught.value.filename == str(tmp_path)
+    with pytest.raises(OSError) as caught, atomic_path("/dev/full") as partial:
+        partial.write_text("x")
+    assert caught.value.filename == "/dev/full"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 
 # Paths, keys and messages come from users and may contain what rich would take for markup ("[/INST]") or emoji (":x:").
@@ -18,6 +20,11 @@ def printable(text: object) -> str:
 def say(where: Console, text: str) -> None:
     """Prints one line and does not wrap it, so that a path in it can be copied."""
     where.print(printable(text), soft_wrap=True)
+
+
+def say_warning(message: Warning | str, *_: Any) -> None:
+    """A warning as one line on stderr: the line of code that gave it says nothing to a user."""
+    say(messages, f"warning: {' '.join(str(message).split())}")
 
 
 def describe(error: Exception) -> str:

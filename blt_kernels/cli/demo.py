@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from .._files import atomic_path
+from .._optional import optional
 from ..data import Corpus, DocumentStream
 from ..model import BLT, EntropyModel
 from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
@@ -29,6 +30,7 @@ from ..training.runs import (
     split,
     standard_library,
     train_model,
+    without_metrics,
 )
 from ..training.step import training_step
 from ..training.trainer import METRICS_FILE, TrainConfig, Trainer
@@ -80,10 +82,12 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
         ValueError: `run` holds the results of a demo, or models of something else.
     """
     begin = time.perf_counter()
+    optional("matplotlib")  # if it is missing, that is said now and not when both models are trained
     if (run / RESULT_FILE).exists():
         raise ValueError(f"{run}: the results of a demo are here already; remove them, or choose another --run")
     open_run(run, resume=True)
     corpus = Corpus(data, max_document_bytes=1 << 16) if data else standard_library()
+    corpus = without_metrics(corpus, data or [], run)
     if data:  # what is left out of the standard library is the demo's own choice
         report_left_out(corpus)
     train, held_out = split(corpus, None, seed)

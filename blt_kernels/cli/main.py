@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 
 from .. import doctor as doctor_
 from .._files import naming
+from .._optional import optional
 from ..data import Corpus
 from ..model import BLTConfig, EntropyModel, EntropyModelConfig
 from ..model.flops import blt_flops, equal_token_width
@@ -22,10 +24,19 @@ from ..training.evaluate import bits_per_byte, held_out_batches
 from ..training.optim import OptimConfig
 from ..training.patcher import Patcher, PatcherConfig
 from ..training.rows import MAX_TOKENS, RowShape
-from ..training.runs import entropy_patcher, new_blt, new_entropy_model, open_run, row_tokens_for, split, train_model
+from ..training.runs import (
+    entropy_patcher,
+    new_blt,
+    new_entropy_model,
+    open_run,
+    row_tokens_for,
+    split,
+    train_model,
+    without_metrics,
+)
 from ..training.trainer import MAX_SEED, MAX_STEPS, TrainConfig, load_model
 from .baselines import compress_bits_per_byte
-from .console import console, describe, messages, say
+from .console import console, describe, messages, say, say_warning
 from .demo import run_demo
 from .progress import training_progress
 from .resume import TrainingCommand, run_options
@@ -131,8 +142,11 @@ def main() -> None:
 
     A wrong use of options is status 2, an interruption 130.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller has closed it, and wants no words
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+    warnings.showwarning = say_warning  # type: ignore[assignment]
     status: int | str | None = None
     try:
         with naming(Path("standard output")):  # all else that is read or written has a name
@@ -180,7 +194,7 @@ def train_entropy(
     open_run(run, resume)
     shape = RowShape(batch_size, row_tokens)
     model = new_entropy_model(preset, seed)
-    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
+    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, held_out = split(corpus, holdout_bytes, seed)
     config = TrainConfig(
         steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed
@@ -287,7 +301,7 @@ def train(
         _, patcher, _ = load_model(run)
     elif entropy_model is None:
         raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
-    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
+    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, held_out = split(corpus, holdout_bytes, seed)
     if patcher is None:
         assert entropy_model is not None
@@ -367,6 +381,8 @@ def patch(
     for option, path in (("--png", png), ("--html", html)):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise ValueError(f"patch: {option}: expected a file in a directory that exists, got {path}")
+    if png is not None:
+        optional("matplotlib")  # if it is missing, that is said before the model has read the text
     loaded, patcher, _ = load_model(model)
     if isinstance(loaded, EntropyModel):
         if threshold is None:
@@ -444,8 +460,10 @@ def open_corpus(
     text_key: str,
     on_error: str,
     max_document_bytes: int,
+    run: Path | None = None,
 ) -> Corpus:
-    """The corpus that the options describe. What it leaves out, and patterns that match nothing, are said on stderr."""
+    """The corpus that the options describe, without what runs have written there (`run`: also before its first
+    checkpoint). What it leaves out, and patterns that match nothing, are said on stderr."""
     patterns: dict[str, Any] = {} if include is None else {"include": include}
     corpus = Corpus(
         data,
@@ -455,6 +473,7 @@ def open_corpus(
         max_document_bytes=max_document_bytes,
         **patterns,
     )
+    corpus = without_metrics(corpus, data, run)
     report_left_out(corpus)
     return corpus
 

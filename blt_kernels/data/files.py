@@ -46,6 +46,7 @@ class LeftOut:
     - "broken link": a link to nothing.
     - "link loop": a link to a directory that the link itself lies in.
     - "not a file": a pipe, a socket or a device.
+    - "metrics of a run": the metrics.jsonl of a training run that lies in the text; see `training.runs`.
     - "unreadable": what the operating system refuses to list, with `on_error="skip"`.
     """
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from .._files import naming
+from .._optional import optional
 
 STATE_FILE = "state.json"
 FORMAT = 2
@@ -92,13 +93,12 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
     Raises:
         CheckpointError: a file is missing, cut short, changed or not readable.
     """
-    from safetensors.torch import load_file
-
+    load_file = optional("safetensors.torch").load_file
     record = _read_record(path)
     tensors = {}
     for name, expected in record["files"].items():
         file = path / name
-        with reading(file):
+        with _naming_the_one_before(path), reading(file):
             if not file.exists():
                 raise CheckpointError(f"{file}: missing")
             if file.stat().st_size != expected["bytes"]:
@@ -138,10 +138,22 @@ def reading(file: Path, passing: tuple[type[Exception], ...] = ()) -> Iterator[N
         raise CheckpointError(f"{file}: cannot be used ({type(error).__name__}: {error})") from error
 
 
+@contextlib.contextmanager
+def _naming_the_one_before(path: Path) -> Iterator[None]:
+    """Adds to a CheckpointError about the checkpoint `path` which other one of the run could be used in its place."""
+    try:
+        yield
+    except CheckpointError as error:
+        older = [other for other in list_checkpoints(path.parent) if other.name < path.name]
+        if not older:
+            raise
+        raise CheckpointError(f"{error}; the checkpoint before it is {older[-1]}") from error
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     """The facts of `state.json`, verified."""
     file = path / STATE_FILE
-    with reading(file):
+    with _naming_the_one_before(path), reading(file):
         try:
             record = json.loads(file.read_text())
         except (ValueError, RecursionError) as error:
@@ -179,12 +191,10 @@ def latest_checkpoint(path: Path) -> Path:
 
 
 def _save_tensors(path: Path, named: Mapping[str, torch.Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, path)
-    except SafetensorError as error:  # a full disk, for one
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in named.items()}
+        optional("safetensors.torch").save_file(contiguous, path)
+    except optional("safetensors").SafetensorError as error:  # a full disk, for one
         raise OSError(str(error)) from error
     _flush(path)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import math
 import os
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .._optional import optional
 from ..data import Corpus, DocumentStream, split_corpus
 from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from .checkpoint import list_checkpoints
@@ -46,6 +48,35 @@ def open_run(run: Path, resume: bool) -> None:
         raise ValueError(f"{run}: there is a run here already; continue it with --resume, or choose another --run")
 
 
+@contextlib.contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Makes the directory of a run and keeps other processes from training in it meanwhile.
+
+    The lock is gone when the process is, however that ends. A directory that was made here and stays empty is removed.
+
+    Raises:
+        ValueError: another process trains in `run`.
+    """
+    is_new = not run.exists()
+    run.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{run}: another process is training this run; choose another --run") from None
+        except OSError:
+            pass  # some network file systems cannot lock a directory
+        try:
+            yield
+        finally:
+            if is_new:
+                with contextlib.suppress(OSError):  # it holds something
+                    run.rmdir()
+    finally:
+        os.close(descriptor)
+
+
 def train_model(
     model: EntropyModel | BLT,
     train: Corpus,
@@ -63,23 +94,26 @@ def train_model(
 
     With `resume` it goes on from the newest checkpoint of `run`, and starts anew where there is none; see `open_run`.
     """
+    optional("safetensors.torch")  # if it is missing, that is said now and not at the first checkpoint
     open_run(run, resume)
-    batches = shape.batches(DocumentStream(train, seed=config.seed), patcher)
-    watched = [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
+    with _locked(run):
+        open_run(run, resume)  # again: another process may have trained here just before
+        batches = shape.batches(DocumentStream(train, seed=config.seed), patcher)
+        watched = [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
 
-    trainer = Trainer(
-        model,
-        batches,
-        config,
-        run,
-        patcher=patcher,
-        evaluate=watch(watched) if watched else None,
-        on_step=on_step,
-        notes={"rows": dataclasses.astuple(shape), **(notes or {})},
-    )
-    if resume:
-        trainer.resume()
-    trainer.train()
+        trainer = Trainer(
+            model,
+            batches,
+            config,
+            run,
+            patcher=patcher,
+            evaluate=watch(watched) if watched else None,
+            on_step=on_step,
+            notes={"rows": dataclasses.astuple(shape), **(notes or {})},
+        )
+        if resume:
+            trainer.resume()
+        trainer.train()
     return trainer
 
 
@@ -149,6 +183,26 @@ def split(corpus: Corpus, holdout_bytes: int | None, seed: int) -> tuple[Corpus,
     if holdout_bytes is None:
         holdout_bytes = max(1, min(1 << 20, sum(file.size for file in corpus.files) // 10))
     return split_corpus(corpus, holdout_bytes, seed=seed)
+
+
+def without_metrics(corpus: Corpus, given: Sequence[Path], run: Path | None) -> Corpus:
+    """`corpus` without the metrics of runs whose directories lie in the text; `left_out` counts them.
+
+    Their lines are no text, and if they were, no run could be resumed on text that it has changed itself.
+
+    Args:
+        given: the paths that `corpus` was made of; a file among them is read as it is.
+        run: the run, or the directory of runs, that is to be trained; others are known by their checkpoints.
+    """
+    kept = []
+    for file in corpus.files:
+        folder = file.path.resolve().parent if file.path.name == METRICS_FILE else None
+        is_own = folder is not None and run is not None and run.resolve() in (folder, *folder.parents)
+        if folder is not None and file.path not in given and (is_own or list_checkpoints(folder)):
+            corpus.left_out.add("metrics of a run", file.name)
+        else:
+            kept.append(file)
+    return corpus.with_files(kept)
 
 
 def standard_library() -> Corpus:

@@ -170,7 +170,10 @@ class Trainer:
         loss, norm = training_step(self.model, batch, self.optimizers, autocast=self.config.autocast)
         mean = loss.mean.item()
         if not (math.isfinite(mean) and math.isfinite(norm.item())):
-            raise FloatingPointError(f"train: step {self.step + 1}: loss {mean}, gradient norm {norm.item()}")
+            raise FloatingPointError(
+                f"train: step {self.step + 1}: expected a finite loss and gradient norm, got {mean} and {norm.item()}; "
+                "a lower learning rate may help"
+            )
         seconds = time.perf_counter() - begin
         self.step += 1
         self.bytes_seen += batch.num_bytes

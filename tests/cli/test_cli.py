@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gzip
 import io
 import json
 import os
@@ -267,6 +268,17 @@ def test_resume_starts_where_there_is_nothing_to_lose(texts: Path, runs: Path, t
         assert f"{run_}: no checkpoint yet" in result.stderr and str(run_) in result.stdout
         assert last_losses(run_) == last_losses(runs / "entropy")
         assert sorted(path.name for path in run_.iterdir()) == ["metrics.jsonl", "step-00000004"]
+
+
+def test_a_run_that_lies_in_its_text_is_resumed(texts: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(texts, tmp_path / "text")
+    command = ("train-entropy", folder, "--run", folder / "run", "--row-tokens", 64, "--steps", 2, *SHARED)
+    run(*command)
+    result = run(*command, "--resume")
+    assert "metrics of a run (run/metrics.jsonl)" in result.stderr
+    assert "1 metrics of a run" in run("eval", folder / "run", folder, "--json", "--on-error", "skip").stderr
+    shutil.rmtree(folder / "run" / "step-00000002")
+    run(*command, "--resume")
 
 
 def test_resume_of_a_blt_without_a_checkpoint_needs_its_entropy_model(texts: Path, runs: Path, tmp_path: Path) -> None:
@@ -577,6 +589,21 @@ def test_output_that_nobody_takes(reader: str) -> None:
     assert result.returncode == 1
     expected = "" if reader == "closed pipe" else "blt-kernels: standard output: No space left on device\n"
     assert result.stderr == expected
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_closed_output_is_no_error(stream: str) -> None:
+    code = "import sys; from blt_kernels.cli.main import main; main()"
+    command = [sys.executable, "-c", f"import sys; sys.{stream} = None; {code}", "flops"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "") and bool(result.stdout) == (stream == "stderr")
+
+
+def test_a_warning_is_one_line(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text\n" * 20) + b"junk")
+    result = run("eval", runs / "entropy", tmp_path, "--json")
+    assert result.stderr == f"warning: {tmp_path}/a.txt.gz: what follows the gzip data is ignored\n"
+    json.loads(result.stdout)
 
 
 # Text is text

@@ -41,6 +41,17 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "step-00000009").name == "step-00000009"
 
 
+def test_damage_names_the_checkpoint_that_can_be_used_instead(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, TENSORS, {})
+    (tmp_path / "step-00000002" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing; the checkpoint before it is .*00001$"):
+        load_checkpoint(latest_checkpoint(tmp_path))
+    (tmp_path / "step-00000001" / STATE_FILE).write_text("")
+    with pytest.raises(CheckpointError, match=r"not JSON \(.*\)$"):
+        load_checkpoint(tmp_path / "step-00000001")
+
+
 def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, 1, TENSORS, {})
 

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,7 +26,7 @@ from blt_kernels.training.optim import OptimConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.prefetch import prefetch
 from blt_kernels.training.rows import RowShape
-from blt_kernels.training.runs import entropy_patcher, open_run, train_model
+from blt_kernels.training.runs import entropy_patcher, open_run, train_model, without_metrics
 from blt_kernels.training.step import layout_of
 from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer, load_model
 
@@ -267,11 +268,57 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
 
 
+def test_two_processes_do_not_train_one_run(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = (corpus, None, SHAPES["padded"], CONFIG, run)
+
+    def second(metrics: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="run: another process is training this run"):
+            train_model(make_blt(), *arguments, patcher=patcher, resume=True)
+
+    train_model(make_blt(), *arguments, patcher=patcher, on_step=second)
+    assert [json.loads(line)["step"] for line in (run / METRICS_FILE).open()] == list(range(1, 13))
+    train_model(make_blt(), *arguments, patcher=patcher, resume=True)  # it is free again
+
+
+def test_a_run_that_has_written_nothing_leaves_no_directory(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    model = make_blt()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError):
+        train_model(model, corpus, None, SHAPES["padded"], CONFIG, tmp_path / "run", patcher=patcher)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named_before_training(
+    corpus: Corpus, patcher: Patcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match=r"safetensors .*pip install 'blt_kernels\[train\]'"):
+        train_model(make_blt(), corpus, None, SHAPES["padded"], CONFIG, tmp_path / "run", patcher=patcher)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_metrics_of_a_run_in_the_text_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text\n")
+    runs = {name: tmp_path / "runs" / name for name in ("begun", "trained", "other")}
+    for folder in runs.values():
+        folder.mkdir(parents=True)
+        (folder / METRICS_FILE).write_text('{"text": "no text"}\n')
+    (runs["trained"] / "step-00000002").mkdir()
+    for run in (runs["begun"], runs["begun"].parent / ".." / "runs" / "begun"):
+        found = without_metrics(Corpus(tmp_path), [tmp_path], run)
+        assert [file.name for file in found.files] == ["a.txt", f"runs/other/{METRICS_FILE}"]
+        assert "2 metrics of a run (runs/begun/metrics.jsonl, runs/trained/metrics.jsonl)" in found.remarks()[0]
+    given = runs["trained"] / METRICS_FILE
+    assert len(without_metrics(Corpus(given), [given], None).files) == 1
+
+
 def test_a_loss_that_is_not_finite_stops_training(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
     model = make_blt()
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="step 1: loss nan"):
+    with pytest.raises(FloatingPointError, match="step 1: expected a finite loss and gradient norm, got nan"):
         train_model(model, corpus, None, SHAPES["padded"], CONFIG, tmp_path / "run", patcher=patcher)
 
 
