@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,15 @@ from .ops.cases import label
 if TYPE_CHECKING:
     from .ops.measure import Options
 
-FIELDS = ("op", "device", "dtype", "torch", "commit", "date", "quick", "case", "rows")
-ROW_FIELDS = (
-    "environment", "case", "shapes", "headline", "sweep", "variant", "seconds", "quartiles", "rounds", "gb_per_second",
-    "fraction_of_copy", "peak_bytes",
-)  # fmt: skip
+FIELDS = {
+    "op": str, "device": str, "dtype": str, "torch": str, "commit": str, "date": str, "quick": bool, "case": str,
+    "rows": list,
+}  # fmt: skip
+ROW_FIELDS = {
+    "environment": str, "case": str, "shapes": dict, "headline": object, "sweep": object, "variant": str,
+    "seconds": float, "quartiles": list, "rounds": int, "gb_per_second": float, "fraction_of_copy": float,
+    "peak_bytes": int,
+}  # fmt: skip
 # A change of time counts if it is more than this factor and the quartiles of old and new do not meet.
 NOTABLE = 1.1
 
@@ -53,14 +58,28 @@ def read(path: Path) -> dict[str, Any]:
         result = json.loads(Path(path).read_text())
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not a readable result: {error}") from error
-    if not isinstance(result, dict):
-        raise ValueError(f"{path}: expected an object, got {type(result).__name__}")
-    if missing := [field for field in FIELDS if field not in result]:
-        raise ValueError(f"{path}: not a result of a kernel benchmark: it has no {', '.join(missing)}")
+    _check_fields(f"{path}: not a result of a kernel benchmark", result, FIELDS)
     for i, row in enumerate(result["rows"]):
-        if missing := [field for field in ROW_FIELDS if field not in row]:
-            raise ValueError(f"{path}: row {i} has no {', '.join(missing)}")
+        _check_fields(f"{path}: row {i}", row, ROW_FIELDS)
+        times = [row["seconds"], *row["quartiles"]]
+        if len(times) != 3 or not all(isinstance(time, float) and 0 < time < math.inf for time in times):
+            raise ValueError(f"{path}: row {i}: expected a time and two quartiles above 0, got {times}")
+    keys = _by_key(result).keys()
+    without_copy = {key[:2] for key in keys} - {key[:2] for key in keys if key[2] == "copy"}
+    if without_copy:
+        raise ValueError(f"{path}: no row of the variant copy for {', '.join(map(' '.join, sorted(without_copy)))}")
     return result
+
+
+def _check_fields(where: str, found: Any, fields: dict[str, type]) -> None:
+    """Refuses what is not an object with these fields."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: expected an object, got {type(found).__name__}")
+    if missing := [field for field in fields if field not in found]:
+        raise ValueError(f"{where}: it has no {', '.join(missing)}")
+    for field, kind in fields.items():
+        if not isinstance(found[field], kind):
+            raise ValueError(f"{where}: {field}: expected {kind.__name__}, got {found[field]!r}")
 
 
 def refuse_to_lose(path: Path, options: Options) -> None:

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--max-minutes", type=float, help="stop training after this long; run again to go on")
     options = parser.parse_args(arguments)
     least = max(RESERVED_SECONDS.values()) / 60 + 1
-    if options.max_minutes is not None and options.max_minutes < least:
+    if options.max_minutes is not None and not options.max_minutes >= least:  # NaN is not, either
         parser.error(f"--max-minutes: expected at least {least:g}, got {options.max_minutes:g}")
     begin = time.monotonic()
 

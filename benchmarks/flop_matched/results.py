@@ -55,6 +55,13 @@ FINISHED = {
     "throughput": ("measured",),
     "backends": ("measured",),
 }
+# What these objects of a finished result have at least.
+PARTS = {
+    "machine": ("device",),
+    "model": ("name",),
+    "flops": ("paper", "inclusive", "training"),
+    "test": ("clean",),
+}
 
 
 def begin(
@@ -130,6 +137,13 @@ def read(path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path}: damaged: not the result of a job; delete it to run the job again")
     if result["finished"] and (missing := [key for key in FINISHED.get(result["kind"], ()) if key not in result]):
         raise ValueError(f"{path}: damaged: it has no {', '.join(missing)}; delete it to run the job again")
+    for key, names in PARTS.items() if result["finished"] else ():
+        if key in result and not (isinstance(result[key], dict) and all(name in result[key] for name in names)):
+            raise ValueError(
+                f"{path}: damaged: {key}: expected an object with {', '.join(names)}; delete it to run the job again"
+            )
+    if result["finished"] and "curve" in result and not (result["curve"] or result.get("diverged")):
+        raise ValueError(f"{path}: damaged: its curve is empty; delete it to run the job again")
     if result["format"] != FORMAT or result["job"] != path.stem:
         got = f"format {result['format']} of job {result['job']!r}"
         raise ValueError(f"{path}: expected format {FORMAT} of job {path.stem!r}, got {got}")

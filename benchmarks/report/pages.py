@@ -183,6 +183,8 @@ def main(arguments: Sequence[str]) -> None:
         root, plots_folder = RESULTS, PLOTS
     else:
         root = plots_folder = options.results
+        if not any(devices(root)):
+            raise ValueError(f"{root}: expected results in folders of devices, got none")
         print(full(root, str(root)))
     for path, name, data in stale_plots(root, plots_folder):
         draw(name, data, path)

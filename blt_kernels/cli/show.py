@@ -14,7 +14,7 @@ from ..data import Corpus, encode
 from ..model.flops import Ledger
 from ..training.patcher import Patcher
 from .console import messages, say
-from .visualize import patches_of, render_html, render_table, render_text, save_png, summary
+from .visualize import check_picture_size, patches_of, render_html, render_table, render_text, save_png, summary
 
 # Longer texts are shown without the table of patches.
 TABLE_BYTES = 400
@@ -66,10 +66,12 @@ def show_patches(
     if png is not None and patcher.entropy_model is None:
         raise fail_value("patch", "--png", "patches made from entropies, which it draws", patcher.config.method)
     tokens = encode(text)
+    if png is not None:
+        check_picture_size(len(tokens))  # before the model reads the text, which takes a minute for a megabyte
     entropies = None if patcher.entropy_model is None else patcher.entropies(tokens)
     patches = patches_of(tokens, patcher(tokens), entropies)
     threshold = patcher.config.threshold
-    if png is not None and entropies is not None:  # first, because it may refuse the text
+    if png is not None and entropies is not None:
         with atomic_path(png) as partial:
             save_png(partial, patches, entropies, threshold=threshold)
     if html is not None:

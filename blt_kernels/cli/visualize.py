@@ -159,6 +159,12 @@ td, th {{ padding: .1rem .8rem; text-align: right; border-bottom: 1px solid #eee
 """
 
 
+def check_picture_size(size: int) -> None:
+    """Refuses a text of more tokens than `save_png` draws."""
+    if size > MAX_PICTURE:
+        raise fail_value("patch", "--png", f"at most {MAX_PICTURE} tokens (an HTML page holds more)", size)
+
+
 def save_png(
     path: str | os.PathLike[str],
     patches: Sequence[Patch],
@@ -171,8 +177,7 @@ def save_png(
     A token whose point lies above the threshold starts a patch. Rows of 96 tokens; at most 4800 tokens.
     """
     size = len(entropies)
-    if size > MAX_PICTURE:
-        raise fail_value("patch", "--png", f"at most {MAX_PICTURE} tokens (an HTML page holds more)", size)
+    check_picture_size(size)
     values = entropies.astype(np.float64)
     # All in inches: a cell for each token, and margins that hold the labels.
     left, right, top, row_height, axes_height = 0.7, 0.2, 0.7, 1.75, 1.15

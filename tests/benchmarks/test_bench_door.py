@@ -49,6 +49,13 @@ def test_what_is_wrong_outside_is_one_line(arguments: tuple[str, ...], message: 
     assert stop.value.code.startswith(message) and "\n" not in stop.value.code
 
 
+@pytest.mark.parametrize("minutes", ["1", "nan"])
+def test_too_few_minutes_are_refused(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        door.main(["matched", "--max-minutes", minutes, "--only", "no job"])
+    assert stop.value.code == 2 and "--max-minutes: expected at least" in capsys.readouterr().err
+
+
 def test_the_door_is_a_module() -> None:
     command = [sys.executable, "-m", "benchmarks", "nonsense"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)

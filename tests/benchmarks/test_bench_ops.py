@@ -162,10 +162,32 @@ def test_results_are_written_whole_and_read_again(tmp_path):
     with pytest.raises(ValueError, match=r"patch_pool\.json: not a readable result"):
         read(path)
     path.write_text(json.dumps(kept | {"rows": [{"variant": "ours"}]}))
-    with pytest.raises(ValueError, match=r"patch_pool\.json: row 0 has no environment, case"):
+    with pytest.raises(ValueError, match=r"patch_pool\.json: row 0: it has no environment, case"):
         read(path)
     path.write_text('{"op": "patch_pool"}')
     with pytest.raises(ValueError, match=r"patch_pool\.json: .* no device, dtype"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "row", "message"),
+    [
+        ({"rows": None}, {}, "rows: expected list, got None"),
+        ({"rows": [3]}, {}, "row 0: expected an object, got int"),
+        ({"device": None}, {}, "device: expected str, got None"),
+        ({}, {"seconds": 0.0}, "row 0: expected a time and two quartiles above 0"),
+        ({}, {"seconds": float("nan")}, "row 0: expected a time and two quartiles above 0"),
+        ({}, {"quartiles": 1}, "row 0: quartiles: expected list, got 1"),
+        ({}, {"quartiles": [1.0]}, "row 0: expected a time and two quartiles above 0"),
+        ({}, {"variant": "copied"}, "no row of the variant copy for measuring forward"),
+    ],
+)
+def test_a_damaged_result_is_named(fields: dict, row: dict, message: str, tmp_path: Path) -> None:
+    result = kernel_result({"copy": 1.0, "ours": 1.0})
+    result["rows"][0] |= row
+    path = tmp_path / "patch_pool.json"
+    path.write_text(json.dumps(result | fields))
+    with pytest.raises(ValueError, match=rf"patch_pool\.json: .*{message}"):
         read(path)
 
 

@@ -125,3 +125,8 @@ def test_tables_of_other_results_are_printed_and_plots_lie_beside_them(tmp_path,
     out = capsys.readouterr().out
     assert "| `patch_pool` | forward | 1e+03 ms | 50% | other | 2.0x |" in out and "one size of N" in out
     assert (tmp_path / "some-cpu-2-cores" / "speedup.png").exists()
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected results in folders of devices, got none"):
+        pages.main(["--results", str(tmp_path)])

@@ -345,6 +345,16 @@ def test_a_finished_result_has_all_that_the_report_shows(finished: Bench, tmp_pa
                 results.read(path)
 
 
+@pytest.mark.parametrize("damage", [{"machine": {}}, {"model": 1}, {"flops": []}, {"test": {}}, {"curve": []}])
+def test_a_damaged_result_is_named(damage: dict[str, Any], finished: Bench, tmp_path: Path) -> None:
+    result = results.read(finished.folder / "tiny-token-seed0.json")
+    assert result is not None
+    path = tmp_path / "tiny-token-seed0.json"
+    write_json(path, result | damage)
+    with pytest.raises(ValueError, match=rf"tiny-token-seed0\.json: damaged: .*{next(iter(damage))}"):
+        results.read(path)
+
+
 def test_results_of_other_text_are_refused(finished: Bench, folder: Path, tmp_path: Path) -> None:
     result = results.read(finished.folder / "entropy-model.json")
     assert result is not None

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import blt_kernels
-from blt_kernels.model import BLTConfig, EntropyModelConfig, TransformerConfig
+from blt_kernels.model import BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
 from blt_kernels.model.config import BLT_PRESETS
 from blt_kernels.model.flops import blt_flops
 
@@ -170,6 +170,15 @@ def test_patch_shows_and_draws(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text(text)
     assert run("patch", "--file", tmp_path / "in.txt", "--model", runs / "entropy", "--threshold", 1.0).stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "p.html", "p.png"]
+
+
+def test_a_text_too_long_for_a_picture_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patcher = Patcher(PatcherConfig(threshold=1.0), EntropyModel(EntropyModelConfig.preset("tiny")))
+    monkeypatch.setattr(patcher, "entropies", interrupt)
+    with pytest.raises(ValueError, match="patch: --png: expected at most 4800 tokens"):
+        show_patches(cli.console, patcher, b"x" * 5000, png=tmp_path / "p.png")
 
 
 def test_patch_replaces_the_threshold_and_nothing_else(runs: Path) -> None:
