@@ -68,12 +68,15 @@ def positive(value: float) -> float:
 
 
 def threshold_or_auto(value: str) -> str:
-    if value != "auto":
-        try:
-            finite(float(value))
-        except ValueError:
-            raise typer.BadParameter(f"{value!r} is neither a number of nats nor auto.") from None
-    return value
+    """ "auto", or the number in one spelling, so that --resume finds 1 and 1.0 equal."""
+    if value == "auto":
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is neither a number of nats nor auto.") from None
+    finite(number)
+    return str(number)
 
 
 Data = Annotated[

@@ -344,6 +344,7 @@ def test_every_setting_that_a_resumed_run_would_change_is_named(texts: Path, run
         assert f"--{name}: the run has {saved}, got {value}" in message
     assert "--autocast: the run has False, got True" in message
     assert "--include: the run has" in message and "--entropy-model: the run has" in message
+    assert cli.threshold_or_auto("1") == cli.threshold_or_auto("1.0") != cli.threshold_or_auto("auto")
     one = fails("train-entropy", texts, "--run", runs / "entropy", "--resume", "--preset", "100M")
     assert one.endswith("/entropy: a resumed run keeps its settings: --preset: the run has tiny, got 100M\n")
 
