@@ -68,8 +68,8 @@ def show_patches(
     tokens = encode(text)
     if png is not None:
         check_picture_size(len(tokens))  # before the model reads the text, which takes a minute for a megabyte
-    entropies = None if patcher.entropy_model is None else patcher.entropies(tokens)
-    patches = patches_of(tokens, patcher(tokens), entropies)
+    lengths, entropies = patcher.cut(tokens)
+    patches = patches_of(tokens, lengths, entropies)
     threshold = patcher.config.threshold
     if png is not None and entropies is not None:
         with atomic_path(png) as partial:

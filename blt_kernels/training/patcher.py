@@ -80,29 +80,40 @@ class Patcher:
 
     def layout(self, tokens: torch.Tensor) -> PatchLayout:
         """The patches of tokens int64 [B, N], one document a row; C = N."""
+        return self._layout_and_entropies(tokens)[0]
+
+    def cut(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
+        """The patch lengths of a document, and what they were decided by.
+
+        Returns:
+            lengths: int64 [p].
+            entropies: float32 [n], nats: the entropy of the prediction made at each token for the next one. None unless
+                the method is "entropy".
+        """
+        layout, entropies = self._layout_and_entropies(self._row(tokens))
+        lengths = layout.lengths()[0, : int(layout.num_patches[0])].cpu().numpy()
+        return lengths, None if entropies is None else entropies[0].cpu().numpy()
+
+    def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.cut(tokens)[0]
+
+    def _layout_and_entropies(self, tokens: torch.Tensor) -> tuple[PatchLayout, torch.Tensor | None]:
         config = self.config
         if config.method == "spaces":
-            return segment_spaces(tokens, max_patch_length=config.max_patch_length)
+            return segment_spaces(tokens, max_patch_length=config.max_patch_length), None
         if config.method == "fixed":
             assert config.patch_size is not None
-            return segment_fixed(tokens, config.patch_size, max_patch_length=config.max_patch_length)
+            return segment_fixed(tokens, config.patch_size, max_patch_length=config.max_patch_length), None
         assert config.threshold is not None and self.entropy_model is not None
-        return segment(
-            self.entropy_model.entropies(tokens),
+        entropies = self.entropy_model.entropies(tokens)
+        layout = segment(
+            entropies,
             config.threshold,
             rule=config.rule,
             delta=config.delta,
             max_patch_length=config.max_patch_length,
         )
-
-    def entropies(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 [n], nats: the entropy of the prediction made at each token of a document for the next one."""
-        assert self.entropy_model is not None
-        return self.entropy_model.entropies(self._row(tokens))[0].cpu().numpy()
-
-    def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        layout = self.layout(self._row(tokens))
-        return layout.lengths()[0, : int(layout.num_patches[0])].cpu().numpy()
+        return layout, entropies
 
     def _row(self, tokens: NDArray[np.int64]) -> torch.Tensor:
         """int64 [1, n], on the device of the entropy model."""

@@ -176,9 +176,17 @@ def test_a_text_too_long_for_a_picture_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patcher = Patcher(PatcherConfig(threshold=1.0), EntropyModel(EntropyModelConfig.preset("tiny")))
-    monkeypatch.setattr(patcher, "entropies", interrupt)
+    monkeypatch.setattr(patcher, "cut", interrupt)
     with pytest.raises(ValueError, match="patch: --png: expected at most 4800 tokens"):
         show_patches(cli.console, patcher, b"x" * 5000, png=tmp_path / "p.png")
+
+
+def test_a_shown_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = EntropyModel(EntropyModelConfig.preset("tiny"))
+    read, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens, **arguments: read.append(0) or hidden(tokens, **arguments))
+    show_patches(cli.console, Patcher(PatcherConfig(threshold=1.0), model), b"some text")
+    assert len(read) == 1
 
 
 def test_patch_replaces_the_threshold_and_nothing_else(runs: Path) -> None:
