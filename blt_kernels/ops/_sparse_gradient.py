@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,38 +24,23 @@ torch.library.define(
 
 @torch.library.impl(_SPARSE_GRAD, "CompositeExplicitAutograd")
 def _sparse_grad(
-    grad: Tensor,
-    tokens: Tensor,
-    ngram_sizes: list[int],
-    num_rows: int,
-    primes: list[int],
-    cu_seqlens: Tensor | None,
-    normalize: bool,
-    table_dtype: torch.dtype,
+    grad: Tensor, tokens: Tensor, ngram_sizes: list[int], num_rows: int, primes: list[int], *others: Any
 ) -> Tensor:
     """The gradient of the table as a coalesced sparse tensor [G*num_rows, D]."""
     rows, values = torch.ops.blt_kernels.hash_ngram_embedding_sparse_backward(
-        grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype
+        grad, tokens, ngram_sizes, num_rows, primes, *others
     )
     size = (len(primes) * len(ngram_sizes) * num_rows, grad.shape[2])
     return torch.sparse_coo_tensor(rows[None], values, size, is_coalesced=True, check_invariants=False)
 
 
 @torch.library.register_fake(_SPARSE_GRAD)
-def _sparse_grad_fake(
-    grad: Tensor,
-    tokens: Tensor,
-    ngram_sizes: list[int],
-    num_rows: int,
-    primes: list[int],
-    cu_seqlens: Tensor | None,
-    normalize: bool,
-    table_dtype: torch.dtype,
-) -> Tensor:
+def _sparse_grad_fake(*arguments: Any) -> Tensor:
     # Inductor asks each tensor of a graph for its storage, and a sparse tensor has none. A dense tensor stands for it
     # while the graph is compiled. Its strides are 0, which are the strides that a sparse tensor reports, so that the
     # checks of the compiled code hold. What computed with it inside the graph would raise an error at run time, because
     # there is no data to point to. So it must only be handed out, as the gradient of an input of the graph.
+    grad, _, ngram_sizes, num_rows, primes, *_, table_dtype = arguments
     size = (len(primes) * len(ngram_sizes) * num_rows, grad.shape[2])
     return grad.new_empty((), dtype=table_dtype).expand(size)
 
