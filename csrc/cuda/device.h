@@ -85,6 +85,118 @@ __device__ __forceinline__ double exp_of(double x) { return exp(x); }
 __device__ __forceinline__ float log_of(float x) { return logf(x); }
 __device__ __forceinline__ double log_of(double x) { return log(x); }
 
+// One instruction of the special function unit each. Subnormal arguments and results count as 0.
+__device__ __forceinline__ float exp2_approx(float x) {  // 2 ulp
+#if defined(BLT_EMULATE_CUDA)
+  return std::exp2(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+__device__ __forceinline__ float log2_approx(float x) {  // absolute error 2^-22 between 0.5 and 2, relative elsewhere
+#if defined(BLT_EMULATE_CUDA)
+  return std::log2(x);
+#else
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+__device__ __forceinline__ float reciprocal_approx(float x) {  // 1 ulp
+#if defined(BLT_EMULATE_CUDA)
+  return 1 / x;
+#else
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
+// The larger or smaller of two numbers; NaN if one of them is NaN.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#else
+  return a > b || a != a ? a : b;
+#endif
+}
+__device__ __forceinline__ float min_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float y;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#else
+  return a < b || a != a ? a : b;
+#endif
+}
+
+// ---- pairs: two 16-bit elements in a register, the first of them in the low half
+// ----------------------------------------
+
+template <class T>
+__device__ __forceinline__ float low_of(uint32_t pair) {
+  static_assert(sizeof(T) == 2);
+  return widen(bit_cast<T>(uint16_t(pair)));
+}
+template <class T>
+__device__ __forceinline__ float high_of(uint32_t pair) {
+  static_assert(sizeof(T) == 2);
+  return widen(bit_cast<T>(uint16_t(pair >> 16)));
+}
+template <>
+__device__ __forceinline__ float high_of<bfloat16>(uint32_t pair) {
+  return bit_cast<float>(pair & 0xffff0000u);
+}
+
+#if defined(BLT_EMULATE_CUDA)
+template <class T>
+__device__ __forceinline__ uint32_t pair_of(float low, float high) {
+  return uint32_t(narrow<T>(high).bits) << 16 | narrow<T>(low).bits;
+}
+// Pair by pair the larger or smaller element; NaN where one of the two is NaN.
+template <class T>
+__device__ __forceinline__ uint32_t max_or_nan_pair(uint32_t a, uint32_t b) {
+  return pair_of<T>(max_or_nan(low_of<T>(a), low_of<T>(b)), max_or_nan(high_of<T>(a), high_of<T>(b)));
+}
+template <class T>
+__device__ __forceinline__ uint32_t min_or_nan_pair(uint32_t a, uint32_t b) {
+  return pair_of<T>(min_or_nan(low_of<T>(a), low_of<T>(b)), min_or_nan(high_of<T>(a), high_of<T>(b)));
+}
+#else
+// CUDA's type of a pair and what CUDA calls our element types. Its functions work on every architecture, and are one
+// instruction from sm_80 on.
+template <class T>
+struct CudaPair;
+template <>
+struct CudaPair<bfloat16> {
+  using type = __nv_bfloat162;
+  static __device__ __forceinline__ type of(float low, float high) { return __floats2bfloat162_rn(low, high); }
+};
+template <>
+struct CudaPair<float16> {
+  using type = __half2;
+  static __device__ __forceinline__ type of(float low, float high) { return __floats2half2_rn(low, high); }
+};
+template <class T>
+__device__ __forceinline__ uint32_t pair_of(float low, float high) {
+  return bit_cast<uint32_t>(CudaPair<T>::of(low, high));
+}
+template <class T>
+__device__ __forceinline__ uint32_t max_or_nan_pair(uint32_t a, uint32_t b) {
+  using P = typename CudaPair<T>::type;
+  return bit_cast<uint32_t>(__hmax2_nan(bit_cast<P>(a), bit_cast<P>(b)));
+}
+template <class T>
+__device__ __forceinline__ uint32_t min_or_nan_pair(uint32_t a, uint32_t b) {
+  using P = typename CudaPair<T>::type;
+  return bit_cast<uint32_t>(__hmin2_nan(bit_cast<P>(a), bit_cast<P>(b)));
+}
+#endif
+
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
 // N consecutive elements, which are loaded and stored in one access. N * sizeof(T) is a power of two up to 16, to which
