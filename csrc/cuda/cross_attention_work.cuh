@@ -215,12 +215,4 @@ __device__ __forceinline__ A* query_part(const CrossAttentionArgs& args, int64_t
   return part_row<A>(args, part, query - patch * args.slots * args.heads, args.heads, args.width + 2);
 }
 
-// Finds the patch of each part, a thread for a part. Most tiles have no part of a long patch, so that must cost little.
-__global__ void __launch_bounds__(kAttentionThreads) attention_long_kernel(CrossAttentionArgs args, int64_t parts) {
-  const int64_t index = int64_t(blockIdx.x) * kAttentionThreads + threadIdx.x;
-  if (index < parts) {
-    args.long_patches[index] = int32_t(Layout{args}.long_patch(index));
-  }
-}
-
 }  // namespace blt::cuda
