@@ -247,8 +247,9 @@ inline void __syncthreads() { ::blt::emulator::self->home->barrier.wait(); }
 inline void __syncwarp(unsigned = 0xffffffffu) { ::blt::emulator::self->warp().barrier.wait(); }
 
 template <class T>
-T __shfl_sync(unsigned, T value, int lane) {
-  return ::blt::emulator::exchange(value, lane);
+T __shfl_sync(unsigned, T value, int lane, int width = ::blt::emulator::kWarp) {
+  const int group = ::blt::emulator::self->lane() & ~(width - 1);  // the first lane of the group
+  return ::blt::emulator::exchange(value, group | (lane & (width - 1)));
 }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int lanes) {
