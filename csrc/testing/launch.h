@@ -5,6 +5,7 @@
 
 #include <tuple>
 
+#include "common/check.h"
 #include "testing/emulator.h"
 #include "testing/ptx/launch.h"
 
@@ -16,7 +17,7 @@ inline void launch_ptx(const char* name, const void* twin, const ptx::Grid& grid
   Dl_info info;
   BLT_CHECK(dladdr(twin, &info) != 0 && info.dli_sname != nullptr && info.dli_saddr == twin, "blt_kernels: ", name,
             ": the kernel has no symbol");
-  ptx::Interpreter::instance().launch(info.dli_sname, grid, arguments);
+  ptx::launch(info.dli_sname, grid, arguments);
 }
 
 template <class... Params, class... Args>
@@ -25,7 +26,7 @@ void launch(const char* name, void (*kernel)(Params...), int64_t blocks, int thr
   if (blocks == 0) {
     return;
   }
-  if (ptx::Interpreter::instance().is_on()) {
+  if (ptx::is_on()) {
     const std::tuple<Params...> values(static_cast<Params>(args)...);
     const auto arguments = std::apply(
         [](const auto&... value) { return std::vector<ptx::Argument>{{&value, int64_t(sizeof(value))}...}; }, values);

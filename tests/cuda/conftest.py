@@ -45,11 +45,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name == COVERAGE)
 
 
+def interpreted(items: Sequence[pytest.Item]) -> set[Path]:
+    """The files of those of the items that run in the mode ptx."""
+    return {
+        item.path
+        for item in items
+        if isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and item.callspec.params.get("cuda_ops") == "ptx"
+    }
+
+
 @pytest.fixture(scope="session")
 def whole_folder(request: pytest.FixtureRequest) -> bool:
-    """Whether every test of this folder that takes `cuda_ops` runs in this session."""
-    folder = Path(__file__).parent
-    files = {path for path in folder.glob("test_*.py") if "cuda_ops" in path.read_text()}
-    selected = {item.path for item in request.session.items}
-    deselected = {item.path for item in request.config.stash.get(DESELECTED, [])}
-    return files <= selected and not files & deselected
+    """Whether every test of this folder that has the mode ptx runs in it in this session."""
+    files = {path for path in Path(__file__).parent.glob("test_*.py") if "(cuda_ops" in path.read_text()}
+    deselected = request.config.stash.get(DESELECTED, [])
+    return files <= interpreted(request.session.items) and not interpreted(deselected)

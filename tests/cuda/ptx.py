@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,11 @@ def interpreter() -> Any:
     return ops
 
 
+def library_kernels() -> set[str]:
+    """The mangled names of all kernels of the library."""
+    return {name for path in library_ptx() for name in re.findall(r"\.entry (\w+)", path.read_text())}
+
+
 def readable(names: Sequence[str]) -> list[str]:
     """Mangled names of kernels as C++ spells them."""
     done = subprocess.run(["c++filt", *names], check=True, capture_output=True, text=True)
@@ -84,6 +91,8 @@ class PTXOps:
 
     Each call runs twice, the second time with the last block and warp first, and must give the same bits.
     """
+
+    ordered = True  # whether the result is one that no order of blocks may change
 
     def __init__(self) -> None:
         self.ops = interpreter()
@@ -97,6 +106,7 @@ class PTXOps:
                 if isinstance(leaf, torch.Tensor):
                     self.ops.ptx_allow(leaf)
             self.ops.ptx_mode(True, reverse)
+            self.ops.ptx_check_blocks(self.ordered)
             try:
                 return op(*args)
             finally:
@@ -104,12 +114,24 @@ class PTXOps:
 
         def call(*args: Any) -> Any:
             result = run(args, reverse=False)
+            if not self.ordered:
+                return result
             again = run(args, reverse=True)
             for a, b in zip(pytree.tree_leaves(result), pytree.tree_leaves(again), strict=True):
                 assert same_bits(a, b), f"{name}: the order of blocks and warps changes the result"
             return result
 
         return call
+
+
+@contextlib.contextmanager
+def any_result() -> Iterator[None]:
+    """For values that are no layout: kernels must stay within the tensors, but blocks may write the same bytes."""
+    PTXOps.ordered = False
+    try:
+        yield
+    finally:
+        PTXOps.ordered = True
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

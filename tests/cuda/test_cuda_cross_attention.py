@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from helpers import FLOAT_DTYPES, assert_as_accurate, awkward_view, lengths_of, make_layout
+from ptx import any_result
 
 from blt_kernels import PatchLayout, reference
 
@@ -110,6 +111,15 @@ def test_long_patches(cuda_ops, shape, window, op):
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("shape", [(2, 2, 1, 16), (1, 2, 1, 5)], ids=str)
+def test_long_patches_of_every_dtype(cuda_ops, shape, dtype, window, op):
+    torch.manual_seed(0)
+    check(cuda_ops, op, [LONG], shape, dtype, window)
+
+
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("window", [1, 3])
 def test_log_sum_exp_and_scale(cuda_ops, window, op):
     for layout in (PACKED, LEFT_PADDED, LONG):
@@ -189,7 +199,8 @@ def test_bad_values_stay_within_the_tensors(cuda_ops, num_bytes, window, op):
     tensors = inputs(op, layout, (2, 2, 1, 8))
     for _ in range(4):
         rest = [torch.randint(-400, 400, x.shape, generator=generator).int() for x in layout_tensors(op, layout)]
-        results = run(cuda_ops, op, tensors, rest, window)
+        with any_result():
+            results = run(cuda_ops, op, tensors, rest, window)
         for actual, like in zip(results, [tensors[0], *tensors[:3]], strict=False):
             assert actual.shape == like.shape
 

@@ -1,12 +1,10 @@
-// The loaded kernels, and launches of them.
+// How a launcher reaches the interpreter.
 #pragma once
 
-#include <map>
-#include <memory>
-#include <mutex>
-#include <vector>
+#include <stdint.h>
 
-#include "testing/ptx/memory.h"
+#include <string>
+#include <vector>
 
 namespace blt::ptx {
 
@@ -21,29 +19,10 @@ struct Grid {
   int64_t shared;  // bytes beyond those that the kernel declares
 };
 
-class Interpreter {
- public:
-  static Interpreter& instance();
+// Whether launches run the loaded kernels.
+bool is_on();
 
-  // Kernels of a file replace those of the same name.
-  void load(const std::string& path);
-  // Whether launches of the library come here, and whether the last block and warp run first.
-  void set_mode(bool on, bool reversed);
-  bool is_on() const { return on_; }
-
-  void launch(const std::string& name, const Grid& grid, const std::vector<Argument>& arguments);
-
-  GlobalMemory& memory() { return memory_; }
-  const std::map<std::string, std::unique_ptr<Kernel>>& kernels() const { return kernels_; }
-  Kernel& kernel(const std::string& name);
-
- private:
-  Interpreter() = default;
-
-  std::map<std::string, std::unique_ptr<Kernel>> kernels_;
-  GlobalMemory memory_;
-  std::mutex running_;
-  bool on_ = false, reversed_ = false;
-};
+// Runs the kernel of this mangled name. The arguments must be as large as its parameters.
+void launch(const std::string& kernel, const Grid& grid, const std::vector<Argument>& arguments);
 
 }  // namespace blt::ptx

@@ -3,8 +3,7 @@
 #include <string>
 
 #include "ops/tensor.h"
-#include "testing/ptx/launch.h"
-#include "testing/ptx/warp.h"
+#include "testing/ptx/interpreter.h"
 
 namespace {
 
@@ -76,6 +75,10 @@ std::string ptx_text(const std::string& name) {
 void ptx_allow(const Tensor& t) { blt::touchable(t); }
 void ptx_forbid_all() { interpreter().memory().forbid_all(); }
 
+// Whether the blocks of a launch are refused bytes that another of them writes: only values that are no layout may do
+// so.
+void ptx_check_blocks(bool on) { interpreter().memory().check_blocks(on); }
+
 // Launches a kernel whose parameters are pointers to these tensors; it may touch nothing else.
 void ptx_run(const std::string& kernel, int64_t grid, int64_t block, int64_t shared, std::vector<Tensor> args) {
   ptx_forbid_all();
@@ -114,6 +117,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blt_kernels_emulated, m) {
   m.def("ptx_text(str kernel) -> str");
   m.def("ptx_allow(Tensor t) -> ()");
   m.def("ptx_forbid_all() -> ()");
+  m.def("ptx_check_blocks(bool on) -> ()");
   m.def("ptx_run(str kernel, int grid, int block, int shared, Tensor[] args) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(blt_kernels_emulated, CompositeExplicitAutograd, m) {
@@ -126,5 +130,6 @@ STABLE_TORCH_LIBRARY_IMPL(blt_kernels_emulated, CompositeExplicitAutograd, m) {
   m.impl("ptx_text", TORCH_BOX(&ptx_text));
   m.impl("ptx_allow", TORCH_BOX(&ptx_allow));
   m.impl("ptx_forbid_all", TORCH_BOX(&ptx_forbid_all));
+  m.impl("ptx_check_blocks", TORCH_BOX(&ptx_check_blocks));
   m.impl("ptx_run", TORCH_BOX(&ptx_run));
 }

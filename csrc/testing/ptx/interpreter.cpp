@@ -1,4 +1,4 @@
-#include "testing/ptx/launch.h"
+#include "testing/ptx/interpreter.h"
 
 #include <algorithm>
 #include <fstream>
@@ -161,6 +161,12 @@ void Interpreter::launch(const std::string& name, const Grid& grid, const std::v
     block.index = uint32_t(reversed_ ? grid.blocks - 1 - b : b);
     team.run_block();
   }
+}
+
+bool is_on() { return Interpreter::instance().is_on(); }
+
+void launch(const std::string& kernel, const Grid& grid, const std::vector<Argument>& arguments) {
+  Interpreter::instance().launch(kernel, grid, arguments);
 }
 
 }  // namespace blt::ptx
