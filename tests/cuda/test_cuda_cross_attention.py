@@ -95,9 +95,10 @@ def test_layouts(cuda_ops, shape, dtype, window, op):
     [(2, 2, 1, 64), (4, 1, 1, 64), (5, 2, 2, 16), (5, 2, 1, 64), (1, 12, 12, 64), (2, 1, 1, 300), (2, 1, 1, 66)],
     ids=str,
 )
-def test_shapes(cuda_ops, shape, op):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shapes(cuda_ops, dtype, shape, op):
     torch.manual_seed(0)
-    check(cuda_ops, op, LAYOUTS[1:4], shape, torch.bfloat16, 1)
+    check(cuda_ops, op, LAYOUTS[1:4], shape, dtype, 1)
     if shape[3] == 300:
         check(cuda_ops, op, LAYOUTS[2:3], shape, torch.float32, 3)
 
