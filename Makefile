@@ -47,11 +47,13 @@ bench: $(VENV)/installed
 gpu-report:
 	$(PYTHON) -m benchmarks gpu --out $(RESULTS)
 
-# The CUDA kernels on host threads under the thread, address and undefined-behaviour sanitizers.
+# The CUDA kernels on host threads under the thread, address and undefined-behaviour sanitizers, and, where there is an
+# nvcc, their compiled code in the interpreter of PTX.
 sanitize: $(VENV)/installed
 	@$(call build,$(TEST_CUDA))
 	$(BIN)/python tests/sanitize.py thread
 	$(BIN)/python tests/sanitize.py address,undefined
+	$(BIN)/python tests/sanitize.py ptx
 
 # What .pre-commit-config.yaml lists, on all files: format, style, types. What a tool can mend it mends, and fails.
 lint: $(VENV)/installed

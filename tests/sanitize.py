@@ -1,5 +1,6 @@
-"""The CUDA kernels on host threads under a sanitizer: `python tests/sanitize.py thread` or `address,undefined`; on a
-GPU, under compute-sanitizer: `compute-sanitizer --tool racecheck python tests/sanitize.py cases gpu`.
+"""The CUDA kernels on host threads under a sanitizer: `python tests/sanitize.py thread` or `address,undefined`; their
+compiled code in the interpreter of PTX: `python tests/sanitize.py ptx`; on a GPU, under compute-sanitizer:
+`compute-sanitizer --tool racecheck python tests/sanitize.py cases gpu`.
 
 Every op runs, forward and backward, on a small ragged case, and is compared with the CPU's. Under "thread" a kernel
 without its barrier is run too, and must be reported.
@@ -121,7 +122,7 @@ def fixed_addresses() -> list[str]:
 def main(sanitizer: str) -> None:
     import emulation
 
-    library = emulation.build(TESTS.parent / "build" / f"emulated-{sanitizer.replace(',', '-')}", sanitizer)
+    library = emulation.build_library(TESTS.parent / "build" / f"emulated-{sanitizer.replace(',', '-')}", sanitizer)
     paths = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in RUNTIMES[sanitizer]
@@ -144,6 +145,14 @@ if __name__ == "__main__":
         from gpu import GPUOps
 
         run_cases(GPUOps())
+    elif sys.argv[1] == "ptx":
+        import ptx
+
+        if ptx.nvcc() is None:
+            print("ptx: not run: no nvcc")
+        else:
+            run_cases(ptx.PTXOps())
+            print("ptx: cases: clean, and the same bits in both orders of blocks and warps")
     else:
         import emulation
 

@@ -1,9 +1,13 @@
-// Launches a kernel on a CUDA stream, or with BLT_EMULATE_CUDA on host threads. Errors name the kernel and its grid.
+// Launches a kernel on a CUDA stream, or with BLT_EMULATE_CUDA as csrc/testing/launch.h does. Errors name the kernel
+// and its grid.
 #pragma once
 
 #include "common/check.h"
 #include "cuda/device.h"
 #include "cuda/stream.h"
+#if defined(BLT_EMULATE_CUDA)
+#include "testing/launch.h"
+#endif
 
 namespace blt::cuda {
 
@@ -11,9 +15,7 @@ namespace blt::cuda {
 template <class... Params, class... Args>
 void launch(const char* name, void (*kernel)(Params...), int64_t blocks, int threads, size_t shared, Stream,
             const Args&... args) {
-  if (blocks > 0) {
-    emulator::launch(dim3(unsigned(blocks)), dim3(unsigned(threads)), shared, [&] { kernel(args...); });
-  }
+  emulator::launch(name, kernel, blocks, threads, shared, args...);
 }
 
 #else

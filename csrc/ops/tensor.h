@@ -67,7 +67,15 @@ inline void check_same_device(const char* op, const char* argument, const Tensor
   BLT_CHECK(t.device() == like.device(), op, ": ", argument, ": expected a tensor on the device of the others");
 }
 
-inline Tensor contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+// `t`, whose memory kernels may touch from here on. Only the emulated library keeps count of that (csrc/testing/ptx),
+// where the tensors that an op gets from torch go through here.
+#if defined(BLT_EMULATE_CUDA)
+Tensor touchable(const Tensor& t);
+#else
+inline Tensor touchable(const Tensor& t) { return t; }
+#endif
+
+inline Tensor contiguous(const Tensor& t) { return t.is_contiguous() ? t : touchable(torch::stable::contiguous(t)); }
 
 // `t`, contiguous, after a check that it has these sizes, and the dtype and device of the argument `grad`.
 inline Tensor dense_like_grad(const char* op, const char* argument, const Tensor& t, const Tensor& grad,

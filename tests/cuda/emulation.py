@@ -21,22 +21,26 @@ def _tool(name: str) -> str:
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name) or name
 
 
-def build(folder: Path, sanitize: str = "") -> Path:
-    """Builds the library in `folder`; nothing is compiled again that is up to date."""
+def build(folder: Path, target: str, *options: str) -> None:
+    """Builds a target of CMakeLists.txt in `folder`; nothing is compiled again that is up to date."""
     torch_folder = Path(torch.__file__).parent
     configure = [_tool("cmake"), "-S", str(REPOSITORY), "-B", str(folder), "-G", "Ninja", "-DBLT_BUILD_CUDA=0"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", f"-DBLT_TORCH_DIR={torch_folder}"]
-    configure += [f"-DBLT_OUTPUT_DIR={folder / 'out'}", f"-DBLT_SANITIZE={sanitize}"]
-    for command in (configure, [_tool("cmake"), "--build", str(folder), "--parallel", "2", "--target", NAMESPACE]):
+    configure += [f"-DBLT_OUTPUT_DIR={folder / 'out'}", *options]
+    for command in (configure, [_tool("cmake"), "--build", str(folder), "--parallel", "2", "--target", target]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
+
+
+def build_library(folder: Path, sanitize: str = "") -> Path:
+    build(folder, NAMESPACE, f"-DBLT_SANITIZE={sanitize}")
     return folder / f"lib{NAMESPACE}.so"
 
 
 @functools.cache
 def ops() -> Any:
     """`torch.ops.blt_kernels_emulated`, with the schemas of `torch.ops.blt_kernels`."""
-    return load(build(REPOSITORY / "build" / "emulated"))
+    return load(build_library(REPOSITORY / "build" / "emulated"))
 
 
 _library = torch.library.Library(NAMESPACE, "DEF")

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from helpers import FLOAT_DTYPES, assert_as_accurate, awkward_view, lengths_of, make_layout
+from ptx import any_result
 
 from blt_kernels import PatchLayout, reference
 
@@ -94,9 +95,10 @@ def test_layouts(cuda_ops, shape, dtype, window, op):
     [(2, 2, 1, 64), (4, 1, 1, 64), (5, 2, 2, 16), (5, 2, 1, 64), (1, 12, 12, 64), (2, 1, 1, 300), (2, 1, 1, 66)],
     ids=str,
 )
-def test_shapes(cuda_ops, shape, op):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shapes(cuda_ops, dtype, shape, op):
     torch.manual_seed(0)
-    check(cuda_ops, op, LAYOUTS[1:4], shape, torch.bfloat16, 1)
+    check(cuda_ops, op, LAYOUTS[1:4], shape, dtype, 1)
     if shape[3] == 300:
         check(cuda_ops, op, LAYOUTS[2:3], shape, torch.float32, 3)
 
@@ -107,6 +109,15 @@ def test_shapes(cuda_ops, shape, op):
 def test_long_patches(cuda_ops, shape, window, op):
     torch.manual_seed(0)
     check(cuda_ops, op, [LONG], shape, torch.float32 if shape[3] < 64 else torch.bfloat16, window)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("shape", [(2, 2, 1, 16), (1, 2, 1, 5)], ids=str)
+def test_long_patches_of_every_dtype(cuda_ops, shape, dtype, window, op):
+    torch.manual_seed(0)
+    check(cuda_ops, op, [LONG], shape, dtype, window)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -189,7 +200,8 @@ def test_bad_values_stay_within_the_tensors(cuda_ops, num_bytes, window, op):
     tensors = inputs(op, layout, (2, 2, 1, 8))
     for _ in range(4):
         rest = [torch.randint(-400, 400, x.shape, generator=generator).int() for x in layout_tensors(op, layout)]
-        results = run(cuda_ops, op, tensors, rest, window)
+        with any_result():
+            results = run(cuda_ops, op, tensors, rest, window)
         for actual, like in zip(results, [tensors[0], *tensors[:3]], strict=False):
             assert actual.shape == like.shape
 

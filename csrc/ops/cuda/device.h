@@ -17,7 +17,7 @@ inline int device_index(const Tensor& t) { return t.get_device_index(); }
 
 // Memory on the device of `like`.
 inline Tensor empty_on(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, sizes, dtype);
+  return touchable(torch::stable::new_empty(like, sizes, dtype));
 }
 
 // Calls an operator of torch. The stack holds the arguments before the call and the results after it. The error code is

@@ -181,7 +181,7 @@ Tensor hash_ngram_embedding_backward_cuda(const Tensor& grad, const Tensor& toke
   const Hash hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens);
   const blt::DType grad_dtype = check_grad(op, grad, hash);
   const std::vector<int64_t> sizes{hash.tables * num_rows, grad.size(2)};
-  Tensor out = torch::stable::new_zeros(grad, sizes, table_dtype);
+  Tensor out = blt::touchable(torch::stable::new_zeros(grad, sizes, table_dtype));
   const blt::DType out_dtype = blt::dtype_of(op, "table_dtype", out);
   blt::check_hash_dtypes(op, "grad", grad_dtype, out_dtype);
   if (grad.numel() > 0) {
@@ -205,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor> row_gradient(const char* op, const Tensor& gr
     count = torch::stable::select(*sorted->runs, 0, sorted->runs->numel() - 1);
     size = padded ? sorted->args.entries : blt::read(count);
   } else {
-    count = torch::stable::new_zeros(hash.tokens, {}, ScalarType::Long);
+    count = blt::touchable(torch::stable::new_zeros(hash.tokens, {}, ScalarType::Long));
   }
   Tensor rows = blt::empty_on(hash.tokens, {size}, ScalarType::Long);
   Tensor values = blt::empty_on(grad, {size, grad.size(2)}, table_dtype);

@@ -43,10 +43,10 @@ Tensor product(const Tensor& a, const Tensor& b, ScalarType dtype) {
     std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
                                       torch::stable::detail::from(dtype)};
     blt::call_torch("aten::mm", "dtype", stack.data());
-    return torch::stable::detail::to<Tensor>(stack[0]);
+    return blt::touchable(torch::stable::detail::to<Tensor>(stack[0]));
   }
 #endif
-  return torch::stable::matmul(torch::stable::to(a, dtype), torch::stable::to(b, dtype));
+  return blt::touchable(torch::stable::matmul(torch::stable::to(a, dtype), torch::stable::to(b, dtype)));
 }
 
 blt::DType kernel_dtype(const Problem& p) { return p.dtype == ScalarType::Double ? blt::DType::f64 : blt::DType::f32; }

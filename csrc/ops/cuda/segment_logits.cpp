@@ -19,8 +19,8 @@ Outputs segment_logits_cuda(const Tensor& logits, double threshold, const std::s
   const Tensor entropies = blt::entropy_cuda(kOp, logits);
   return std::tuple_cat(
       std::make_tuple(entropies),
-      blt::segment_entropies_cuda(kOp, torch::stable::to(entropies, blt::ScalarType::Float), threshold, rule, delta,
-                                  {max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity}));
+      blt::segment_entropies_cuda(kOp, blt::touchable(torch::stable::to(entropies, blt::ScalarType::Float)), threshold,
+                                  rule, delta, {max_patch_length, seq_lens, cu_seqlens, bos_patch, capacity}));
 }
 
 }  // namespace

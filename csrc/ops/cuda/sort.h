@@ -13,7 +13,7 @@ inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t(-1)), from(false)};
   call_torch("aten::sort", "stable", stack.data());
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+  return {touchable(to<Tensor>(stack[0])), touchable(to<Tensor>(stack[1]))};
 }
 
 // Inclusive sums of integers [n], as int64.
@@ -21,7 +21,7 @@ inline Tensor running_sum(const Tensor& counts) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(counts), from(int64_t(0)), from(std::optional<ScalarType>())};
   call_torch("aten::cumsum", "", stack.data());
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return touchable(torch::stable::detail::to<Tensor>(stack[0]));
 }
 
 // Reads an int64 value []. Waits for the device.

@@ -1,0 +1,140 @@
+"""The CUDA kernels as nvcc compiled them, run by the interpreter in csrc/testing/ptx. It needs nvcc, but no GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import emulation
+import torch
+import torch.utils._pytree as pytree
+from emulation import REPOSITORY
+
+SOURCES = REPOSITORY / "csrc" / "cuda"
+FLAGS = ("-std=c++20", "-O3", "-arch=sm_90a", "-ptx", f"-I{REPOSITORY / 'csrc'}")
+JOBS = 2
+
+
+def nvcc() -> str | None:
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def compile_ptx(sources: Sequence[Path], folder: Path) -> list[Path]:
+    """Compiles .cu files to PTX in `folder`."""
+    compiler = nvcc()
+    assert compiler is not None, "there is no nvcc"
+
+    def compile_one(source: Path) -> Path:
+        out = folder / f"{source.stem}.ptx"
+        done = subprocess.run([compiler, *FLAGS, "-o", str(out), str(source)], capture_output=True, text=True)
+        assert done.returncode == 0, f"{source.name}: nvcc failed:\n{done.stderr}"
+        return out
+
+    with ThreadPoolExecutor(JOBS) as pool:
+        return list(pool.map(compile_one, sources))
+
+
+def _digest() -> str:
+    """What the PTX of the library depends on: the sources, the compiler and the flags."""
+    version = subprocess.run([nvcc() or "", "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(version + " ".join(FLAGS[:-1]).encode())
+    for folder in (SOURCES, REPOSITORY / "csrc" / "common"):
+        for path in sorted(folder.iterdir()):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def library_ptx() -> list[Path]:
+    """The PTX of all kernels of the library, compiled when a source has changed."""
+    cache = REPOSITORY / "build" / "ptx"
+    folder = cache / _digest()
+    if not folder.exists():
+        shutil.rmtree(cache, ignore_errors=True)
+        unfinished = cache / "unfinished"
+        unfinished.mkdir(parents=True)
+        compile_ptx(sorted(SOURCES.glob("*.cu")), unfinished)
+        unfinished.rename(folder)
+    return sorted(folder.glob("*.ptx"))
+
+
+@functools.cache
+def interpreter() -> Any:
+    """The ops of the emulated library, `ptx_*` among them, with all kernels of the library loaded."""
+    ops = emulation.ops()
+    for path in library_ptx():
+        ops.ptx_load(str(path))
+    return ops
+
+
+def library_kernels() -> set[str]:
+    """The mangled names of all kernels of the library."""
+    return {name for path in library_ptx() for name in re.findall(r"\.entry (\w+)", path.read_text())}
+
+
+def readable(names: Sequence[str]) -> list[str]:
+    """Mangled names of kernels as C++ spells them."""
+    done = subprocess.run(["c++filt", *names], check=True, capture_output=True, text=True)
+    return done.stdout.splitlines() if names else []
+
+
+class PTXOps:
+    """The ops, with their kernels interpreted; they may touch nothing but the arguments, results and scratch.
+
+    Each call runs twice, the second time with the last block and warp first, and must give the same bits.
+    """
+
+    ordered = True  # whether the result is one that no order of blocks may change
+
+    def __init__(self) -> None:
+        self.ops = interpreter()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        op = getattr(self.ops, name)
+
+        def run(args: tuple[Any, ...], reverse: bool) -> Any:
+            self.ops.ptx_forbid_all()
+            for leaf in pytree.tree_leaves(args):
+                if isinstance(leaf, torch.Tensor):
+                    self.ops.ptx_allow(leaf)
+            self.ops.ptx_mode(True, reverse)
+            self.ops.ptx_check_blocks(self.ordered)
+            try:
+                return op(*args)
+            finally:
+                self.ops.ptx_mode(False, False)
+
+        def call(*args: Any) -> Any:
+            result = run(args, reverse=False)
+            if not self.ordered:
+                return result
+            again = run(args, reverse=True)
+            for a, b in zip(pytree.tree_leaves(result), pytree.tree_leaves(again), strict=True):
+                assert same_bits(a, b), f"{name}: the order of blocks and warps changes the result"
+            return result
+
+        return call
+
+
+@contextlib.contextmanager
+def any_result() -> Iterator[None]:
+    """For values that are no layout: kernels must stay within the tensors, but blocks may write the same bytes."""
+    PTXOps.ordered = False
+    try:
+        yield
+    finally:
+        PTXOps.ordered = True
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))
