@@ -169,14 +169,20 @@ __device__ __forceinline__ Acc<T> share_of(Acc<T> grad, Acc<T> winners) {
 
 // No tensor that fits a GPU has 2^32 tiles and chunks: each of them moves 128 bytes or more.
 struct PoolShape {
-  unsigned log2_lanes;  // of the lanes that work on a tile together, each on a pack of columns
-  unsigned packs;       // packs of columns in a row
-  unsigned chunks;      // chunks of a row, of as many packs as there are lanes
-  unsigned tiles;       // tiles in a batch row
+  unsigned log2_lanes;           // of the lanes that work on a tile together, each on a pack of columns
+  unsigned packs;                // packs of columns in a row
+  unsigned chunks;               // chunks of a row, of as many packs as there are lanes
+  unsigned tiles;                // tiles in a batch row
+  int64_t row_of_x, row_of_out;  // elements of a batch row of x, of out
 };
 
 inline PoolShape pool_shape(const PatchPoolArgs& args, int columns_of_a_pack) {
-  PoolShape shape{0, unsigned(args.width / columns_of_a_pack), 0, unsigned(pool_tiles(args.num_bytes, args.capacity))};
+  PoolShape shape{0,
+                  unsigned(args.width / columns_of_a_pack),
+                  0,
+                  unsigned(pool_tiles(args.num_bytes, args.capacity)),
+                  args.num_bytes * args.width,
+                  args.capacity * args.width};
   while ((1u << shape.log2_lanes) < min_of(shape.packs, unsigned(kWarp))) ++shape.log2_lanes;
   shape.chunks = (shape.packs + (1u << shape.log2_lanes) - 1) >> shape.log2_lanes;
   return shape;
@@ -202,34 +208,37 @@ struct PoolRows {
 // begin[c] + c, and byte i of patch c has place i + c + 1.
 struct PoolTile {
   bool active;
-  bool writes_notes;       // this thread writes what the tile notes
-  int64_t index;           // the tile, counted over all batch rows
-  int64_t b, column;       // the batch row; the first column of the pack
-  int64_t place0, place1;  // places place0 .. place1 - 1 lie in the tile
-  int slot0, slot1;        // slots slot0 .. slot1 - 1
-  int row0, row1;          // bytes row0 .. row1 - 1
+  bool writes_notes;        // this thread writes what the tile notes
+  unsigned index;           // the tile, counted over all batch rows
+  unsigned b;               // the batch row
+  int64_t column;           // the first column of the pack
+  unsigned place0, place1;  // places place0 .. place1 - 1 lie in the tile
+  unsigned slot0, slot1;    // slots slot0 .. slot1 - 1
+  int row0, row1;           // bytes row0 .. row1 - 1
   int num_bytes;
   const int32_t *begin, *end;  // of batch row b
 
   // The bytes of slot c, clamped so that any values stay within the row.
-  __device__ __forceinline__ PoolRows rows(int c) const { return {clamp(begin[c]), clamp(end[c])}; }
-  template <class Int>
-  __device__ __forceinline__ int clamp(Int i) const {
-    return int(max_of(Int(0), min_of(i, Int(num_bytes))));
+  __device__ __forceinline__ PoolRows rows(unsigned c) const { return {clamp(begin[c]), clamp(end[c])}; }
+  __device__ __forceinline__ int clamp(int i) const { return max_of(0, min_of(i, num_bytes)); }
+  // The bytes before place `place`, which c slots come before.
+  __device__ __forceinline__ int bytes_before(unsigned place, unsigned c) const {
+    return int(min_of(place - c, unsigned(num_bytes)));
   }
 };
 
-// How many slots of a row come before place `position`, when the answer is one of low .. low + length. 2^log2_lanes
-// lanes search together: in each step they look at equally many slots, and so cut the length by that factor. All lanes
-// of the warp must call this, with the same length.
+// How many slots of a row come before place `place`, when the answer is one of low .. low + length. 2^log2_lanes lanes
+// search together: in each step they look at equally many slots, and so cut the length by that factor. All lanes of the
+// warp must call this, with the same length.
 __device__ __forceinline__ unsigned slots_before(const int32_t* begin, unsigned capacity, unsigned low, unsigned length,
-                                                 int64_t position, unsigned log2_lanes) {
+                                                 unsigned place, unsigned log2_lanes) {
   const unsigned warp_lane = threadIdx.x % kWarp, lanes = 1u << log2_lanes, lane = warp_lane % lanes;
-  const unsigned log2_steps = max_of(log2_lanes, 1u);  // one lane halves the length
+  const unsigned log2_cut = max_of(log2_lanes, 1u);  // one lane halves the length
+#pragma unroll 1
   while (length > 0) {
-    const unsigned step = (length + (1u << log2_steps)) >> log2_steps;
+    const unsigned step = (length + (1u << log2_cut)) >> log2_cut;
     const unsigned slot = low + (lane + 1) * step - 1;
-    const bool is_before = slot < capacity && int64_t(begin[slot]) + slot < position;
+    const bool is_before = slot < capacity && unsigned(begin[slot]) + slot < place;
     const unsigned votes = __ballot_sync(kFullWarp, is_before) >> (warp_lane - lane);
     low += step * unsigned(__popc(lanes == kWarp ? votes : votes & ((1u << lanes) - 1)));
     length = step - 1;
@@ -248,50 +257,45 @@ __device__ __forceinline__ PoolTile pool_tile(const PatchPoolArgs& args, const P
   t.active = tile < tiles && pack < shape.packs;
   t.writes_notes = t.active && pack == 0;
   t.index = min_of(tile, tiles - 1);  // lanes that are not active take part in searches
-  t.b = unsigned(t.index) / shape.tiles;
+  t.b = t.index / shape.tiles;
   t.column = int64_t(pack) * N;
   t.num_bytes = int(args.num_bytes);
   t.begin = args.begin + t.b * args.stride;
   t.end = args.end + t.b * args.stride;
-  t.place0 = (t.index - t.b * shape.tiles) * kPoolTile;
-  t.place1 = min_of(t.place0 + kPoolTile, args.num_bytes + args.capacity);
+  t.place0 = (t.index - t.b * shape.tiles) * unsigned(kPoolTile);
+  t.place1 = min_of(t.place0 + unsigned(kPoolTile), unsigned(args.num_bytes) + unsigned(args.capacity));
   return t;
 }
 
 // Finds the slots and bytes of the tile. All lanes of the warp must call this.
 __device__ __forceinline__ void find_slots(const PatchPoolArgs& args, const PoolShape& shape, PoolTile& t) {
   const unsigned capacity = unsigned(args.capacity);
-  const unsigned slot0 = slots_before(t.begin, capacity, 0, capacity, t.place0, shape.log2_lanes);
-  t.slot0 = int(slot0);
-  t.slot1 = int(slots_before(t.begin, capacity, slot0, kPoolTile, t.place1, shape.log2_lanes));
-  t.row0 = t.clamp(t.place0 - t.slot0);
-  t.row1 = t.clamp(t.place1 - t.slot1);
+  t.slot0 = slots_before(t.begin, capacity, 0, capacity, t.place0, shape.log2_lanes);
+  t.slot1 = slots_before(t.begin, capacity, t.slot0, unsigned(kPoolTile), t.place1, shape.log2_lanes);
+  t.row0 = t.bytes_before(t.place0, t.slot0);
+  t.row1 = t.bytes_before(t.place1, t.slot1);
 }
 
-// Calls body(slot, rows, is_long) for each patch that the tile takes, where rows are all rows of a short patch, and
-// those in the tile of a long one.
+// Calls body(rows) for each slot of the tile.
 template <class Body>
 __device__ __forceinline__ void for_each_patch(const PoolTile& t, const Body& body) {
-  int c = t.slot0;
-  PoolRows next{0, 0};  // is loaded one patch ahead
-  if (c > 0) {
-    next = t.rows(c - 1);
-    const bool enters = next.count() > kPoolTile && next.last > t.row0;
-    c -= enters ? 1 : 0;
+  const int32_t *begin = t.begin + t.slot0, *end = t.end + t.slot0;
+  int left = int(t.slot1 - t.slot0);
+  int next_begin = 0, next_end = 0;  // are loaded one patch ahead
+  if (left > 0) {
+    next_begin = *begin;
+    next_end = *end;
   }
-  if (c == t.slot0 && c < t.slot1) {
-    next = t.rows(c);
-  }
-  for (; c < t.slot1; ++c) {
-    PoolRows rows = next;
-    if (c + 1 < t.slot1) {
-      next = t.rows(c + 1);
+#pragma unroll 1
+  for (; left > 0; --left) {
+    const PoolRows rows{t.clamp(next_begin), t.clamp(next_end)};
+    ++begin;
+    ++end;
+    if (left > 1) {
+      next_begin = *begin;
+      next_end = *end;
     }
-    const bool is_long = rows.count() > kPoolTile;
-    if (is_long) {
-      rows = rows.within(t.row0, t.row1);
-    }
-    body(c, rows, is_long);
+    body(rows);
   }
 }
 
@@ -315,8 +319,8 @@ __device__ __forceinline__ void for_each_row(int rows, const Body& body) {
 
 // Row `row` of a matrix with `width` columns.
 template <class P>
-__device__ __forceinline__ P* row_of(P* matrix, int row, int64_t width) {
-  return matrix + uint64_t(unsigned(row)) * uint64_t(width);
+__device__ __forceinline__ P* row_of(P* matrix, unsigned row, int64_t width) {
+  return matrix + uint64_t(row) * uint64_t(width);
 }
 
 // ---- long patches ---------------------------------------------------------------------------------------------------
@@ -328,19 +332,33 @@ __device__ __forceinline__ A* part_of(const PatchPoolArgs& args, int64_t tile, i
   return static_cast<A*>(args.parts) + (tile * 2 + which) * args.width + column;
 }
 
-// The slots of the long patches that began in an earlier tile and that begin in this one, or -1.
-struct LongSlots {
-  int entering = -1, beginning = -1;
-
-  __device__ __forceinline__ int which(const PoolTile& t, int c) { return c < t.slot0 ? 0 : 1; }
-  __device__ __forceinline__ void note(const PoolTile& t, int c) { (c < t.slot0 ? entering : beginning) = c; }
-  __device__ __forceinline__ void write(const PatchPoolArgs& args, const PoolTile& t) const {
+// Calls body(slot, rows, part) for the long patches that a tile meets, with those rows of them that lie in the tile:
+// one that began in an earlier tile (which = 0) and one that begins here (which = 1), where there may be no rows. The
+// tile notes their slots, or -1, for the launches that follow.
+template <class A, class Body>
+__device__ __forceinline__ void for_each_long_patch(const PatchPoolArgs& args, const PoolTile& t, const Body& body) {
+#pragma unroll 1
+  for (int which = 0; which < 2; ++which) {
+    const unsigned c = (which == 0 ? t.slot0 : t.slot1) - 1;
+    bool is_met = which == 0 ? t.slot0 > 0 : t.slot0 < t.slot1;
+    if (is_met) {
+      const PoolRows rows = t.rows(c);
+      is_met = rows.count() > kPoolTile && (which == 1 || rows.last > t.row0);
+      if (is_met) {
+        body(c, rows.within(t.row0, t.row1), part_of<A>(args, t.index, which, t.column));
+      }
+    }
     if (t.writes_notes && args.long_slots != nullptr) {
-      args.long_slots[2 * t.index] = entering;
-      args.long_slots[2 * t.index + 1] = beginning;
+      args.long_slots[2 * int64_t(t.index) + which] = is_met ? int(c) : -1;
     }
   }
-};
+}
+
+template <class A, int N, class Columns>
+__device__ __forceinline__ void write_part(A* part, const Columns& columns) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) part[e] = columns.column(e);
+}
 
 // Long patches with more parts than this are joined by a whole block, others by a warp each.
 constexpr int kPartsOfAWarp = kPoolBatch;
@@ -418,12 +436,24 @@ __global__ void __launch_bounds__(kPoolThreads, 3) patch_pool_kernel(PatchPoolAr
   if (!t.active) {
     return;
   }
-  const T* const x = static_cast<const T*>(args.x) + t.b * args.num_bytes * args.width + t.column;
-  T* const out = static_cast<T*>(args.out) + t.b * args.capacity * args.width + t.column;
-  LongSlots long_slots;
-  for_each_patch(t, [&](int c, const PoolRows& rows, bool is_long) {
+  const T* const x = static_cast<const T*>(args.x) + t.b * shape.row_of_x + t.column;
+  for_each_long_patch<Acc<T>>(args, t, [&](unsigned, const PoolRows& rows, Acc<T>* part) {
     Reduction<T, N, kReduce> reduction;
-    const T* row = row_of(x, rows.first, args.width);
+#pragma unroll 4
+    for (int row = rows.first; row < rows.last; ++row) {
+      reduction.add(load_columns_once<T, N>(row_of(x, unsigned(row), args.width)));
+    }
+    write_part<Acc<T>, N>(part, reduction);
+  });
+  T* next_out = row_of(static_cast<T*>(args.out) + t.b * shape.row_of_out + t.column, t.slot0, args.width);
+  for_each_patch(t, [&](const PoolRows& rows) {
+    T* const out = next_out;
+    next_out += args.width;
+    if (rows.count() > kPoolTile) {
+      return;
+    }
+    Reduction<T, N, kReduce> reduction;
+    const T* row = row_of(x, unsigned(rows.first), args.width);
 #pragma unroll 1
     for (int left = rows.count(); left > 0; left -= kPoolBatch) {
       const int batch = min_of(left, kPoolBatch);
@@ -434,18 +464,9 @@ __global__ void __launch_bounds__(kPoolThreads, 3) patch_pool_kernel(PatchPoolAr
       });
       for_each_row(batch, [&](int u) { reduction.add(v[u]); });
     }
-    if (is_long) {
-      long_slots.note(t, c);
-      Acc<T>* const part = part_of<Acc<T>>(args, t.index, long_slots.which(t, c), t.column);
-#pragma unroll
-      for (int e = 0; e < N; ++e) part[e] = reduction.column(e);
-    } else {
-      store_columns_once<T, N>(
-          row_of(out, c, args.width),
-          rows.count() > 0 ? reduction.result(factor_of<T>(args.reduce, rows.count())) : repeat_columns<T, N>(0));
-    }
+    store_columns_once<T, N>(
+        out, rows.count() > 0 ? reduction.result(factor_of<T>(args.reduce, rows.count())) : repeat_columns<T, N>(0));
   });
-  long_slots.write(args, t);
 }
 
 // How many columns of the parts a lane joins, where rows of x are loaded N columns at a time.
@@ -469,7 +490,7 @@ __global__ void __launch_bounds__(kPoolThreads, 3) patch_pool_join_kernel(PatchP
 #pragma unroll
                      for (int e = 0; e < M; ++e) result.data[e] = narrow<T>(total[e] * factor);
                      T* const out = static_cast<T*>(args.out) + b * args.capacity * args.width + column;
-                     store_once<M>(row_of(out, c, args.width), result);
+                     store_once<M>(row_of(out, unsigned(c), args.width), result);
                    });
 }
 
@@ -478,11 +499,11 @@ template <class T, int N>
 __device__ __forceinline__ void give_zeros(const PatchPoolArgs& args, const PoolTile& t, T* grad_x) {
   const int capacity = int(args.capacity);
   const int head = capacity > 0 ? t.rows(0).first : t.num_bytes;
-  const int tail = capacity > 0 ? t.rows(capacity - 1).last : t.num_bytes;
+  const int tail = capacity > 0 ? t.rows(unsigned(capacity) - 1).last : t.num_bytes;
   const auto fill = [&](int first, int last) {
 #pragma unroll 1
     for (; first < last; ++first) {
-      store_columns_once<T, N>(row_of(grad_x, first, args.width), repeat_columns<T, N>(0));
+      store_columns_once<T, N>(row_of(grad_x, unsigned(first), args.width), repeat_columns<T, N>(0));
     }
   };
   fill(t.row0, min_of(t.row1, head));
@@ -496,10 +517,10 @@ struct PoolGradients {
   T* grad_x;
   int64_t width;
 
-  __device__ __forceinline__ PoolGradients(const PatchPoolBackwardArgs& args, const PoolTile& t)
+  __device__ __forceinline__ PoolGradients(const PatchPoolBackwardArgs& args, const PoolShape& shape, const PoolTile& t)
       : width(args.forward.width) {
-    const int64_t slots = t.b * args.forward.capacity * width + t.column;
-    const int64_t bytes = t.b * args.forward.num_bytes * width + t.column;
+    const int64_t slots = t.b * shape.row_of_out + t.column;
+    const int64_t bytes = t.b * shape.row_of_x + t.column;
     x = static_cast<const T*>(args.forward.x) + bytes;
     out = static_cast<const T*>(args.forward.out) + slots;
     grad = static_cast<const T*>(args.grad) + slots;
@@ -513,7 +534,7 @@ struct PoolGradients {
     static_assert(kPoolTile <= 256);
 #pragma unroll 4
     for (int row = rows.first; row < rows.last; ++row) {
-      Columns<T, N> is_winner = load_columns<T, N>(row_of(x, row, width));
+      Columns<T, N> is_winner = load_columns<T, N>(row_of(x, unsigned(row), width));
       update(is_winner, winner, Columns<T, N>::equal);
       update(winners, is_winner, Columns<T, N>::add);
     }
@@ -525,10 +546,10 @@ struct PoolGradients {
                                        const Columns<T, N>& share) const {
 #pragma unroll 4
     for (int row = rows.first; row < rows.last; ++row) {
-      Columns<T, N> is_winner = load_columns_once<T, N>(row_of(x, row, width));
+      Columns<T, N> is_winner = load_columns_once<T, N>(row_of(x, unsigned(row), width));
       update(is_winner, winner, Columns<T, N>::equal);
       update(is_winner, share, Columns<T, N>::multiply);
-      store_columns_once<T, N>(row_of(grad_x, row, width), is_winner);
+      store_columns_once<T, N>(row_of(grad_x, unsigned(row), width), is_winner);
     }
   }
 };
@@ -552,24 +573,23 @@ __global__ void __launch_bounds__(kPoolThreads, 3)
   if (!t.active) {
     return;
   }
-  const PoolGradients<T> at(args, t);
+  const PoolGradients<T> at(args, shape, t);
   give_zeros<T, N>(f, t, at.grad_x);
-  LongSlots long_slots;
-  for_each_patch(t, [&](int c, const PoolRows& rows, bool is_long) {
-    if (rows.count() <= 0) {
-      return;
-    }
-    const C winner = load_columns_once<T, N>(row_of(at.out, c, at.width));
+  for_each_long_patch<Acc<T>>(f, t, [&](unsigned c, const PoolRows& rows, Acc<T>* part) {
     C winners = repeat_columns<T, N>(0);
-    if (is_long) {
-      at.count(rows, winner, winners);
-      long_slots.note(t, c);
-      Acc<T>* const part = part_of<Acc<T>>(f, t.index, long_slots.which(t, c), t.column);
-#pragma unroll
-      for (int e = 0; e < N; ++e) part[e] = winners.column(e);
+    at.count(rows, load_columns<T, N>(row_of(at.out, c, at.width)), winners);
+    write_part<Acc<T>, N>(part, winners);
+  });
+  const T *next_out = row_of(at.out, t.slot0, at.width), *next_grad = row_of(at.grad, t.slot0, at.width);
+  for_each_patch(t, [&](const PoolRows& rows) {
+    const T *const out = next_out, *const grad_out = next_grad;
+    next_out += at.width;
+    next_grad += at.width;
+    if (rows.count() <= 0 || rows.count() > kPoolTile) {
       return;
     }
-    const C grad = load_columns_once<T, N>(row_of(at.grad, c, at.width));
+    const C winner = load_columns_once<T, N>(out), grad = load_columns_once<T, N>(grad_out);
+    C winners = repeat_columns<T, N>(0);
     if (rows.count() > kPoolBatch) {
       at.count(rows, winner, winners);
       at.give(rows, winner, shares_of(grad, winners));
@@ -577,7 +597,7 @@ __global__ void __launch_bounds__(kPoolThreads, 3)
     }
     // The usual patch stays in registers.
     C is_winner[kPoolBatch];
-    const T* from = row_of(at.x, rows.first, at.width);
+    const T* from = row_of(at.x, unsigned(rows.first), at.width);
     for_each_row(rows.count(), [&](int u) {
       is_winner[u] = load_columns_once<T, N>(from);
       from += at.width;
@@ -587,14 +607,13 @@ __global__ void __launch_bounds__(kPoolThreads, 3)
       update(winners, is_winner[u], C::add);
     });
     const C share = shares_of(grad, winners);
-    T* to = row_of(at.grad_x, rows.first, at.width);
+    T* to = row_of(at.grad_x, unsigned(rows.first), at.width);
     for_each_row(rows.count(), [&](int u) {
       update(is_winner[u], share, C::multiply);
       store_columns_once<T, N>(to, is_winner[u]);
       to += at.width;
     });
   });
-  long_slots.write(f, t);
 }
 
 // Writes what each winner of a long patch receives to the part where the patch begins.
@@ -608,7 +627,7 @@ __global__ void __launch_bounds__(kPoolThreads, 3)
       f, shape, A(0), [](A a, A b) { return a + b; },
       [&](int64_t tile, int64_t b, int c, const PoolRows&, int64_t column, const A(&winners)[M]) {
         const T* const grad = static_cast<const T*>(args.grad) + b * f.capacity * f.width + column;
-        const Pack<T, M> given = load_once<M>(row_of(grad, c, f.width));
+        const Pack<T, M> given = load_once<M>(row_of(grad, unsigned(c), f.width));
         Pack<A, M> share;
 #pragma unroll
         for (int e = 0; e < M; ++e) share.data[e] = share_of<T>(widen(given.data[e]), winners[e]);
@@ -624,24 +643,26 @@ __global__ void __launch_bounds__(kPoolThreads, 3) patch_pool_long_kernel(PatchP
   if (!t.active) {
     return;
   }
-  const PoolGradients<T> at(args, t);
+  const PoolGradients<T> at(args, shape, t);
 #pragma unroll 1
   for (int which = 0; which < 2; ++which) {
-    const int c = f.long_slots[2 * t.index + which];
+    const int c = f.long_slots[2 * int64_t(t.index) + which];
     if (c < 0) {
       continue;
     }
-    const PoolRows rows = t.rows(c);
+    const PoolRows rows = t.rows(unsigned(c));
     // Slot c has place rows.first + c, and its share lies in the tile of that place.
     const int64_t tile = t.b * shape.tiles + (int64_t(rows.first) + c) / kPoolTile;
     const Acc<T>* const part = part_of<Acc<T>>(f, tile, 1, t.column);
     Acc<T> share[N];
 #pragma unroll
     for (int e = 0; e < N; ++e) share[e] = part[e];
-    at.give(rows.within(t.clamp(t.place0 - c - 1), t.clamp(t.place1 - c - 1)),
-            load_columns<T, N>(row_of(at.out, c, at.width)), Columns<T, N>::of(share));
+    at.give(rows.within(t.bytes_before(t.place0, unsigned(c) + 1), t.bytes_before(t.place1, unsigned(c) + 1)),
+            load_columns<T, N>(row_of(at.out, unsigned(c), at.width)), Columns<T, N>::of(share));
   }
 }
+
+constexpr int kSpreadSlots = 4;
 
 // The gradient of mean and sum.
 template <class T, int N>
@@ -653,23 +674,55 @@ __global__ void __launch_bounds__(kPoolThreads, 3)
   if (!t.active) {
     return;
   }
-  const PoolGradients<T> at(args, t);
+  const PoolGradients<T> at(args, shape, t);
   give_zeros<T, N>(f, t, at.grad_x);
-  for_each_patch(t, [&](int c, const PoolRows& rows, bool is_long) {
-    if (rows.count() <= 0) {
-      return;
-    }
-    const Columns<T, N> grad = load_columns_once<T, N>(row_of(at.grad, c, at.width));
-    const Acc<T> factor = factor_of<T>(f.reduce, is_long ? t.rows(c).count() : rows.count());
+  // What each row of a patch receives.
+  const auto share_of_patch = [&](const Columns<T, N>& grad, int rows) {
+    const Acc<T> factor = factor_of<T>(f.reduce, rows);
     Acc<T> scaled[N];
 #pragma unroll
     for (int e = 0; e < N; ++e) scaled[e] = grad.column(e) * factor;
-    const Columns<T, N> share = Columns<T, N>::of(scaled);
-#pragma unroll 4
-    for (int row = rows.first; row < rows.last; ++row) {
-      store_columns_once<T, N>(row_of(at.grad_x, row, at.width), share);
+    return Columns<T, N>::of(scaled);
+  };
+  const auto spread = [&](const PoolRows& rows, const Columns<T, N>& share) {
+    T* to = row_of(at.grad_x, unsigned(rows.first), at.width);
+#pragma unroll 1
+    for (int left = rows.count(); left > 0; left -= kPoolBatch) {
+      for_each_row(min_of(left, kPoolBatch), [&](int) {
+        store_columns_once<T, N>(to, share);
+        to += at.width;
+      });
     }
+  };
+  for_each_long_patch<Acc<T>>(f, t, [&](unsigned c, const PoolRows& rows, Acc<T>*) {
+    spread(rows, share_of_patch(load_columns<T, N>(row_of(at.grad, c, at.width)), t.rows(c).count()));
   });
+  // Gradients are loaded several patches ahead.
+  const int32_t *begin = t.begin + t.slot0, *end = t.end + t.slot0;
+  const T* from = row_of(at.grad, t.slot0, at.width);
+#pragma unroll 1
+  for (int left = int(t.slot1 - t.slot0); left > 0; left -= kSpreadSlots) {
+    Columns<T, N> grad[kSpreadSlots];
+    PoolRows rows[kSpreadSlots];
+#pragma unroll
+    for (int u = 0; u < kSpreadSlots; ++u) {
+      rows[u] = {0, 0};
+      if (u < left) {
+        rows[u] = {begin[u], end[u]};
+        grad[u] = load_columns_once<T, N>(from);
+      }
+      from += at.width;
+    }
+    begin += kSpreadSlots;
+    end += kSpreadSlots;
+#pragma unroll
+    for (int u = 0; u < kSpreadSlots; ++u) {
+      const PoolRows own{t.clamp(rows[u].first), t.clamp(rows[u].last)};
+      if (own.count() > 0 && own.count() <= kPoolTile) {
+        spread(own, share_of_patch(grad[u], own.count()));
+      }
+    }
+  }
 }
 
 }  // namespace blt::cuda
