@@ -223,7 +223,7 @@ struct PoolTile {
   __device__ __forceinline__ int clamp(int i) const { return max_of(0, min_of(i, num_bytes)); }
   // The bytes before place `place`, which c slots come before.
   __device__ __forceinline__ int bytes_before(unsigned place, unsigned c) const {
-    return int(min_of(place - c, unsigned(num_bytes)));
+    return place > c ? int(min_of(place - c, unsigned(num_bytes))) : 0;
   }
 };
 
