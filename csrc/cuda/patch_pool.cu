@@ -12,7 +12,7 @@ void forward(const PatchPoolArgs& args, Stream stream) {
   launch("patch_pool", patch_pool_kernel<T, N, kReduce>, pool_blocks(args, shape), kPoolThreads, 0, stream, args,
          shape);
   if (args.long_slots != nullptr) {
-    launch("patch_pool_join", patch_pool_join_kernel<T, N, kReduce>, join_blocks(args, shape, kJoinColumns<Acc<T>, N>),
+    launch("patch_pool_join", patch_pool_join_kernel<T, N, kReduce>, join_blocks(args, shape, kPartColumns<Acc<T>, N>),
            kPoolThreads, 0, stream, args, shape);
   }
 }
@@ -40,7 +40,7 @@ void backward(const PatchPoolBackwardArgs& args, Stream stream) {
   }
   launch("patch_pool_winners", patch_pool_winners_kernel<T, N>, blocks, kPoolThreads, 0, stream, args, shape);
   if (f.long_slots != nullptr) {
-    launch("patch_pool_shares", patch_pool_shares_kernel<T, N>, join_blocks(f, shape, kJoinColumns<Acc<T>, N>),
+    launch("patch_pool_shares", patch_pool_shares_kernel<T, N>, join_blocks(f, shape, kPartColumns<Acc<T>, N>),
            kPoolThreads, 0, stream, args, shape);
     launch("patch_pool_long", patch_pool_long_kernel<T, N>, blocks, kPoolThreads, 0, stream, args, shape);
   }

@@ -354,10 +354,33 @@ __device__ __forceinline__ void for_each_long_patch(const PatchPoolArgs& args, c
   }
 }
 
+// How many columns of a part are read or written in one access, where rows of x have packs of N columns.
+template <class A, int N>
+constexpr int kPartColumns = N == 1 ? 1 : 16 / int(sizeof(A));
+
 template <class A, int N, class Columns>
 __device__ __forceinline__ void write_part(A* part, const Columns& columns) {
+  constexpr int M = kPartColumns<A, N>;
 #pragma unroll
-  for (int e = 0; e < N; ++e) part[e] = columns.column(e);
+  for (int first = 0; first < N; first += M) {
+    Pack<A, M> pack;
+#pragma unroll
+    for (int e = 0; e < M; ++e) pack.data[e] = columns.column(first + e);
+    store_once<M>(part + first, pack);
+  }
+}
+
+template <class T, int N>
+__device__ __forceinline__ Columns<T, N> read_part(const Acc<T>* part) {
+  constexpr int M = kPartColumns<Acc<T>, N>;
+  Acc<T> columns[N];
+#pragma unroll
+  for (int first = 0; first < N; first += M) {
+    const Pack<Acc<T>, M> pack = load<M>(part + first);
+#pragma unroll
+    for (int e = 0; e < M; ++e) columns[first + e] = pack.data[e];
+  }
+  return Columns<T, N>::of(columns);
 }
 
 // Long patches with more parts than this are joined by a whole block, others by a warp each.
@@ -469,14 +492,10 @@ __global__ void __launch_bounds__(kPoolThreads, 3) patch_pool_kernel(PatchPoolAr
   });
 }
 
-// How many columns of the parts a lane joins, where rows of x are loaded N columns at a time.
-template <class A, int N>
-constexpr int kJoinColumns = N == 1 ? 1 : 16 / int(sizeof(A));
-
 template <class T, int N, Reduce kReduce>
 __global__ void __launch_bounds__(kPoolThreads, 3) patch_pool_join_kernel(PatchPoolArgs args, PoolShape shape) {
   using A = Acc<T>;
-  constexpr int M = kJoinColumns<A, N>;
+  constexpr int M = kPartColumns<A, N>;
   const A identity = kReduce == Reduce::sum   ? A(0)
                      : kReduce == Reduce::max ? minus_infinity<A>()
                                               : -minus_infinity<A>();
@@ -621,7 +640,7 @@ template <class T, int N>
 __global__ void __launch_bounds__(kPoolThreads, 3)
     patch_pool_shares_kernel(PatchPoolBackwardArgs args, PoolShape shape) {
   using A = Acc<T>;
-  constexpr int M = kJoinColumns<A, N>;
+  constexpr int M = kPartColumns<A, N>;
   const PatchPoolArgs& f = args.forward;
   join_parts<A, M>(
       f, shape, A(0), [](A a, A b) { return a + b; },
@@ -653,12 +672,9 @@ __global__ void __launch_bounds__(kPoolThreads, 3) patch_pool_long_kernel(PatchP
     const PoolRows rows = t.rows(unsigned(c));
     // Slot c has place rows.first + c, and its share lies in the tile of that place.
     const int64_t tile = t.b * shape.tiles + (int64_t(rows.first) + c) / kPoolTile;
-    const Acc<T>* const part = part_of<Acc<T>>(f, tile, 1, t.column);
-    Acc<T> share[N];
-#pragma unroll
-    for (int e = 0; e < N; ++e) share[e] = part[e];
+    const Columns<T, N> share = read_part<T, N>(part_of<Acc<T>>(f, tile, 1, t.column));
     at.give(rows.within(t.bytes_before(t.place0, unsigned(c) + 1), t.bytes_before(t.place1, unsigned(c) + 1)),
-            load_columns<T, N>(row_of(at.out, unsigned(c), at.width)), Columns<T, N>::of(share));
+            load_columns<T, N>(row_of(at.out, unsigned(c), at.width)), share);
   }
 }
 
