@@ -133,6 +133,8 @@ __device__ __forceinline__ float min_or_nan(float a, float b) {
   return a < b || a != a ? a : b;
 #endif
 }
+__device__ __forceinline__ double max_or_nan(double a, double b) { return a > b || a != a ? a : b; }
+__device__ __forceinline__ double min_or_nan(double a, double b) { return a < b || a != a ? a : b; }
 
 // ---- pairs: two 16-bit elements in a register, the first of them in the low half
 // ----------------------------------------
@@ -166,6 +168,19 @@ template <class T>
 __device__ __forceinline__ uint32_t min_or_nan_pair(uint32_t a, uint32_t b) {
   return pair_of<T>(min_or_nan(low_of<T>(a), low_of<T>(b)), min_or_nan(high_of<T>(a), high_of<T>(b)));
 }
+// Pair by pair 1 where the elements are equal, as numbers are, and 0 elsewhere.
+template <class T>
+__device__ __forceinline__ uint32_t equal_pair(uint32_t a, uint32_t b) {
+  return pair_of<T>(low_of<T>(a) == low_of<T>(b) ? 1.0f : 0.0f, high_of<T>(a) == high_of<T>(b) ? 1.0f : 0.0f);
+}
+template <class T>
+__device__ __forceinline__ uint32_t add_pair(uint32_t a, uint32_t b) {
+  return pair_of<T>(low_of<T>(a) + low_of<T>(b), high_of<T>(a) + high_of<T>(b));
+}
+template <class T>
+__device__ __forceinline__ uint32_t multiply_pair(uint32_t a, uint32_t b) {
+  return pair_of<T>(low_of<T>(a) * low_of<T>(b), high_of<T>(a) * high_of<T>(b));
+}
 #else
 // CUDA's type of a pair and what CUDA calls our element types. Its functions work on every architecture, and are one
 // instruction from sm_80 on.
@@ -194,6 +209,21 @@ template <class T>
 __device__ __forceinline__ uint32_t min_or_nan_pair(uint32_t a, uint32_t b) {
   using P = typename CudaPair<T>::type;
   return bit_cast<uint32_t>(__hmin2_nan(bit_cast<P>(a), bit_cast<P>(b)));
+}
+template <class T>
+__device__ __forceinline__ uint32_t equal_pair(uint32_t a, uint32_t b) {
+  using P = typename CudaPair<T>::type;
+  return bit_cast<uint32_t>(__heq2(bit_cast<P>(a), bit_cast<P>(b)));
+}
+template <class T>
+__device__ __forceinline__ uint32_t add_pair(uint32_t a, uint32_t b) {
+  using P = typename CudaPair<T>::type;
+  return bit_cast<uint32_t>(__hadd2(bit_cast<P>(a), bit_cast<P>(b)));
+}
+template <class T>
+__device__ __forceinline__ uint32_t multiply_pair(uint32_t a, uint32_t b) {
+  using P = typename CudaPair<T>::type;
+  return bit_cast<uint32_t>(__hmul2(bit_cast<P>(a), bit_cast<P>(b)));
 }
 #endif
 

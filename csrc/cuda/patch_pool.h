@@ -13,7 +13,9 @@ struct PatchPoolArgs : Segments {
   int64_t width;  // D
   const void* x;  // [B, N, D]
   void* out;      // [B, C, D]
-  void* parts;    // accumulators [B * pool_tiles, 2, D]
+  // For the launches that follow the first one. Both are null where no patch can be long.
+  void* parts;          // accumulators [B * pool_tiles, 2, D]
+  int32_t* long_slots;  // [B * pool_tiles, 2]
 };
 
 struct PatchPoolBackwardArgs {

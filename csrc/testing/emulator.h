@@ -266,10 +266,14 @@ T __shfl_down_sync(unsigned, T value, unsigned lanes) {
   return ::blt::emulator::exchange(value, lane + int(lanes) >= ::blt::emulator::kWarp ? lane : lane + int(lanes));
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
+  ::blt::emulator::Warp& warp = ::blt::emulator::self->warp();
+  warp.slots[::blt::emulator::self->lane()] = predicate != 0;
+  warp.barrier.wait();
   unsigned bits = 0;
   for (int lane = 0; lane < ::blt::emulator::kWarp; ++lane) {
-    bits |= unsigned(::blt::emulator::exchange(predicate != 0, lane)) << lane;
+    bits |= unsigned(warp.slots[lane]) << lane;
   }
+  warp.barrier.wait();
   return bits;
 }
 

@@ -19,23 +19,30 @@ void check_offsets(const char* op, const Tensor& offsets, const Tensor& like) {
   BLT_CHECK(offsets.size(1) > 0, op, ": offsets: expected shape [B, C+1], got no columns");
 }
 
-// Memory for the parts of long patches. There is none where no patch can be long.
-Tensor parts_of(const Segments& s, int64_t width, const Tensor& like) {
-  const int64_t rows =
-      s.num_bytes > blt::cuda::kPoolTile ? s.batch * blt::cuda::pool_tiles(s.num_bytes, s.capacity) : 0;
-  const ScalarType dtype = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return blt::empty_on(like, {rows, 2, width}, dtype);
-}
+// Memory for what the first launch finds in long patches. There is none where no patch can be long.
+struct LongPatches {
+  LongPatches(const Segments& s, int64_t width, const Tensor& like) {
+    if (s.num_bytes > blt::cuda::kPoolTile) {
+      const int64_t tiles = s.batch * blt::cuda::pool_tiles(s.num_bytes, s.capacity);
+      const ScalarType dtype = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+      parts = blt::empty_on(like, {tiles, 2, width}, dtype);
+      slots = blt::empty_on(like, {tiles, 2}, ScalarType::Int);
+    }
+  }
+
+  std::optional<Tensor> parts, slots;
+};
 
 PatchPoolArgs arguments(const Segments& s, Reduce reduce, blt::DType dtype, int64_t width, const Tensor* x,
-                        const Tensor* out, const Tensor& parts) {
+                        const Tensor* out, const LongPatches& long_patches) {
   return {s,
           dtype,
           reduce,
           width,
           x == nullptr ? nullptr : x->const_data_ptr(),
           out == nullptr ? nullptr : const_cast<void*>(out->const_data_ptr()),
-          parts.mutable_data_ptr()};
+          long_patches.parts ? long_patches.parts->mutable_data_ptr() : nullptr,
+          long_patches.slots ? long_patches.slots->mutable_data_ptr<int32_t>() : nullptr};
 }
 
 Tensor patch_pool_cuda(const Tensor& x, const Tensor& offsets, const std::string& reduce) {
@@ -77,9 +84,9 @@ Tensor patch_pool_backward_cuda(const Tensor& grad, const Tensor& offsets, const
   if (grad_x.numel() > 0) {
     const int32_t* begin = offsets_dense.const_data_ptr<int32_t>();
     const Segments segments{batch, num_bytes, capacity, begin, begin + 1, capacity + 1};
-    const Tensor parts = parts_of(segments, width, grad);
+    const LongPatches long_patches(segments, width, grad);
     blt::cuda::patch_pool_backward({arguments(segments, kind, dtype, width, x_dense ? &*x_dense : nullptr,
-                                              out_dense ? &*out_dense : nullptr, parts),
+                                              out_dense ? &*out_dense : nullptr, long_patches),
                                     grad_dense.const_data_ptr(), grad_x.mutable_data_ptr()},
                                    device.stream());
   }
@@ -92,8 +99,8 @@ namespace blt {
 
 void pool_on_cuda(const Segments& segments, Reduce reduce, DType dtype, const Tensor& x, const Tensor& out,
                   const cuda::OnDevice& device) {
-  const Tensor parts = parts_of(segments, x.size(2), x);
-  cuda::patch_pool(arguments(segments, reduce, dtype, x.size(2), &x, &out, parts), device.stream());
+  const LongPatches long_patches(segments, x.size(2), x);
+  cuda::patch_pool(arguments(segments, reduce, dtype, x.size(2), &x, &out, long_patches), device.stream());
 }
 
 }  // namespace blt
