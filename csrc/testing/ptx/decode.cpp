@@ -33,8 +33,8 @@ const Opcode& find(const Opcodes& table, const std::string& name, const std::str
   return found->second;
 }
 
-// Decodes one instruction. Each member function but the last is for the opcodes that do not just have an entry in the
-// table, one source after the other.
+// Decodes one instruction. Most opcodes have an entry in the table that says what runs and how wide the operands are
+// (decode_plain). The others, such as accesses to memory, have operands or modifiers of their own kinds.
 class Decoder {
  public:
   Decoder(const std::string& opcode, const std::string& arguments, Names& names, Instruction& out, std::string& label)
