@@ -678,7 +678,7 @@ __global__ void __launch_bounds__(kPoolThreads, 3) patch_pool_long_kernel(PatchP
   }
 }
 
-constexpr int kSpreadSlots = 4;
+constexpr int kSpreadSlots = 4;  // slots whose gradients a lane loads before it uses the first of them
 
 // The gradient of mean and sum.
 template <class T, int N>

@@ -19,10 +19,11 @@ void check_offsets(const char* op, const Tensor& offsets, const Tensor& like) {
   BLT_CHECK(offsets.size(1) > 0, op, ": offsets: expected shape [B, C+1], got no columns");
 }
 
-// Memory for what the first launch finds in long patches. There is none where no patch can be long.
+// Memory for what the first launch finds in long patches. There is none where later launches do not ask for it or no
+// patch can be long.
 struct LongPatches {
-  LongPatches(const Segments& s, int64_t width, const Tensor& like) {
-    if (s.num_bytes > blt::cuda::kPoolTile) {
+  LongPatches(const Segments& s, int64_t width, const Tensor& like, bool is_needed) {
+    if (is_needed && s.num_bytes > blt::cuda::kPoolTile) {
       const int64_t tiles = s.batch * blt::cuda::pool_tiles(s.num_bytes, s.capacity);
       const ScalarType dtype = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
       parts = blt::empty_on(like, {tiles, 2, width}, dtype);
@@ -84,7 +85,7 @@ Tensor patch_pool_backward_cuda(const Tensor& grad, const Tensor& offsets, const
   if (grad_x.numel() > 0) {
     const int32_t* begin = offsets_dense.const_data_ptr<int32_t>();
     const Segments segments{batch, num_bytes, capacity, begin, begin + 1, capacity + 1};
-    const LongPatches long_patches(segments, width, grad);
+    const LongPatches long_patches(segments, width, grad, /*is_needed=*/x_dense.has_value());
     blt::cuda::patch_pool_backward({arguments(segments, kind, dtype, width, x_dense ? &*x_dense : nullptr,
                                               out_dense ? &*out_dense : nullptr, long_patches),
                                     grad_dense.const_data_ptr(), grad_x.mutable_data_ptr()},
@@ -99,7 +100,7 @@ namespace blt {
 
 void pool_on_cuda(const Segments& segments, Reduce reduce, DType dtype, const Tensor& x, const Tensor& out,
                   const cuda::OnDevice& device) {
-  const LongPatches long_patches(segments, x.size(2), x);
+  const LongPatches long_patches(segments, x.size(2), x, /*is_needed=*/true);
   cuda::patch_pool(arguments(segments, reduce, dtype, x.size(2), &x, &out, long_patches), device.stream());
 }
 
