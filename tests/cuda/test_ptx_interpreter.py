@@ -174,6 +174,12 @@ def test_pairs(machine: Machine, dtype: torch.dtype, name: str) -> None:
     torch.manual_seed(0)
     a, b, c = torch.randn(3, 2 * LANES).to(dtype)
     a[3] = b[6] = math.nan
+    b[9] = a[9]
+    a[12], b[12] = 0.0, -0.0
+    comparisons = {"eq": a == b, "neu": a != b, "lt": a < b, "le": a <= b, "gt": a > b, "ge": a >= b}
+    for comparison, holds in comparisons.items():
+        got = machine.evaluate(f"set.{comparison}.{name}.{name} d, a, b;", torch.int32, a=pairs(a), b=pairs(b))
+        assert torch.equal(got.view(dtype), holds.to(dtype))
     for op, expected in (
         ("max.NaN", torch.maximum(a, b)),
         ("min.NaN", torch.minimum(a, b)),

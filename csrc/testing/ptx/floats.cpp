@@ -54,6 +54,16 @@ void define_pairs(Opcodes& opcodes, const std::string& type) {
   define_binary_pair<T>(opcodes, "max." + type, [](float a, float b) { return larger(a, b); });
   define_binary_pair<T>(opcodes, "min.NaN." + type, [](float a, float b) { return smaller_or_nan(a, b); });
   define_binary_pair<T>(opcodes, "max.NaN." + type, [](float a, float b) { return larger_or_nan(a, b); });
+  // 1 where the comparison holds; none holds for NaN but that of `neu`.
+  const auto define_comparison = [&](const char* comparison, auto holds) {
+    define_binary_pair<T>(opcodes, std::string("set.") + comparison + "." + type + "." + type, holds);
+  };
+  define_comparison("eq", [](float a, float b) { return float(a == b); });
+  define_comparison("neu", [](float a, float b) { return float(a != b); });
+  define_comparison("lt", [](float a, float b) { return float(a < b); });
+  define_comparison("le", [](float a, float b) { return float(a <= b); });
+  define_comparison("gt", [](float a, float b) { return float(a > b); });
+  define_comparison("ge", [](float a, float b) { return float(a >= b); });
   constexpr auto negative = [](float a) { return -a; };
   constexpr auto absolute = [](float a) { return std::fabs(a); };
   define<uint32_t, uint32_t>(opcodes, "neg." + type, InPairs<T, decltype(negative)>{});
