@@ -96,4 +96,8 @@ void define_floats(Opcodes& opcodes);
 void define_conversions(Opcodes& opcodes);
 void define_predicates(Opcodes& opcodes);
 
+// Shuffles: the value, a predicate that says whether the lane asked for exists (may be missing), the source, which
+// lane, limits, members. Votes: the result, a predicate, members. Sums over the warp: the result, a source, members.
+void define_exchanges(Opcodes& opcodes);
+
 }  // namespace blt::ptx
