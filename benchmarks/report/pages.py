@@ -1,8 +1,8 @@
 """`python -m benchmarks report`: tables and plots from results.
 
 Without options README.md, docs/results.md and docs/plots/ are made to show what is committed under
-benchmarks/results/<device>/; --check fails where they do not. --results FOLDER prints the tables of other results
-and puts the plots beside them.
+benchmarks/results/<device>/, and docs/design.md what csrc/cuda/budget.json predicts; --check fails where they do not.
+--results FOLDER prints the tables of other results and puts the plots beside them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..flop_matched.summary import SMOKE, backends, realisation_line, tables, wh
 from ..machine import REPOSITORY
 from ..ops import OPS
 from ..store import read
+from . import predictions
 from .plots import digest, draw, drawn_digest, plots
 from .tables import (
     baseline_name,
@@ -34,6 +35,7 @@ from .tables import (
 RESULTS = REPOSITORY / "benchmarks" / "results"
 README = REPOSITORY / "README.md"
 ALL_TABLES = REPOSITORY / "docs" / "results.md"
+DESIGN = REPOSITORY / "docs" / "design.md"
 PLOTS = REPOSITORY / "docs" / "plots"
 
 Kernels = dict[str, dict[str, Any]]  # results of the ops on one device, by op
@@ -125,6 +127,17 @@ def full(root: Path, plots_at: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def predicted(root: Path) -> str:
+    """Markdown for docs/design.md: what the compiled kernels cost, what that predicts, and what GPUs achieved."""
+    on_gpu = {
+        f"{result['device']} {op}": result
+        for _, kernels, _ in devices(root)
+        for op, result in kernels.items()
+        if "cuda" in result
+    }
+    return predictions.table(on_gpu).markdown()
+
+
 def between(text: str, block: str, content: str) -> str:
     """`text` with `content` between the two markers of a generated block.
 
@@ -135,7 +148,7 @@ def between(text: str, block: str, content: str) -> str:
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found_begin and found_end):
-        raise ValueError(f"{README}: expected the markers {begin} and {end}")
+        raise ValueError(f"expected the markers {begin} and {end}")
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
@@ -143,11 +156,18 @@ def pages() -> dict[Path, str]:
     """The generated pages as they should be.
 
     Raises:
-        ValueError: README.md has no markers.
+        ValueError: README.md or docs/design.md has no markers.
     """
     readme = between(README.read_text(), "headline", top(RESULTS))
     readme = between(readme, "results", short(RESULTS))
-    return {README: readme, ALL_TABLES: full(RESULTS, PLOTS.name)}
+    design = between(DESIGN.read_text(), "predictions", predicted(RESULTS))
+    return {README: readme, ALL_TABLES: full(RESULTS, PLOTS.name), DESIGN: design}
+
+
+def write() -> None:
+    """Makes the generated pages current."""
+    for path, text in pages().items():
+        path.write_text(text)
 
 
 def stale_plots(root: Path, plots_folder: Path) -> Iterator[tuple[Path, str, Any]]:
@@ -178,8 +198,7 @@ def main(arguments: Sequence[str]) -> None:
             sys.exit(f"not current, run `python -m benchmarks report`: {', '.join(found)}")
         return
     if options.results is None:
-        for path, text in pages().items():
-            path.write_text(text)
+        write()
         root, plots_folder = RESULTS, PLOTS
     else:
         root = plots_folder = options.results

@@ -9,7 +9,7 @@ import pytest
 from kernel_results import kernel_result
 
 from benchmarks.ops import OPS
-from benchmarks.report import pages, plots, tables
+from benchmarks.report import pages, plots, predictions, tables
 from benchmarks.store import read, write
 
 
@@ -117,6 +117,41 @@ def test_readme_needs_its_markers():
         pages.between("no markers", "headline", "text")
     page = "a\n<!-- x: begin (python -m benchmarks report) -->old<!-- x: end -->\nb"
     assert "old" not in pages.between(page, "x", "new") and "new" in pages.between(page, "x", "new")
+
+
+def costs(**others: float) -> dict:
+    """What an op might cost that no limit holds back, but for `others`."""
+    free = {"instructions": 0.01, "alu_cycles": 0.01, "special_cycles": 0.0, "shuffles": 0.0, "shared_wavefronts": 0.0}
+    in_flight = others.pop("bytes_in_flight", 80000)
+    small = {"accessed": 0.1, "bytes_in_flight": 10}
+    return {"all": free | others, "kernels": {"join": small, "main": {"accessed": 1.0, "bytes_in_flight": in_flight}}}
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ({}, "up to 100%"),
+        ({"instructions": 0.5}, "50%, issue"),  # 2.5 instructions a clock move 5 bytes, a copy 10
+        ({"alu_cycles": 1.0}, "25%, ALU"),
+        ({"special_cycles": 0.5}, "50%, special functions"),
+        ({"shuffles": 0.1, "shared_wavefronts": 0.025}, "50%, exchange"),
+        ({"bytes_in_flight": 30000}, "75%, latency"),
+        ({"bytes_in_flight": 30000, "instructions": 0.5}, "50%, issue"),
+    ],
+)
+def test_a_prediction_is_the_least_of_the_limits(found: dict[str, float], shown: str):
+    assert predictions.predicted(costs(**found), bytes_a_clock=10) == shown
+
+
+def test_what_a_gpu_achieved_is_beside_the_prediction():
+    result = kernel_result({"ours": 1.0, "copy": 0.5}) | {"op": "patch_pool"}
+    on_gpu = {"NVIDIA H100 patch_pool": result}
+    assert predictions.achieved("patch_pool, max, bfloat16", on_gpu) == "NVIDIA H100, forward: 50%"
+    assert predictions.achieved("patch_pool, max, backward, bfloat16", on_gpu) == "not measured"
+    assert predictions.achieved("patch_gather, bfloat16", on_gpu) == "not measured"
+    ops = [row[0] for row in predictions.table({}).rows]
+    assert {"`entropy`, V = 260", "`decoder_cross_attention`, K = 4, backward"} <= set(ops)
+    assert len(set(ops)) == len(ops)
 
 
 def test_tables_of_other_results_are_printed_and_plots_lie_beside_them(tmp_path, capsys):

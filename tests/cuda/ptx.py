@@ -1,10 +1,14 @@
-"""The CUDA kernels as nvcc compiled them, run by the interpreter in csrc/testing/ptx. It needs nvcc, but no GPU."""
+"""The CUDA kernels as nvcc compiled them, run by the interpreter in csrc/testing/ptx. It needs nvcc, but no GPU.
+
+Every instruction of the PTX has a line number of its own, by which `counting` finds what became of it in SASS.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import hashlib
+import inspect
 import re
 import shutil
 import subprocess
@@ -16,10 +20,12 @@ from typing import Any
 import emulation
 import torch
 import torch.utils._pytree as pytree
+from counting.numbering import numbered
 from emulation import REPOSITORY
 
 SOURCES = REPOSITORY / "csrc" / "cuda"
-FLAGS = ("-std=c++20", "-O3", "-arch=sm_90a", "-ptx", f"-I{REPOSITORY / 'csrc'}")
+SM = "sm_90a"
+FLAGS = ("-std=c++20", "-O3", f"-arch={SM}", "-ptx", f"-I{REPOSITORY / 'csrc'}")
 JOBS = 2
 
 
@@ -27,8 +33,17 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
+@functools.cache
+def nvcc_version() -> str:
+    """Such as "13.0.88"."""
+    text = subprocess.run([nvcc() or "", "--version"], capture_output=True, check=True, text=True).stdout
+    found = re.search(r"V([0-9.]+)", text)
+    assert found is not None, f"nvcc --version: expected a version, got {text!r}"
+    return found[1]
+
+
 def compile_ptx(sources: Sequence[Path], folder: Path) -> list[Path]:
-    """Compiles .cu files to PTX in `folder`."""
+    """Compiles .cu files to numbered PTX in `folder`."""
     compiler = nvcc()
     assert compiler is not None, "there is no nvcc"
 
@@ -36,6 +51,7 @@ def compile_ptx(sources: Sequence[Path], folder: Path) -> list[Path]:
         out = folder / f"{source.stem}.ptx"
         done = subprocess.run([compiler, *FLAGS, "-o", str(out), str(source)], capture_output=True, text=True)
         assert done.returncode == 0, f"{source.name}: nvcc failed:\n{done.stderr}"
+        out.write_text(numbered(out.read_text()))
         return out
 
     with ThreadPoolExecutor(JOBS) as pool:
@@ -43,12 +59,12 @@ def compile_ptx(sources: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _digest() -> str:
-    """What the PTX of the library depends on: the sources, the compiler and the flags."""
-    version = subprocess.run([nvcc() or "", "--version"], capture_output=True, check=True).stdout
-    digest = hashlib.sha256(version + " ".join(FLAGS[:-1]).encode())
+    """What the PTX of the library depends on: the sources, the compiler, the flags and how lines are numbered."""
+    digest = hashlib.sha256(" ".join([nvcc_version(), *FLAGS[:-1]]).encode())
     for folder in (SOURCES, REPOSITORY / "csrc" / "common"):
-        for path in sorted(folder.iterdir()):
+        for path in sorted(path for path in folder.iterdir() if path.suffix != ".json"):
             digest.update(path.name.encode() + path.read_bytes())
+    digest.update(Path(inspect.getfile(numbered)).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -86,6 +102,26 @@ def readable(names: Sequence[str]) -> list[str]:
     return done.stdout.splitlines() if names else []
 
 
+def interpret(name: str, args: Sequence[Any], reverse: bool = False, ordered: bool = True) -> Any:
+    """Calls an op whose kernels the interpreter runs; they may touch nothing but arguments, results and scratch.
+
+    Args:
+        reverse: whether the last block and warp run first.
+        ordered: whether the result is one that no order of blocks may change.
+    """
+    ops = interpreter()
+    ops.ptx_forbid_all()
+    for leaf in pytree.tree_leaves(args):
+        if isinstance(leaf, torch.Tensor):
+            ops.ptx_allow(leaf)
+    ops.ptx_mode(True, reverse)
+    ops.ptx_check_blocks(ordered)
+    try:
+        return getattr(ops, name)(*args)
+    finally:
+        ops.ptx_mode(False, False)
+
+
 class PTXOps:
     """The ops, with their kernels interpreted; they may touch nothing but the arguments, results and scratch.
 
@@ -94,29 +130,12 @@ class PTXOps:
 
     ordered = True  # whether the result is one that no order of blocks may change
 
-    def __init__(self) -> None:
-        self.ops = interpreter()
-
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        op = getattr(self.ops, name)
-
-        def run(args: tuple[Any, ...], reverse: bool) -> Any:
-            self.ops.ptx_forbid_all()
-            for leaf in pytree.tree_leaves(args):
-                if isinstance(leaf, torch.Tensor):
-                    self.ops.ptx_allow(leaf)
-            self.ops.ptx_mode(True, reverse)
-            self.ops.ptx_check_blocks(self.ordered)
-            try:
-                return op(*args)
-            finally:
-                self.ops.ptx_mode(False, False)
-
         def call(*args: Any) -> Any:
-            result = run(args, reverse=False)
+            result = interpret(name, args, ordered=self.ordered)
             if not self.ordered:
                 return result
-            again = run(args, reverse=True)
+            again = interpret(name, args, reverse=True)
             for a, b in zip(pytree.tree_leaves(result), pytree.tree_leaves(again), strict=True):
                 assert same_bits(a, b), f"{name}: the order of blocks and warps changes the result"
             return result

@@ -153,6 +153,8 @@ void Interpreter::launch(const std::string& name, const Grid& grid, const std::v
             "ptx: ", readable(name), ": a grid of ", grid.blocks, " blocks of ", grid.threads, " threads");
   const std::vector<unsigned char> parameters = pack_arguments(kernel, arguments);
   kernel.launched = true;
+  kernel.launched_threads = grid.threads;
+  kernel.launched_shared = kernel.shared_bytes + grid.shared;
   memory_.begin_launch(uint32_t(grid.blocks));
   SharedMemory shared(kernel.shared_bytes + grid.shared, uint32_t((grid.threads + kLanes - 1) / kLanes));
   Block block{0, &shared, &memory_, parameters.data(), kernel.parameter_bytes};

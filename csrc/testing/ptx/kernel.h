@@ -91,6 +91,7 @@ struct Kernel {
   Operand thread, block, threads, blocks, lane;  // special registers, where the kernel reads them
   std::string refusal;                           // why it cannot run, or empty
   bool launched = false;
+  int64_t launched_threads = 0, launched_shared = 0;  // of a block in the last launch: threads and all its shared bytes
 };
 
 }  // namespace blt::ptx

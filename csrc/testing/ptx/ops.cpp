@@ -60,6 +60,15 @@ Tensor ptx_counts(const std::string& name) {
   return out;
 }
 
+// int64 [2]: the threads of a block in the kernel's last launch, and the bytes of its shared memory.
+Tensor ptx_block(const std::string& name) {
+  const Kernel& kernel = interpreter().kernel(name);
+  const Tensor out = blt::empty({2}, blt::ScalarType::Long);
+  out.mutable_data_ptr<int64_t>()[0] = kernel.launched_threads;
+  out.mutable_data_ptr<int64_t>()[1] = kernel.launched_shared;
+  return out;
+}
+
 // The text of a kernel's instructions, one a line.
 std::string ptx_text(const std::string& name) {
   std::string out;
@@ -114,6 +123,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(blt_kernels_emulated, m) {
   m.def("ptx_launched() -> str");
   m.def("ptx_reset() -> ()");
   m.def("ptx_counts(str kernel) -> Tensor");
+  m.def("ptx_block(str kernel) -> Tensor");
   m.def("ptx_text(str kernel) -> str");
   m.def("ptx_allow(Tensor t) -> ()");
   m.def("ptx_forbid_all() -> ()");
@@ -127,6 +137,7 @@ STABLE_TORCH_LIBRARY_IMPL(blt_kernels_emulated, CompositeExplicitAutograd, m) {
   m.impl("ptx_launched", TORCH_BOX(&ptx_launched));
   m.impl("ptx_reset", TORCH_BOX(&ptx_reset));
   m.impl("ptx_counts", TORCH_BOX(&ptx_counts));
+  m.impl("ptx_block", TORCH_BOX(&ptx_block));
   m.impl("ptx_text", TORCH_BOX(&ptx_text));
   m.impl("ptx_allow", TORCH_BOX(&ptx_allow));
   m.impl("ptx_forbid_all", TORCH_BOX(&ptx_forbid_all));
