@@ -8,6 +8,11 @@ DATA ?=
 RUN ?= runs/demo
 # RESULTS=path: where bench and gpu-report write; committed results are in benchmarks/results.
 RESULTS ?= runs/bench
+# COMMIT=name, STEPS='name ...', LIBRARY=path/libblt_kernels.so, DRY=1: for gpu-report; see docs/benchmarks.md.
+COMMIT ?=
+STEPS ?=
+LIBRARY ?=
+DRY ?=
 # TORCH=version: the torch that test-torch installs in an environment of its own.
 TORCH ?= 2.10.0
 
@@ -43,9 +48,10 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks matched --scale pair --out $(RESULTS)
 	$(BIN)/python -m benchmarks report --results $(RESULTS)
 
-# On a machine with a GPU, with the torch (2.10 or newer) that PYTHON has there; needs no network and no .venv.
+# On a machine with a GPU, with the torch (2.10 or newer) that PYTHON has there; needs no network, no .venv and no .git.
 gpu-report:
-	$(PYTHON) -m benchmarks gpu --out $(RESULTS)
+	$(PYTHON) -m benchmarks gpu --out $(RESULTS) $(if $(COMMIT),--commit '$(COMMIT)') $(if $(STEPS),--steps $(STEPS)) \
+	  $(if $(LIBRARY),--library '$(LIBRARY)') $(if $(DRY),--dry)
 
 # The CUDA kernels on host threads under the thread, address and undefined-behaviour sanitizers, and, where there is an
 # nvcc, their compiled code in the interpreter of PTX.

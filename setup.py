@@ -23,8 +23,14 @@ PACKAGE_FILES = ("libblt_kernels.so", "build_record.json")
 
 
 def tool(name: str) -> str:
-    """CMake or ninja: beside this interpreter first, where build isolation puts them, then on the PATH."""
-    found = shutil.which(name, path=os.path.dirname(sys.executable)) or shutil.which(name)
+    """CMake or ninja: beside this interpreter, where build isolation puts them; in the Python package of that name,
+    wherever it was installed to; or on the PATH."""
+    folders = [Path(sys.executable).parent]
+    package = importlib.util.find_spec(name)
+    if package is not None and package.origin is not None:
+        home = Path(package.origin).parent
+        folders += [home / "data" / "bin", home.parent / "bin"]
+    found = shutil.which(name, path=os.pathsep.join(map(str, folders))) or shutil.which(name)
     if found is None:
         raise SystemExit(f"blt_kernels: {name} is missing: pip install {name}")
     return found
@@ -51,6 +57,9 @@ class CMakeBuild(build_ext):
         configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DBLT_OUTPUT_DIR={output}"]
         configure += [f"-DBLT_TORCH_DIR={torch.submodule_search_locations[0]}"]
         configure.append(f"-DBLT_BUILD_CUDA={os.environ.get('BLT_BUILD_CUDA') or 'auto'}")
+        # Always given, because CMake would keep what an earlier build in the same folder was told.
+        architectures = os.environ.get("BLT_CUDA_ARCHITECTURES", "").replace(",", " ").split()
+        configure.append(f"-DBLT_CUDA_ARCHITECTURES={';'.join(architectures)}")
         subprocess.run(configure, check=True)
         subprocess.run([tool("cmake"), "--build", str(build), "--parallel", str(jobs())], check=True)
 

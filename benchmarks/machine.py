@@ -54,6 +54,9 @@ def device_slug(name: str) -> str:
 
 
 def _commit() -> str:
+    """The commit that BLT_KERNELS_COMMIT names, for a copy of the sources without .git; else git's."""
+    if named := os.environ.get("BLT_KERNELS_COMMIT"):
+        return named
     git = ["git", "-C", str(REPOSITORY)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()

@@ -39,6 +39,13 @@ def write(result: dict[str, Any], out: Path) -> Path:
     return path
 
 
+def write_partial(result: dict[str, Any], out: Path) -> Path:
+    """Puts what an op has until now at <out>/<device>/<op>.partial.json, which is there if its run is cut short."""
+    path = result_path(out, result["device"], result["op"]).with_suffix(".partial.json")
+    write_json(path, result)
+    return path
+
+
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Writes atomically: a file that exists is whole."""
     from blt_kernels._files import atomic_path  # here, as `benchmarks gpu` imports this before it builds the library
@@ -98,6 +105,8 @@ def refuse_to_lose(path: Path, options: Options) -> None:
     lost = [f"the {name} environment" for name in sorted(environments)]
     if options.case not in ("", old["case"]):
         lost.append(f"cases other than {options.case!r}")
+    if options.tiny and not old.get("tiny"):
+        lost.append("sizes that a time can be measured at")
     if options.quick and not old["quick"]:
         lost.append("cases that are not in the short list")
     if options.rounds < rounds:

@@ -4,8 +4,8 @@ CPU: `torch.utils.benchmark.Timer` with a pinned number of threads, several call
 
 GPU: device events around the replay of a CUDA graph that holds the call, so that launches from Python do not count.
 Before every call a buffer of twice the L2 cache is read: the call finds its inputs in memory, and none of its time is
-spent on writing back what others left in the L2. A call that cannot be captured (it waits for the device) is launched
-as it is, and its row says so.
+spent on writing back what others left in the L2. A call that waits for the device cannot be captured: it is launched as
+it is, and its row says so.
 """
 
 from __future__ import annotations
@@ -61,18 +61,37 @@ class Measured:
 
 
 def _capture(call: Callable[[], Any]) -> tuple[Callable[[], Any], bool]:
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.current_stream()
+    """A graph of `call` and True; `call` itself and False where it waits for the device.
+
+    Raises:
+        RuntimeError: it does not wait and cannot be captured all the same. What this process measured after that would
+            not be right.
+    """
     for _ in range(2):
         call()
-    try:
-        with torch.cuda.graph(graph, stream=stream):
-            call()
-    except RuntimeError as error:
-        warnings.warn(f"not captured in a CUDA graph, timed with its launches: {error}", stacklevel=2)
-        torch.cuda.synchronize()
+    if (reason := wait_for_device(call)) is not None:
+        warnings.warn(f"not captured in a CUDA graph, timed with its launches: {reason}", stacklevel=2)
         return call, False
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        call()
     return graph.replay, True
+
+
+def wait_for_device(call: Callable[[], Any]) -> str | None:
+    """What torch says of the first place where `call` waits for the device; None where it does not.
+
+    This is found out before a capture, because a capture that fails leaves torch's allocator in the middle of it.
+    """
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+    return None
 
 
 @contextlib.contextmanager

@@ -17,8 +17,16 @@ from ._library import build_record
 BACKENDS = ("cpu", "cuda", "reference")
 
 
-def cuda_problem() -> str | None:
-    """Why the CUDA backend cannot be used here; None where it can."""
+# Integrated devices, whose binaries and those of other devices do not run on each other, whatever the major version.
+_INTEGRATED = ((7, 2), (8, 7), (11, 0))
+
+
+def cuda_problem(device: torch.device | None = None) -> str | None:
+    """Why the CUDA backend cannot be used here; None where it can.
+
+    Args:
+        device: a CUDA device, which is asked for its compute capability too. Without it CUDA is not initialised.
+    """
     built = build_record().get("cuda")
     if not built:
         return "it was not built: install a CUDA toolkit with nvcc and reinstall blt_kernels"
@@ -28,7 +36,24 @@ def cuda_problem() -> str | None:
     if driver < needed:
         found = f"is for CUDA {driver}" if driver else "is missing"
         return f"the NVIDIA driver {found}, the kernels were built by nvcc {built['nvcc']}: install a newer driver"
-    return None
+    return None if device is None else _capability_problem(built, device)
+
+
+def _capability_problem(built: dict[str, str], device: torch.device) -> str | None:
+    """Why a build with binaries for `built["sm"]` and PTX of `built["ptx"]` has nothing that runs on `device`."""
+    major, minor = torch.cuda.get_device_capability(device)
+    for name in built["sm"].split(", "):
+        number = int(name.rstrip("af"))
+        same_major = number // 10 == major and number % 10 <= minor and (major, minor) not in _INTEGRATED
+        if number == 10 * major + minor or (same_major and not name.endswith("a")):
+            return None
+    if built["ptx"] and int(built["ptx"]) <= 10 * major + minor:
+        return None  # the driver compiles it
+    has = f"sm_{built['sm'].replace(', ', ', sm_')}" + (f" and PTX of compute_{built['ptx']}" if built["ptx"] else "")
+    return (
+        f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and the build has {has}: build "
+        f"from source on a machine with nvcc, with BLT_CUDA_ARCHITECTURES={major}{minor}"
+    )
 
 
 def _driver_major() -> int:
@@ -53,6 +78,7 @@ _ON_CUDA = frozenset(
     if schema.name.startswith("blt_kernels::") and torch._C._dispatch_has_kernel_for_dispatch_key(schema.name, "CUDA")
 )
 
+_device_problems: dict[torch.device, str | None] = {}
 _forced: str | None = None
 _warned: set[tuple[str, str]] = set()
 
@@ -81,7 +107,11 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def available_backends() -> tuple[str, ...]:
-    """What `use_backend` accepts here: "cpu", "cuda" where it was built and can run, and "reference"."""
+    """What `use_backend` accepts here: "cpu", "cuda" where it was built and can run, and "reference".
+
+    Devices are not looked at, because that would initialise CUDA: on one whose compute capability the build does not
+    cover the reference runs.
+    """
     return _AVAILABLE
 
 
@@ -122,13 +152,26 @@ def _is_differentiated(x: torch.Tensor | None) -> bool:
     return False
 
 
+def _device_problem(device: torch.device) -> str | None:
+    """`cuda_problem(device)`, found out once for each device: ops ask on every call, and it cannot be traced."""
+    if device not in _device_problems:
+        _device_problems[device] = cuda_problem(device)
+    return _device_problems[device]
+
+
+# What torch.compiler.assume_constant_result does, which would import all of torch._dynamo here, several seconds.
+_device_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _choose(op: str, device: torch.device) -> str:
     if _forced is not None:
         if _forced in ("cpu", "cuda") and device.type != _forced:
             raise ValueError(f"{op}: device: expected {_forced} (use_backend({_forced!r}) is active), got {device}")
+        if _forced == "cuda" and (problem := _device_problem(device)) is not None:
+            raise ValueError(f"{op}: device: expected one that the CUDA kernels run on, got {device}: {problem}")
         return _forced
     if device.type in available_backends() and (
-        device.type != "cuda" or op.replace("PatchLayout.", "layout_") in _ON_CUDA
+        device.type != "cuda" or (op.replace("PatchLayout.", "layout_") in _ON_CUDA and _device_problem(device) is None)
     ):
         return device.type
     if device.type != "meta" and (op, device.type) not in _warned:

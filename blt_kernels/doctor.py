@@ -78,6 +78,10 @@ def problems() -> list[str]:
         found.append("backend cpu is missing: the CPU kernels are always built: reinstall blt_kernels")
     if "cuda" not in info["backends"] and has_nvidia_gpu():
         found.append(f"backend cuda is missing: {cuda_problem()}")
+    if "cuda" in info["backends"]:
+        for i in range(torch.cuda.device_count()):
+            if (problem := cuda_problem(torch.device("cuda", i))) is not None:
+                found.append(f"backend cuda cannot serve cuda:{i}: {problem}")
     return found
 
 

@@ -9,22 +9,10 @@ import hypothesis
 import pytest
 import torch
 
-from blt_kernels import available_backends, build_info
-
 # Under CI every run draws the same examples, so that a red test is the change's fault.
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=25)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
-
-DEVICES = [name for name in ("cpu", "cuda") if name in build_info()["build"]["backends"]]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device that has compiled kernels here."""
-    if request.param == "cuda" and not (torch.cuda.is_available() and "cuda" in available_backends()):
-        pytest.skip("not run: no GPU")
-    return torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -141,10 +141,10 @@ def main(sanitizer: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] in RUNTIMES:
         main(sys.argv[1])
-    elif sys.argv[1:] == ["cases", "gpu"]:
+    elif sys.argv[1] == "cases" and sys.argv[2] in ("gpu", "cpu"):  # "cpu" rehearses what "gpu" does
         from gpu import GPUOps
 
-        run_cases(GPUOps())
+        run_cases(GPUOps("cuda" if sys.argv[2] == "gpu" else "cpu"))
     elif sys.argv[1] == "ptx":
         import ptx
 

@@ -192,6 +192,179 @@ def test_a_backend_that_cannot_run_here_is_refused_with_the_reason(monkeypatch: 
         blt_kernels.use_backend("cuda").__enter__()
 
 
+needs_cuda_build = pytest.mark.skipif(
+    "cuda" not in blt_kernels.build_info()["build"]["backends"], reason="built without CUDA: there is no nvcc here"
+)
+ALL = {"nvcc": "13.0.88", "sm": "75, 80, 90a, 100, 120", "ptx": "100"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((7, 0), ALL, False),
+        *(((major, minor), ALL, True) for major, minor in ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0))),
+        *(((major, minor), ALL, True) for major, minor in ((10, 0), (10, 3), (11, 0), (12, 0), (12, 1), (13, 0))),
+        ((7, 2), ALL, False),
+        ((8, 7), ALL, False),  # an integrated device runs its own binaries alone, or PTX
+        ((8, 7), ALL | {"sm": "87", "ptx": ""}, True),
+        ((9, 0), ALL | {"sm": "90a", "ptx": ""}, True),
+        ((9, 1), ALL | {"sm": "90a", "ptx": ""}, False),  # "a" is for one capability
+        ((10, 3), ALL | {"sm": "100f", "ptx": ""}, True),  # "f" for a family
+        ((8, 0), ALL | {"sm": "86", "ptx": ""}, False),
+        ((10, 0), ALL | {"sm": "75, 80, 90a", "ptx": "90"}, True),
+    ],
+)
+def test_a_device_that_the_build_does_not_cover_is_named(
+    capability: tuple[int, int], built: dict[str, str], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(backend, "build_record", lambda: {"cuda": built})
+    monkeypatch.setattr(backend, "_driver_major", lambda: 13)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(backend, "_device_problems", {})
+    monkeypatch.setattr(backend, "_AVAILABLE", ("cpu", "cuda", "reference"))
+    monkeypatch.setattr(backend, "_ON_CUDA", frozenset({"patch_pool"}))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(doctor, "available_backends", lambda: ("cpu", "cuda", "reference"))
+    assert backend.cuda_problem() is None
+    problem = backend.cuda_problem(device)
+    assert (problem is None) == runs
+    major, minor = capability
+    if runs:
+        assert backend.backend_for("patch_pool", device) == "cuda"
+        assert doctor.problems() == []
+        return
+    assert f"Some GPU has compute capability {major}.{minor}, and the build has sm_" in problem
+    assert problem.endswith(f"with BLT_CUDA_ARCHITECTURES={major}{minor}")
+    assert doctor.problems() == [f"backend cuda cannot serve cuda:0: {problem}"]
+    with pytest.warns(UserWarning, match="no kernel of patch_pool for cuda tensors"):
+        backend._warned.discard(("patch_pool", "cuda"))
+        assert backend.backend_for("patch_pool", device) == "reference"
+    with (
+        pytest.raises(ValueError, match=r"patch_pool: device: expected one that the CUDA kernels run on, got cuda:0: "),
+        blt_kernels.use_backend("cuda"),
+    ):
+        backend.backend_for("patch_pool", device)
+
+
+def test_torch_compile_takes_a_devices_problem_as_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(backend, "_device_problems", {})
+    monkeypatch.setattr(backend, "cuda_problem", lambda device: asked.append(device))
+    monkeypatch.setattr(backend, "_AVAILABLE", ("cpu", "cuda", "reference"))
+    monkeypatch.setattr(backend, "_ON_CUDA", frozenset({"patch_pool"}))
+
+    def chosen(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if backend._choose("patch_pool", torch.device("cuda", 0)) == "cuda" else x
+
+    compiled = torch.compile(chosen, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1)) == 1 and compiled(torch.zeros(1)) == 1 and asked == [torch.device("cuda", 0)]
+
+
+def test_importing_the_ops_does_not_import_the_compiler() -> None:
+    """torch._dynamo takes seconds to import, and most programs never use it."""
+    code = "import sys, blt_kernels; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# What setup.py asks CMake for, without running it.
+ASK_SETUP = """
+import json, runpy, subprocess, sys
+commands = []
+subprocess.run = lambda command, **options: commands.append(command)
+sys.argv = ["setup.py", "--quiet", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+print(json.dumps(commands))
+"""
+
+
+def setup_commands(**environment: str) -> list[list[str]]:
+    names = ("BLT_BUILD_CUDA", "BLT_CUDA_ARCHITECTURES")
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-c", ASK_SETUP]
+    done = subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_setup_passes_the_architectures_on_and_forgets_those_of_an_earlier_build() -> None:
+    assert "-DBLT_CUDA_ARCHITECTURES=" in setup_commands()[0]
+    assert "-DBLT_CUDA_ARCHITECTURES=80;90a" in setup_commands(BLT_CUDA_ARCHITECTURES="80, 90a")[0]
+
+
+@pytest.mark.parametrize("folder", ["cmake/data/bin", "bin"])
+def test_setup_finds_cmake_in_its_python_package(folder: str, tmp_path: Path) -> None:
+    """Where pip --target put it, say, and neither the interpreter's folder nor the PATH has it."""
+    (tmp_path / "cmake").mkdir()
+    (tmp_path / "cmake" / "__init__.py").touch()
+    program = tmp_path / folder / "cmake"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    where = f"import sys; sys.executable = {str(tmp_path / 'python')!r}\n"
+    code = where + f"sys.path.insert(0, {str(tmp_path)!r})\n" + ASK_SETUP
+    ninja = tmp_path / "ninja"
+    ninja.write_text("#!/bin/sh\n")
+    ninja.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PATH": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [command[0] for command in json.loads(done.stdout.splitlines()[-1])] == [str(program)] * 2
+
+
+@needs_cuda_build
+@pytest.mark.parametrize(
+    ("architectures", "code", "record"),
+    [
+        ("", ["sm_75", "sm_80", "sm_90a", "sm_100", "sm_120", "compute_100"], ("75, 80, 90a, 100, 120", "100")),
+        ("90a", ["sm_90a"], ("90a", "")),
+        ("80;87", ["sm_80", "sm_87"], ("80, 87", "")),
+    ],
+)
+def test_cmake_builds_for_the_architectures_that_are_asked_for(
+    architectures: str, code: list[str], record: tuple[str, str], tmp_path: Path
+) -> None:
+    configure, _ = setup_commands(BLT_BUILD_CUDA="1", BLT_CUDA_ARCHITECTURES=architectures)
+    moved = [str(tmp_path) if word == str(ROOT / "build") else word for word in configure]
+    moved = [f"-DBLT_OUTPUT_DIR={tmp_path}" if word.startswith("-DBLT_OUTPUT_DIR=") else word for word in moved]
+    subprocess.run(moved, check=True, capture_output=True)
+    commands = json.loads((tmp_path / "compile_commands.json").read_text())
+    (entropy,) = [entry["command"] for entry in commands if entry["file"].endswith("csrc/cuda/entropy.cu")]
+    assert re.findall(r",code=\[?(\w+)", entropy) == code
+    built = json.loads((tmp_path / "build_record.json").read_text())["cuda"]
+    assert (built["sm"], built["ptx"]) == record
+
+
+@needs_cuda_build
+def test_the_ptx_of_a_build_serves_devices_without_a_binary(tmp_path: Path) -> None:
+    """The driver compiles it there; ptxas is the same compiler."""
+    built = blt_kernels.build_info()["build"]["cuda"]
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if int(built["nvcc"].split(".")[0]) < 13:
+        pytest.skip("not run: this nvcc does not know compute capability 11.0")
+    ptx = tmp_path / "entropy.ptx"
+    source = ROOT / "csrc" / "cuda" / "entropy.cu"
+    command = [nvcc, "-std=c++20", "-O3", "-arch=compute_100", "-ptx", f"-I{ROOT / 'csrc'}", "-o", str(ptx)]
+    subprocess.run([*command, str(source)], check=True)
+    for name in ("sm_110", "sm_103", "sm_121"):
+        ptxas = str(Path(nvcc).resolve().with_name("ptxas"))
+        subprocess.run([ptxas, f"-arch={name}", "-o", str(tmp_path / name), str(ptx)], check=True)
+
+
+@needs_cuda_build
+def test_devices_are_left_to_torch() -> None:
+    """cudaSetDevice would create a context on a device that has none, where torch's guard does not."""
+    library = blt_kernels.build_info()["library"]
+    symbols = subprocess.run(["nm", "--dynamic", library], check=True, capture_output=True, text=True).stdout
+    assert {"U aoti_torch_create_device_guard", "U aoti_torch_delete_device_guard"} <= set(
+        line.strip() for line in symbols.splitlines()
+    )
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cu", ".cuh", ".h", ".cpp")]
+    assert sources and not any("cudaSetDevice(" in path.read_text() for path in sources)
+
+
 def without_extras(door: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command line where only torch and numpy can be imported."""
     extras = ("matplotlib", "pyarrow", "rich", "safetensors", "tokenizers", "typer", "zstandard")

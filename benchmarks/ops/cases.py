@@ -26,14 +26,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch._dynamo.config
-import torch._functorch.config
-
-# A backward graph is built once and run again and again, which donated buffers forbid.
-torch._functorch.config.donated_buffer = False
-# Beyond its limit of shapes torch.compile would run the baseline eagerly without a word.
-torch._dynamo.config.recompile_limit = 1000
-torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 # Where a case that stands for its op is shown. "results": in the tables and plots of docs/results.md; "readme": in the
 # table of README.md as well; "top": in the first lines of README.md as well.
@@ -42,14 +34,23 @@ Headline = Literal["results", "readme", "top"]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where and how much: the device, the dtype (fp32 on the CPU, bf16 on a GPU), and whether only the short list."""
+    """Where and how much: the device, the dtype (fp32 on the CPU, bf16 on a GPU), and whether only the short list.
+
+    `tiny` is a rehearsal of the GPU's cases on the CPU, in sizes of a moment: its times say nothing.
+    """
 
     device: torch.device
     quick: bool = False
+    tiny: bool = False
+
+    @property
+    def scale(self) -> Literal["cpu", "cuda", "tiny"]:
+        """What the sizes are chosen for."""
+        return "tiny" if self.tiny else "cuda" if self.device.type == "cuda" else "cpu"
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        return torch.float32 if self.scale == "cpu" else torch.bfloat16
 
     def randn(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, device=self.device, dtype=self.dtype)
@@ -57,13 +58,14 @@ class Setting:
     @property
     def headline_bytes(self) -> int:
         """Bytes of text in a row of the headline cases. On a GPU they move a gigabyte."""
-        return 16384 if self.device.type == "cpu" else 1 << 19
+        return {"cpu": 16384, "cuda": 1 << 19, "tiny": 512}[self.scale]
 
     def sizes(self) -> tuple[int, ...]:
         """Bytes of text in a row: the sweep over N."""
-        if self.device.type == "cpu":
-            return (self.headline_bytes,) if self.quick else (1024, 4096, 16384, 65536)
-        return (65536, self.headline_bytes) if self.quick else (1024, 4096, 16384, 65536, 1 << 19)
+        sizes = {"cpu": (1024, 4096, 16384, 65536), "cuda": (1024, 4096, 16384, 65536, 1 << 19), "tiny": (256, 512)}
+        if not self.quick:
+            return sizes[self.scale]
+        return (self.headline_bytes,) if self.scale == "cpu" else sizes[self.scale][-2:]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,8 +27,9 @@ G = len(SIZES)
 SHAPES = {
     "cpu": ((8192, 768, 100_000), (16384, 1024, 50_000), (4096, 1024, 50_000), (4096, 768, 5_000)),
     "cuda": ((131072, 1024, 500_000), (65536, 1024, 500_000), (16384, 1024, 500_000)),  # 6 GB of tables
+    "tiny": ((512, 64, 1000),),
 }
-HEADLINE_SHAPE = {"cpu": (16384, 1024, 50_000), "cuda": (65536, 1024, 500_000)}
+HEADLINE_SHAPE = {"cpu": (16384, 1024, 50_000), "cuda": (65536, 1024, 500_000), "tiny": (512, 64, 1000)}
 HEADLINES: dict[str, Headline] = {"forward with base": "results", "forward and backward, sparse gradient": "top"}
 
 
@@ -63,8 +64,8 @@ def transformers_forward(tokens: Tensor, table: Tensor, num_rows: int, base: Ten
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    headline_shape = HEADLINE_SHAPE[setting.device.type]
-    for shape in (headline_shape,) if setting.quick else SHAPES[setting.device.type]:
+    headline_shape = HEADLINE_SHAPE[setting.scale]
+    for shape in (headline_shape,) if setting.quick else SHAPES[setting.scale]:
         num_bytes, width, num_rows = shape
         if not setting.quick:
             uniform = torch.randint(0, 2**31, (1, num_bytes))

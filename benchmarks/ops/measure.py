@@ -17,9 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -46,6 +44,7 @@ class Options:
     Attributes:
         device: "cpu" or "cuda".
         quick: only the short list of cases.
+        tiny: the cases of a GPU in tiny sizes, on the CPU: whether they run, not how fast.
         rounds: interleaved repeats of every measurement.
         case: only cases whose label contains this.
         environments: names of ENVIRONMENTS, in the order in which they are measured.
@@ -53,13 +52,16 @@ class Options:
 
     device: str = "cpu"
     quick: bool = False
+    tiny: bool = False
     rounds: int = 15
     case: str = ""
     environments: tuple[str, ...] = tuple(ENVIRONMENTS)
 
 
-def measure(op: str, options: Options) -> dict[str, Any]:
-    """Runs `benchmarks/ops/<op>.py` in each environment, in a process of its own: the result that is kept as JSON.
+def measure(op: str, options: Options) -> Iterator[dict[str, Any]]:
+    """Runs `benchmarks/ops/<op>.py` in each environment, in a process of its own.
+
+    Yields after each case the result until then; the last is whole, and is what is kept as JSON.
 
     On the CPU the default environment gets the short list, unless cases are named: it is there to show what the other
     one hides.
@@ -70,37 +72,37 @@ def measure(op: str, options: Options) -> dict[str, Any]:
     """
     controlled = {name for variables in ENVIRONMENTS.values() for name in variables}
     inherited = {name: value for name, value in os.environ.items() if name not in controlled}
+    device = device_name(torch.device(options.device))  # a process whose threads are bound sees fewer cores
+    asked = {"quick": options.quick, "case": options.case} | ({"tiny": True} if options.tiny else {})
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     for environment in options.environments:
         short = environment == "default" and options.device == "cpu" and not options.case
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "rows.json"
-            request = {
-                "op": op,
-                "path": str(path),
-                "device": options.device,
-                "quick": options.quick or short,
-                "rounds": options.rounds,
-                "case": options.case,
-            }
-            command = [sys.executable, "-m", "benchmarks.ops.worker", json.dumps(request)]
-            done = subprocess.run(command, env=inherited | ENVIRONMENTS[environment], cwd=REPOSITORY)
-            if done.returncode != 0:
-                raise RuntimeError(f"{op}: its benchmark failed in the {environment} environment, as said above")
-            answer = json.loads(path.read_text())
-        facts = facts or answer["facts"]
-        rows += [{"environment": environment, **row} for row in answer["rows"]]
+        request = {
+            "op": op,
+            "device": options.device,
+            "quick": options.quick or short,
+            "tiny": options.tiny,
+            "rounds": options.rounds,
+            "case": options.case,
+        }
+        command = [sys.executable, "-m", "benchmarks.ops.worker", json.dumps(request)]
+        variables = inherited | ENVIRONMENTS[environment]
+        with subprocess.Popen(command, env=variables, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdout is not None
+            for line in worker.stdout:
+                answer = json.loads(line)
+                facts = facts or answer["facts"] | {"device": device}
+                rows += [{"environment": environment, **row} for row in answer["rows"]]
+                yield {"op": op, **facts, **asked, "environments": ENVIRONMENTS, "rows": rows}
+        if worker.returncode != 0:
+            raise RuntimeError(f"{op}: its benchmark failed in the {environment} environment, as said above")
     if not rows:
         raise ValueError(f"ops: --case: expected part of the name of a case of {op}, got {options.case!r}")
-    facts["device"] = device_name(torch.device(options.device))  # a process whose threads are bound sees fewer cores
-    asked = {"quick": options.quick, "case": options.case}
-    return {"op": op, **facts, **asked, "environments": ENVIRONMENTS, "rows": rows}
 
 
-def run(cases: Iterable[Case], device: torch.device, rounds: int, only: str = "") -> list[dict[str, Any]]:
-    """Checks and times every case whose label contains `only`: one row per case and variant."""
-    rows = []
+def run(cases: Iterable[Case], device: torch.device, rounds: int, only: str = "") -> Iterator[list[dict[str, Any]]]:
+    """Checks and times every case whose label contains `only`: yields the rows of a case, one for each variant."""
     with on_device(device):
         for case in cases:
             if only not in case.label:
@@ -109,10 +111,9 @@ def run(cases: Iterable[Case], device: torch.device, rounds: int, only: str = ""
                 case.check()
             timed = _time_case(case, device, rounds)
             print(f"  {case.label}: {format_seconds(timed[0]['seconds'])}", file=sys.stderr)
-            rows += timed
             del case
             gc.collect()
-    return rows
+            yield timed
 
 
 def _time_case(case: Case, device: torch.device, rounds: int) -> list[dict[str, Any]]:

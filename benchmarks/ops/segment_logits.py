@@ -29,8 +29,8 @@ def entropy_then_segment(logits: torch.Tensor, threshold: float) -> tuple[torch.
 
 def cases(setting: Setting) -> Iterator[Case]:
     # On the CPU smaller logits lie in the caches: the largest size stands for the op, in the short list too.
-    headline_bytes = 65536 if setting.device.type == "cpu" else setting.headline_bytes
-    for num_bytes in (headline_bytes,) if setting.quick and setting.device.type == "cpu" else setting.sizes():
+    headline_bytes = 65536 if setting.scale == "cpu" else setting.headline_bytes
+    for num_bytes in (headline_bytes,) if setting.quick and setting.scale == "cpu" else setting.sizes():
         chosen = HEADLINES if num_bytes == headline_bytes else None
         yield from in_report(cases_of(setting, num_bytes, PATCH_SIZES[0]), num_bytes, chosen)
         if not setting.quick:

@@ -16,7 +16,7 @@ import torch
 
 from ..machine import device_name
 from ..report.table import Table
-from ..store import compare, read, refuse_to_lose, result_path, write
+from ..store import compare, read, refuse_to_lose, result_path, write, write_partial
 from ..timing import format_seconds
 from . import OPS
 from .cases import label
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("ops", nargs="*", metavar="op", help=f"by default all of: {', '.join(OPS)}")
     parser.add_argument("--quick", action="store_true", help="one size of each op")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a GPU's cases in tiny sizes, on the CPU: whether they run, not how fast"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--case", default="", help="only cases whose name and shapes contain this, as they are printed")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved repeats of every measurement (default: 15)")
@@ -50,14 +53,21 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.compare is not None:
         sys.exit(1 if print_comparison(*options.compare) else 0)
-    every = tuple(ENVIRONMENTS) if options.device == "cpu" else ("default",)
+    every = ("default",) if options.device == "cuda" or options.tiny else tuple(ENVIRONMENTS)
     environments = every if options.environment is None else (options.environment,)
-    chosen = Options(options.device, options.quick, options.rounds, options.case, environments)
+    chosen = Options(
+        device=options.device,
+        quick=options.quick,
+        tiny=options.tiny,
+        rounds=options.rounds,
+        case=options.case,
+        environments=environments,
+    )
     run_suite(options.ops, chosen, options.out.resolve())
 
 
 def run_suite(ops: Sequence[str], options: Options, out: Path) -> list[Path]:
-    """Measures `ops` (all when empty) and writes one JSON file for each as it is done.
+    """Measures `ops` (all when empty) and writes one JSON file for each, as far as it has come after every case.
 
     Raises:
         ValueError: an op, device, number of rounds or case that does not exist; or a result in `out` holds more than
@@ -70,6 +80,8 @@ def run_suite(ops: Sequence[str], options: Options, out: Path) -> list[Path]:
             raise ValueError(f"ops: op: expected one of {', '.join(OPS)}, got {op!r}")
     if options.rounds < 1:
         raise ValueError(f"ops: --rounds: expected at least 1, got {options.rounds}")
+    if options.tiny and options.device != "cpu":
+        raise ValueError(f"ops: --tiny: expected --device cpu, got {options.device}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("ops: --device: expected cpu, got cuda: torch sees no GPU here")
     out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is found before anything is measured
@@ -78,13 +90,15 @@ def run_suite(ops: Sequence[str], options: Options, out: Path) -> list[Path]:
     paths = []
     for op in ops or OPS:
         begin = time.perf_counter()
-        result = measure(op, options)
+        for result in measure(op, options):
+            partial = write_partial(result, out)
         machine = f"{result['device']} ({result['dtype']}, {result['cpu_capability']}, "
         versions = f"{result['threads']} threads), torch {result['torch']}, commit {result['commit'][:12]}"
         print(f"\n{op} on {machine}{versions}")
         for table in tables(result):
             table.show()
         paths.append(write(result, out))
+        partial.unlink()
         print(f"{op}: {time.perf_counter() - begin:.0f} s; {paths[-1]}", flush=True)
     return paths
 

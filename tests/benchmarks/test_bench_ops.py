@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from kernel_results import kernel_result
 
+from benchmarks import timing
 from benchmarks.machine import describe_machine, device_slug
 from benchmarks.ops import OPS, cross_attention, hash_ngram_embedding
 from benchmarks.ops.cases import Case, Setting, assert_close, in_report
@@ -32,7 +36,7 @@ def case(**changes) -> Case:
 
 
 def test_rows_of_a_case():
-    rows = run([case(headline="top", sweep=1000)], CPU, rounds=3)
+    (rows,) = run([case(headline="top", sweep=1000)], CPU, rounds=3)
     assert [row["variant"] for row in rows] == ["ours", "other", "copy"]
     by_variant = {row["variant"]: row for row in rows}
     for row in rows:
@@ -54,12 +58,13 @@ def test_nothing_is_timed_that_is_wrong():
         raise AssertionError("wrong result")
 
     with pytest.raises(AssertionError, match="wrong result"):
-        run([case(variants={"ours": lambda: calls.append(1)}, check=wrong)], CPU, rounds=1)
+        list(run([case(variants={"ours": lambda: calls.append(1)}, check=wrong)], CPU, rounds=1))
     assert not calls
 
 
 def test_cases_are_chosen_by_their_label():
-    assert {row["shapes"]["N"] for row in run([case(), case(shapes={"N": 7})], CPU, 1, "N=7")} == {7}
+    (rows,) = run([case(), case(shapes={"N": 7})], CPU, 1, "N=7")
+    assert {row["shapes"]["N"] for row in rows} == {7}
 
 
 def test_a_call_takes_its_time():
@@ -104,15 +109,17 @@ def test_text_is_the_same_every_time():
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_variants_of_every_op_agree(op, monkeypatch):
+@pytest.mark.parametrize("tiny", [False, True], ids=["fp32", "tiny"])
+def test_variants_of_every_op_agree(op, tiny, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda fn, **options: fn)  # the eager form is the same function
     monkeypatch.setattr(Setting, "sizes", lambda self: (256,))
     monkeypatch.setattr(Setting, "headline_bytes", 256)
-    monkeypatch.setattr(hash_ngram_embedding, "HEADLINE_SHAPE", {"cpu": (128, 32, 1000)})
+    shape = (128, 32, 1000)
+    monkeypatch.setattr(hash_ngram_embedding, "HEADLINE_SHAPE", {"cpu": shape, "tiny": shape})
     torch.manual_seed(0)
     names, headlines = [], {}
     module = importlib.import_module(f"benchmarks.ops.{op}")
-    for found in module.cases(Setting(CPU, quick=True)):
+    for found in module.cases(Setting(CPU, quick=True, tiny=tiny)):
         if found.check is not None:
             found.check()
         names.append(found.name)
@@ -222,6 +229,7 @@ def test_wide_quartiles_are_no_regression():
         ({"quick": True}, "cases that are not in the short list"),
         ({"case": "N=7"}, "cases other than 'N=7'"),
         ({"rounds": 3}, "15 rounds of each case instead of 3"),
+        ({"tiny": True}, "sizes that a time can be measured at"),
         ({"environments": ("default",)}, "the measuring environment"),
     ],
 )
@@ -262,6 +270,7 @@ def test_comparison_is_of_one_op():
     [
         (["nonsense"], Options(), "got 'nonsense'"),
         ([], Options(rounds=0), "--rounds: expected at least 1, got 0"),
+        ([], Options(tiny=True, device="cuda"), "--tiny: expected --device cpu, got cuda"),
     ],
 )
 def test_wrong_options(ops, options, text, tmp_path):
@@ -271,11 +280,8 @@ def test_wrong_options(ops, options, text, tmp_path):
 
 
 def test_a_case_that_is_not_there(monkeypatch, tmp_path):
-    def measure_nothing(command, **options):
-        Path(json.loads(command[-1])["path"]).write_text(json.dumps({"facts": {}, "rows": []}))
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", measure_nothing)
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start(["true"], **options))
     with pytest.raises(ValueError, match="--case: expected part of the name of a case of patch_pool, got 'nonsense'"):
         run_suite(["patch_pool"], Options(case="nonsense"), tmp_path)
     assert not list(tmp_path.rglob("*.json"))
@@ -283,10 +289,89 @@ def test_a_case_that_is_not_there(monkeypatch, tmp_path):
 
 def test_a_bound_process_measures_the_same_machine(tmp_path):
     options = Options(quick=True, rounds=1, case="forward rows=4096", environments=("measuring",))
-    result = measure("linear_entropy", options)
+    *_, result = measure("linear_entropy", options)
     assert result["device"] == describe_machine(CPU)["device"]
     assert {row["environment"] for row in result["rows"]} == {"measuring"}
     assert read(write(result, tmp_path)) == result
+
+
+def test_an_op_that_is_cut_short_leaves_its_finished_cases(tmp_path, monkeypatch):
+    """As they stand after each case, beside the whole result of an earlier run, which stays."""
+    device = describe_machine(CPU)["device"]
+    earlier = write(kernel_result({"ours": 1.0, "copy": 1.0}) | {"device": device}, tmp_path)
+    before = earlier.read_bytes()
+    answer = json.dumps(
+        {"facts": kernel_result({"copy": 1.0}), "rows": kernel_result({"ours": 1.0, "copy": 1.0})["rows"]}
+    )
+    worker = f"print({answer!r}, flush=True); raise SystemExit(3)"
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **options: start([sys.executable, "-c", worker], **options)
+    )
+    with pytest.raises(RuntimeError, match="its benchmark failed in the measuring environment"):
+        run_suite(["patch_pool"], Options(environments=("measuring", "default")), tmp_path)
+    partial = earlier.with_name("patch_pool.partial.json")
+    assert read(partial)["device"] == device and read(partial)["rows"][0]["variant"] == "ours"
+    assert earlier.read_bytes() == before
+
+
+def test_a_whole_result_leaves_no_part_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    options = Options(quick=True, tiny=True, rounds=1, case="forward rows=64", environments=("default",))
+    (path,) = run_suite(["linear_entropy"], options, tmp_path)
+    assert [file.name for file in path.parent.iterdir()] == ["linear_entropy.json"]
+    assert read(path)["tiny"]
+
+
+class FakeCUDA:
+    """What `benchmarks.timing` asks of torch.cuda for a graph, and what torch's allocator makes of it."""
+
+    def __init__(self, monkeypatch):
+        self.mode, self.capturing, self.captures, self.broken = "default", False, 0, False
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: setattr(self, "mode", mode))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay="replay"))
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream):
+        self.capturing = True
+        self.captures += 1
+        try:
+            yield
+        except RuntimeError:
+            self.broken = True
+            raise
+        self.capturing = False
+
+    def wait(self):
+        """What .item() or a tensor made of Python numbers does."""
+        if self.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        if self.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_a_call_that_waits_for_the_device_is_never_captured(monkeypatch):
+    """A capture that fails would leave torch's allocator in the middle of it."""
+    cuda = FakeCUDA(monkeypatch)
+    assert timing._capture(lambda: None) == ("replay", True) and cuda.captures == 1
+    with pytest.warns(UserWarning, match="timed with its launches: called a synchronizing CUDA operation"):
+        assert timing._capture(cuda.wait) == (cuda.wait, False)
+    assert cuda.captures == 1 and cuda.mode == "default" and not cuda.broken
+
+
+def test_a_capture_that_fails_all_the_same_ends_the_measurement(monkeypatch):
+    cuda = FakeCUDA(monkeypatch)
+
+    def call():
+        if cuda.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        timing._capture(call)
+    assert cuda.mode == "default"
 
 
 def test_slug():
