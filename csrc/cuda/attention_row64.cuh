@@ -56,6 +56,14 @@ __device__ __forceinline__ void add_scaled(float factor, const WideRow& row, Wid
   for (int e = 0; e < kRowElements; ++e) acc.x[e] += factor * row.x[e];
 }
 
+// The compiler widens a packed row once for all its uses, and before a loop where it can, which takes the registers
+// that a packed row is to save. Uses after this call widen it anew.
+__device__ __forceinline__ void stay_packed(uint4& row) {
+#if !defined(BLT_EMULATE_CUDA)
+  asm volatile("" : "+r"(row.x), "+r"(row.y), "+r"(row.z), "+r"(row.w));
+#endif
+}
+
 // A row that stays in registers: widened once, or packed where registers are scarce, and then widened at each use.
 template <class T, bool kPacked>
 struct HeldRow {
@@ -67,7 +75,10 @@ template <class T>
 struct HeldRow<T, true> {
   uint4 words = {};
   __device__ __forceinline__ void set(const uint4& x) { words = x; }
-  __device__ __forceinline__ WideRow wide() const { return widen_row<T>(words); }
+  __device__ __forceinline__ WideRow wide() {
+    stay_packed(words);
+    return widen_row<T>(words);
+  }
 };
 
 // ---- memory: `row` points to this lane's elements -------------------------------------------------------------------
