@@ -37,7 +37,7 @@ template <class T, int S>
 void forward_row64(const CrossAttentionArgs& args, Stream stream) {
   const int64_t tiles = ceil_div(args.batch * args.num_bytes, kRow64Tile);
   launch("decoder_row64", decoder_row64_kernel<T, S>, row64_blocks(args, tiles), kRow64Threads, 0, stream, args,
-         float(args.scale) * kLog2E);
+         float(args.scale));
 }
 
 template <class T, int K>

@@ -38,18 +38,18 @@ __device__ __forceinline__ float max_over_slots(float x) {
   return x;
 }
 
-// Reads the slots of a patch, unless they are held already. Without a patch the held rows stay as they are.
+// Reads the slots of a patch, unless they are held already. Without a patch (-1) the held rows are zeros, so that a
+// weight of 0 gives 0 also after a patch with infinities or NaN.
 template <class T, int S, class Held>
 __device__ __forceinline__ void hold_slots(const T* rows, int patch, int row, int& held, Held (&into)[S]) {
-  if (patch >= 0 && patch != held) {
+  if (patch != held) {
     held = patch;
     const T* const first = rows + int64_t(patch) * (S * row);
 #pragma unroll
-    for (int s = 0; s < S; ++s) into[s].set(load_row(first + s * row));
+    for (int s = 0; s < S; ++s) into[s].set(patch < 0 ? uint4{} : load_row(first + s * row));
   }
 }
 
-// `scale` is the scale of the scores times log2 e, so that exponentials are powers of 2.
 template <class T, int S>
 __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 6 : 5)
     decoder_row64_kernel(CrossAttentionArgs args, float scale) {
@@ -107,10 +107,11 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 6 : 5)
       const int byte = i + (n * kDots + lane) / K;
       const bool sees = __shfl_sync(kFullWarp, patch_of_lane, byte, kRowLanes) >= 0;
       const float dot = transposed_sum(dots), score = lane % K < S ? dot * scale : minus_infinity<float>();
-      const float top = max_over_slots<K>(score), power = exp2_approx(score - top), sum = sum_over_slots<K>(power);
+      const float top = max_over_slots<K>(score), power = exp2_approx((score - top) * kLog2E),
+                  sum = sum_over_slots<K>(power);
       weight[n] = sees ? power * reciprocal_approx(sum) : 0.f;
       if (lane % K == 0 && byte < count) {
-        const float lse = sees ? (top + log2_approx(sum)) * kLn2 : minus_infinity<float>();
+        const float lse = sees ? top + log2_approx(sum) * kLn2 : minus_infinity<float>();
         static_cast<float*>(args.lse)[(begin + byte) * heads + task.head] = lse;
       }
     }
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 4 : 3)
     }
     const float mine = transposed_sum(dots), other = __shfl_xor_sync(kFullWarp, mine, K);
     const float score = has_dp ? other : mine, dp = has_dp ? mine : other;
-    const float power = valid ? exp2_approx(score * (scale * kLog2E) - lse * kLog2E) : 0.f;
+    const float power = valid ? exp2_approx((score * scale - lse) * kLog2E) : 0.f;
     const float p = power * reciprocal_approx(sum_over_slots<K>(power));
     const float delta = sum_over_slots<K>(p * dp), dscore = scale * p * (dp - delta);
     const float factor = valid ? (has_dp ? dscore : p) : 0.f;
