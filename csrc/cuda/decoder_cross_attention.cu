@@ -33,10 +33,10 @@ Function by_slots(const CrossAttentionArgs& args, Function one, Function two, Fu
   return args.slots == 1 ? one : args.slots == 2 ? two : args.slots == 3 ? three : four;
 }
 
-template <class T, int S>
+template <class T, int K>
 void forward_row64(const CrossAttentionArgs& args, Stream stream) {
   const int64_t tiles = ceil_div(args.batch * args.num_bytes, kRow64Tile);
-  launch("decoder_row64", decoder_row64_kernel<T, S>, row64_blocks(args, tiles), kRow64Threads, 0, stream, args,
+  launch("decoder_row64", decoder_row64_kernel<T, K>, row64_blocks(args, tiles), kRow64Threads, 0, stream, args,
          float(args.scale));
 }
 
@@ -48,9 +48,9 @@ void walk(const CrossAttentionArgs& args, int64_t parts, Stream stream) {
          stream, args, grid.shape, parts);
 }
 
-template <class T, int S>
+template <class T, int K>
 void walk_row64(const CrossAttentionArgs& args, int64_t parts, Stream stream) {
-  launch("decoder_backward_row64", decoder_backward_row64_kernel<T, S>,
+  launch("decoder_backward_row64", decoder_backward_row64_kernel<T, K>,
          row64_blocks(args, parts + args.batch * args.capacity), kRow64Threads, 0, stream, args, float(args.scale),
          parts);
 }

@@ -1,5 +1,5 @@
 // The fast path of decoder_cross_attention with window 1: rows of 64 elements of 16 bits, as many key heads as heads,
-// at most 4 slots. A template for K slots also serves fewer: the slots that are not there count as scores of -inf.
+// K = 1 .. 4 slots.
 //
 // A multiprocessor issues few instructions for each byte that moves, so instructions are what these kernels save. The
 // dot products of several bytes with all slots of their patches are summed together, eight at a time, so that lane l of
@@ -19,43 +19,43 @@ constexpr int kStep = 4;
 // The items of the forward are tiles of kRow64Tile consecutive bytes, counted over all batch rows.
 constexpr int kRow64Tile = kRowLanes;
 
-// How many lanes have the dot products of a byte with S slots: a power of two. The dot products of slots that are not
-// there count as scores of -inf.
-template <int S>
-constexpr int kLanesOfSlots = S <= 2 ? 2 : 4;
-
-// The sum and the largest of x over K neighbouring lanes.
+// K rounded up to a power of two: how many lanes have the dot products of a byte with its K slots. Dot products of
+// slots that are not there count as scores of -inf.
 template <int K>
+constexpr int kLanesOfSlots = K <= 2 ? 2 : 4;
+
+// The sum and the largest of x over P neighbouring lanes.
+template <int P>
 __device__ __forceinline__ float sum_over_slots(float x) {
 #pragma unroll
-  for (int distance = 1; distance < K; distance *= 2) x += __shfl_xor_sync(kFullWarp, x, distance);
+  for (int distance = 1; distance < P; distance *= 2) x += __shfl_xor_sync(kFullWarp, x, distance);
   return x;
 }
-template <int K>
+template <int P>
 __device__ __forceinline__ float max_over_slots(float x) {
 #pragma unroll
-  for (int distance = 1; distance < K; distance *= 2) x = max_or_nan(x, __shfl_xor_sync(kFullWarp, x, distance));
+  for (int distance = 1; distance < P; distance *= 2) x = max_or_nan(x, __shfl_xor_sync(kFullWarp, x, distance));
   return x;
 }
 
 // Reads the slots of a patch, unless they are held already. Without a patch (-1) the held rows are zeros, so that a
 // weight of 0 gives 0 also after a patch with infinities or NaN.
-template <class T, int S, class Held>
-__device__ __forceinline__ void hold_slots(const T* rows, int patch, int row, int& held, Held (&into)[S]) {
+template <class T, int K, class Held>
+__device__ __forceinline__ void hold_slots(const T* rows, int patch, int row, int& held, Held (&into)[K]) {
   if (patch != held) {
     held = patch;
-    const T* const first = rows + int64_t(patch) * (S * row);
+    const T* const first = rows + int64_t(patch) * (K * row);
 #pragma unroll
-    for (int s = 0; s < S; ++s) into[s].set(patch < 0 ? uint4{} : load_row(first + s * row));
+    for (int s = 0; s < K; ++s) into[s].set(patch < 0 ? uint4{} : load_row(first + s * row));
   }
 }
 
-template <class T, int S>
-__global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 6 : 5)
+template <class T, int K>
+__global__ void __launch_bounds__(kRow64Threads, K <= 2 ? 6 : 5)
     decoder_row64_kernel(CrossAttentionArgs args, float scale) {
-  constexpr int K = kLanesOfSlots<S>;
-  constexpr int kSums = kStep * K / kDots;  // eight dot products each
-  using Held = HeldRow<T, (S > 2)>;
+  constexpr int P = kLanesOfSlots<K>;
+  constexpr int kSums = kStep * P / kDots;  // eight dot products each
+  using Held = HeldRow<T, (K > 2)>;
   const HeadTask task(args);
   const int lane = task.lane, heads = int(args.heads), row = heads * kRowWidth;
   const int64_t begin = int64_t(task.item) * kRow64Tile;
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 6 : 5)
     }
   };
   load_queries(0);
-  Held k[S], v[S];
+  Held k[K], v[K];
   int held_keys = -1, held_values = -1;  // the patches whose rows k and v hold
 #pragma unroll 1
   for (int i = 0; i < kRow64Tile; i += kStep) {
@@ -96,21 +96,21 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 6 : 5)
     for (int n = 0; n < kSums; ++n) {
       float dots[kDots] = {};
 #pragma unroll
-      for (int u = 0; u < kDots / K; ++u) {
-        hold_slots(keys, patch[n * kDots / K + u], row, held_keys, k);
-        const WideRow query = widen_row<T>(q[n * kDots / K + u]);
+      for (int u = 0; u < kDots / P; ++u) {
+        hold_slots(keys, patch[n * kDots / P + u], row, held_keys, k);
+        const WideRow query = widen_row<T>(q[n * kDots / P + u]);
 #pragma unroll
-        for (int s = 0; s < S; ++s) dots[u * K + s] = row_dot(query, k[s].wide());
+        for (int s = 0; s < K; ++s) dots[u * P + s] = row_dot(query, k[s].wide());
       }
       if (n + 1 == kSums && i + kStep < kRow64Tile) load_queries(i + kStep);
 
-      const int byte = i + (n * kDots + lane) / K;
+      const int byte = i + (n * kDots + lane) / P;
       const bool sees = __shfl_sync(kFullWarp, patch_of_lane, byte, kRowLanes) >= 0;
-      const float dot = transposed_sum(dots), score = lane % K < S ? dot * scale : minus_infinity<float>();
-      const float top = max_over_slots<K>(score), power = exp2_approx((score - top) * kLog2E),
-                  sum = sum_over_slots<K>(power);
+      const float dot = transposed_sum(dots), score = lane % P < K ? dot * scale : minus_infinity<float>();
+      const float top = max_over_slots<P>(score), power = exp2_approx((score - top) * kLog2E),
+                  sum = sum_over_slots<P>(power);
       weight[n] = sees ? power * reciprocal_approx(sum) : 0.f;
-      if (lane % K == 0 && byte < count) {
+      if (lane % P == 0 && byte < count) {
         const float lse = sees ? top + log2_approx(sum) * kLn2 : minus_infinity<float>();
         static_cast<float*>(args.lse)[(begin + byte) * heads + task.head] = lse;
       }
@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 6 : 5)
       hold_slots(values, patch[u], row, held_values, v);
       WideRow sum = zero_row();
 #pragma unroll
-      for (int s = 0; s < S; ++s) {
-        const int d = u * K + s;
+      for (int s = 0; s < K; ++s) {
+        const int d = u * P + s;
         add_scaled(__shfl_sync(kFullWarp, weight[d / kDots], d % kDots, kRowLanes), v[s].wide(), sum);
       }
       if (i + u < count) store_row_once(out + (i + u) * row, sum);
@@ -132,11 +132,11 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 6 : 5)
 
 // The items are the parts of long patches and then the patches. A walk over the bytes of an item gives all gradients:
 // those of the bytes are final at once, those of the slots are summed in registers.
-template <class T, int S>
-__global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 4 : 3)
+template <class T, int K>
+__global__ void __launch_bounds__(kRow64Threads, K <= 2 ? 4 : 3)
     decoder_backward_row64_kernel(CrossAttentionArgs args, float scale, int64_t parts) {
-  constexpr int K = kLanesOfSlots<S>;
-  constexpr int kBytes = kDots / (2 * K);  // bytes of a step: each has K scores, then K dp
+  constexpr int P = kLanesOfSlots<K>;
+  constexpr int kBytes = kDots / (2 * P);  // bytes of a step: each has P scores, then P dp
   const HeadTask task(args);
   const int lane = task.lane, heads = int(args.heads), row = heads * kRowWidth;
   const bool active = task.item < parts + args.batch * args.capacity;
@@ -148,12 +148,12 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 4 : 3)
     steps = max_of(steps, __shfl_xor_sync(kFullWarp, steps, distance));
   }
   const int column = int(task.head) * kRowWidth + lane * kRowElements;
-  const int64_t first_slot = item.index * (S * row) + column;
+  const int64_t first_slot = item.index * (K * row) + column;
 
-  WideRow k[S], grad_k[S], grad_v[S];
-  uint4 key[S], v[S];
+  WideRow k[K], grad_k[K], grad_v[K];
+  uint4 key[K], v[K];
 #pragma unroll
-  for (int s = 0; s < S; ++s) {
+  for (int s = 0; s < K; ++s) {
     key[s] = v[s] = {};
     if (item.index >= 0) {
       key[s] = load_row_once(static_cast<const T*>(args.k) + first_slot + s * row);
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 4 : 3)
     }
   }
 #pragma unroll
-  for (int s = 0; s < S; ++s) {
+  for (int s = 0; s < K; ++s) {
     k[s] = widen_row<T>(key[s]);
     grad_k[s] = grad_v[s] = zero_row();
   }
@@ -179,27 +179,27 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 4 : 3)
         g[u] = load_row_once(static_cast<const T*>(args.grad) + at + u * row);
       }
     }
-    const int byte = lane / (2 * K);  // the byte of this lane's dot product
-    const bool valid = i + byte < count && lane % K < S, has_dp = (lane & K) != 0;
+    const int byte = lane / (2 * P);  // the byte of this lane's dot product
+    const bool valid = i + byte < count && lane % P < K, has_dp = (lane & P) != 0;
     const float lse =
         i + byte < count ? __ldg(static_cast<const float*>(args.lse) + (query + unsigned(byte * heads))) : 0.f;
 #pragma unroll
-    for (int s = 0; s < S; ++s) stay_packed(v[s]);
+    for (int s = 0; s < K; ++s) stay_packed(v[s]);
 #pragma unroll
     for (int u = 0; u < kBytes; ++u) {
       stay_packed(q[u]), stay_packed(g[u]);
       const WideRow wide_q = widen_row<T>(q[u]), wide_g = widen_row<T>(g[u]);
 #pragma unroll
-      for (int s = 0; s < S; ++s) {
-        dots[2 * K * u + s] = row_dot(wide_q, k[s]);
-        dots[2 * K * u + K + s] = row_dot(wide_g, widen_row<T>(v[s]));
+      for (int s = 0; s < K; ++s) {
+        dots[2 * P * u + s] = row_dot(wide_q, k[s]);
+        dots[2 * P * u + P + s] = row_dot(wide_g, widen_row<T>(v[s]));
       }
     }
-    const float mine = transposed_sum(dots), other = __shfl_xor_sync(kFullWarp, mine, K);
+    const float mine = transposed_sum(dots), other = __shfl_xor_sync(kFullWarp, mine, P);
     const float score = has_dp ? other : mine, dp = has_dp ? mine : other;
     const float power = valid ? exp2_approx((score * scale - lse) * kLog2E) : 0.f;
-    const float p = power * reciprocal_approx(sum_over_slots<K>(power));
-    const float delta = sum_over_slots<K>(p * dp), dscore = scale * p * (dp - delta);
+    const float p = power * reciprocal_approx(sum_over_slots<P>(power));
+    const float delta = sum_over_slots<P>(p * dp), dscore = scale * p * (dp - delta);
     const float factor = valid ? (has_dp ? dscore : p) : 0.f;
 #pragma unroll
     for (int u = 0; u < kBytes; ++u) {
@@ -207,9 +207,9 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 4 : 3)
       const WideRow wide_q = widen_row<T>(q[u]), wide_g = widen_row<T>(g[u]);
       WideRow sum = zero_row();
 #pragma unroll
-      for (int s = 0; s < S; ++s) {
-        const float p_of_slot = __shfl_sync(kFullWarp, factor, 2 * K * u + s, kRowLanes);
-        const float dscore_of_slot = __shfl_sync(kFullWarp, factor, 2 * K * u + K + s, kRowLanes);
+      for (int s = 0; s < K; ++s) {
+        const float p_of_slot = __shfl_sync(kFullWarp, factor, 2 * P * u + s, kRowLanes);
+        const float dscore_of_slot = __shfl_sync(kFullWarp, factor, 2 * P * u + P + s, kRowLanes);
         add_scaled(dscore_of_slot, k[s], sum);
         add_scaled(dscore_of_slot, wide_q, grad_k[s]);
         add_scaled(p_of_slot, wide_g, grad_v[s]);
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kRow64Threads, S <= 2 ? 4 : 3)
     return;
   }
 #pragma unroll
-  for (int s = 0; s < S; ++s) {
+  for (int s = 0; s < K; ++s) {
     if (item.part >= 0) {
       float* const part = part_row<float>(args, item.part, s * heads + int(task.head), heads, 2 * kRowWidth);
 #pragma unroll
