@@ -66,15 +66,7 @@ __global__ void __launch_bounds__(kRow64Threads, K <= 2 ? 6 : 5)
   const T* const keys = static_cast<const T*>(args.k) + column;
   const T* const values = static_cast<const T*>(args.v) + column;
 
-  // Lane l has the patch that byte l of the tile sees, counted over all batch rows; -1 if it sees none.
-  int patch_of_lane = -1;
-  if (lane < count) {
-    const unsigned byte = unsigned(begin) + unsigned(lane);
-    const int capacity = int(args.capacity), id = min_of(__ldg(args.ids + byte), capacity - 1);
-    patch_of_lane = id < 0 ? -1 : int(byte / unsigned(args.num_bytes)) * capacity + id;
-  }
-
-  uint4 q[kStep];
+  uint4 q[kStep];  // loaded first, because they depend on nothing
   const auto load_queries = [&](int first) {
 #pragma unroll
     for (int u = 0; u < kStep; ++u) {
@@ -83,6 +75,15 @@ __global__ void __launch_bounds__(kRow64Threads, K <= 2 ? 6 : 5)
     }
   };
   load_queries(0);
+
+  // Lane l has the patch that byte l of the tile sees, counted over all batch rows; -1 if it sees none.
+  int patch_of_lane = -1;
+  if (lane < count) {
+    const unsigned byte = unsigned(begin) + unsigned(lane);
+    const int capacity = int(args.capacity), id = min_of(__ldg(args.ids + byte), capacity - 1);
+    patch_of_lane = id < 0 ? -1 : int(byte / unsigned(args.num_bytes)) * capacity + id;
+  }
+
   Held k[K], v[K];
   int held_keys = -1, held_values = -1;  // the patches whose rows k and v hold
 #pragma unroll 1
@@ -107,8 +108,8 @@ __global__ void __launch_bounds__(kRow64Threads, K <= 2 ? 6 : 5)
       const int byte = i + (n * kDots + lane) / P;
       const bool sees = __shfl_sync(kFullWarp, patch_of_lane, byte, kRowLanes) >= 0;
       const float dot = transposed_sum(dots), score = lane % P < K ? dot * scale : minus_infinity<float>();
-      const float top = max_over_slots<P>(score), power = exp2_approx((score - top) * kLog2E),
-                  sum = sum_over_slots<P>(power);
+      const float top = max_over_slots<P>(score), power = exp2_approx((score - top) * kLog2E);
+      const float sum = sum_over_slots<P>(power);
       weight[n] = sees ? power * reciprocal_approx(sum) : 0.f;
       if (lane % P == 0 && byte < count) {
         const float lse = sees ? top + log2_approx(sum) * kLn2 : minus_infinity<float>();
