@@ -1,5 +1,6 @@
 // decoder_cross_attention with window 1, where a byte sees the slots of one patch.
-// Forward keeps these slots in registers from byte to byte; backward walks once over the bytes of a patch.
+// Forward keeps these slots in registers from byte to byte; backward walks once over the bytes of a patch. The usual
+// shapes take the fast path in decoder_cross_attention_row64.cuh.
 #pragma once
 
 #include "cuda/cross_attention.cuh"
