@@ -81,6 +81,9 @@ void cross_attention(const CrossAttentionArgs& args, Stream stream) {
         }
       }
     }
+    if (encoder_is_row64(args)) {
+      run = encoder_forward;
+    }
     run(args, stream);
   })
 }

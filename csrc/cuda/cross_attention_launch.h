@@ -79,4 +79,8 @@ void decoder_forward(const CrossAttentionArgs& args, Stream stream);
 void decoder_backward(const CrossAttentionArgs& args, Stream stream);
 void encoder_backward(const CrossAttentionArgs& args, Stream stream);
 
+// Whether the fast path of encoder_cross_attention_row64.cuh serves these tensors, and its forward.
+bool encoder_is_row64(const CrossAttentionArgs& args);
+void encoder_forward(const CrossAttentionArgs& args, Stream stream);
+
 }  // namespace blt::cuda

@@ -53,6 +53,9 @@ __global__ void __launch_bounds__(kAttentionThreads)
     }
   }
   const unsigned rows = __ballot_sync(kFullWarp, outside);
+  if (rows == 0) {
+    return;
+  }
   for (int r = 0; r < kWarp; ++r) {
     if ((rows >> r & 1) != 0) {
       for (int64_t j = threadIdx.x % kWarp; j < accesses; j += kWarp) {

@@ -1,6 +1,7 @@
 // encoder_cross_attention with window 1, where the queries of a patch see its bytes.
-// Forward is attention_kernel; the kernel that joins the parts of long patches is here. Backward walks twice over the
-// bytes of a patch, because it must know the sum of p dp first; the second walk finds the bytes in L1.
+// Heads of 64 elements of 16 bits have kernels of their own (encoder_cross_attention_row64.cuh); these serve the
+// others. Forward is attention_kernel; the kernel that joins the parts of long patches is here. Backward walks twice
+// over the bytes of a patch, because it must know the sum of p dp first; the second walk finds the bytes in L1.
 #pragma once
 
 #include "cuda/cross_attention.cuh"
