@@ -36,8 +36,6 @@ __device__ __forceinline__ double power_of(double d) { return exp(d); }
 __device__ __forceinline__ float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double fused_multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-__device__ __forceinline__ double max_or_nan(double a, double b) { return a > b || a != a ? a : b; }
-
 // Logits that follow each other, as they are loaded.
 template <class T>
 using Quad = std::conditional_t<sizeof(T) == 2, uint2, Pack<T, kEntropyQuad>>;
