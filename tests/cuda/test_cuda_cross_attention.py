@@ -92,7 +92,17 @@ def test_layouts(cuda_ops, shape, dtype, window, op):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     "shape",
-    [(2, 2, 1, 64), (4, 1, 1, 64), (5, 2, 2, 16), (5, 2, 1, 64), (1, 12, 12, 64), (2, 1, 1, 300), (2, 1, 1, 66)],
+    [
+        (2, 2, 1, 64),
+        (4, 1, 1, 64),
+        (5, 2, 2, 16),
+        (5, 2, 1, 64),
+        (1, 12, 12, 64),
+        (1, 2, 2, 16),
+        (4, 2, 2, 16),
+        (2, 1, 1, 300),
+        (2, 1, 1, 66),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

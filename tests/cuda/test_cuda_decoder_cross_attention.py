@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers import awkward_view, lengths_of, make_layout
+from ptx import any_result
 from test_cuda_cross_attention import LAYOUTS, LONG, PACKED, check, inputs, layout_tensors, run
 
 from blt_kernels import PatchLayout
@@ -117,7 +118,8 @@ def test_bad_values_stay_within_the_tensors(cuda_ops, num_bytes, slots):
     tensors = inputs("decoder", layout, (slots, 2, 2, WIDTH), torch.bfloat16)
     for _ in range(4):
         rest = [torch.randint(-400, 400, x.shape, generator=generator).int() for x in layout_tensors("decoder", layout)]
-        results = run(cuda_ops, "decoder", tensors, rest)
+        with any_result():
+            results = run(cuda_ops, "decoder", tensors, rest)
         for actual, like in zip(results, [tensors[0], *tensors[:3]], strict=False):
             assert actual.shape == like.shape
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers import awkward_view, make_layout
+from ptx import any_result
 from test_cuda_cross_attention import LAYOUTS, LEFT_PADDED, PACKED, check, inputs, layout_tensors, run
 
 from blt_kernels import PatchLayout
@@ -108,7 +109,8 @@ def test_bad_values_stay_within_the_tensors(cuda_ops, num_bytes):
         rest = [
             torch.randint(-limit, limit, x.shape, generator=generator).int() for x in layout_tensors("encoder", layout)
         ]
-        results = run(cuda_ops, "encoder", tensors, rest)
+        with any_result():
+            results = run(cuda_ops, "encoder", tensors, rest)
         for actual, like in zip(results, [tensors[0], *tensors[:3]], strict=False):
             assert actual.shape == like.shape
 
