@@ -1,9 +1,9 @@
 """From text to a trained Byte Latent Transformer in one short loop of your own.
 
 You learn: how documents become packed rows (`blt_kernels.data`), how a small entropy model cuts them into patches, and
-how to train a BLT on those rows with AdamW for its dense parameters and row-wise Adagrad for its hash tables. The command
-`blt-kernels train` does the same with checkpoints, a schedule and held-out text. A minute of training would do better:
-here a few dozen steps show that the loss falls.
+how to train a BLT on those rows with AdamW for its dense parameters and row-wise Adagrad for its hash tables. The
+command `blt-kernels train` does the same with checkpoints, a schedule and held-out text. A minute of training would do
+better: here a few dozen steps show that the loss falls.
 """
 
 import os

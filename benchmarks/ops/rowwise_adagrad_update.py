@@ -1,5 +1,5 @@
-"""rowwise_adagrad_update against its definition in eager and compiled PyTorch, and against torch.optim.SparseAdam, which
-keeps two tables of state and takes other steps.
+"""rowwise_adagrad_update against its definition in eager and compiled PyTorch, and against torch.optim.SparseAdam,
+which keeps two tables of state and takes other steps.
 
 The rows that a gradient lists lie far apart in a table that exceeds every cache, as those of hashed n-grams do.
 """

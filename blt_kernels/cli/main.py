@@ -283,8 +283,8 @@ def train(
     table_optimizer: Annotated[
         str,
         typer.Option(
-            help="Optimiser of the hash tables: rowwise_adagrad (one number of state for each row), or sparse_adam (two "
-            "tables of state)."
+            help="Optimiser of the hash tables: rowwise_adagrad (one number of state for each row) or sparse_adam "
+            "(two tables of state)."
         ),
     ] = "rowwise_adagrad",
     autocast: Autocast = False,
