@@ -128,13 +128,8 @@ def fit(
 
 
 def optim_config(rate: float, *, warmup_steps: int) -> OptimConfig:
-    """AdamW at `rate`, and the n-gram tables at a fixed multiple of it, by the optimiser of the committed results."""
-    return OptimConfig(
-        learning_rate=rate,
-        table_optimizer="sparse_adam",
-        sparse_learning_rate=TABLE_RATE * rate,
-        warmup_steps=warmup_steps,
-    )
+    """AdamW at `rate`, and the n-gram tables at a fixed multiple of it."""
+    return OptimConfig(learning_rate=rate, sparse_learning_rate=TABLE_RATE * rate, warmup_steps=warmup_steps)
 
 
 def best_rate(scale: Scale, folder: Path, size: Size, name: str) -> float:

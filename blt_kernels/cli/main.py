@@ -283,10 +283,10 @@ def train(
     table_optimizer: Annotated[
         str,
         typer.Option(
-            help="Optimiser of the hash tables: rowwise_adagrad (one number of state for each row) or sparse_adam "
-            "(two tables of state)."
+            help="Optimiser of the hash tables: sparse_adam (two tables of state) or rowwise_adagrad (one number of "
+            "state for each row)."
         ),
-    ] = "rowwise_adagrad",
+    ] = "sparse_adam",
     autocast: Autocast = False,
     include: Include = None,
     exclude: Exclude = None,

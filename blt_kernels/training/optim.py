@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from .._checks import check_choice, check_int, check_number, fail_type, fail_value
 from ..optim import RowwiseAdagrad, grad_norm_and_scale
 
-TABLE_OPTIMIZERS = ("rowwise_adagrad", "sparse_adam")
+TABLE_OPTIMIZERS = ("sparse_adam", "rowwise_adagrad")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class OptimConfig:
 
     Attributes:
         learning_rate: peak learning rate of AdamW, above 0.
-        table_optimizer: of hash tables: "rowwise_adagrad" (`RowwiseAdagrad`: one number of state for each row) or
-            "sparse_adam" (`torch.optim.SparseAdam`: two tables of state).
+        table_optimizer: of hash tables: "sparse_adam" (`torch.optim.SparseAdam`: two tables of state) or
+            "rowwise_adagrad" (`RowwiseAdagrad`: one number of state for each row).
         sparse_learning_rate: peak learning rate of hash tables, above 0.
         min_ratio: the schedule ends at this fraction of the peak, 0 .. 1.
         warmup_steps: steps in which the learning rate rises from 0 to its peak; 0 starts at the peak. A run of fewer
@@ -34,8 +34,8 @@ class OptimConfig:
     """
 
     learning_rate: float = 4e-4
-    table_optimizer: str = "rowwise_adagrad"
-    sparse_learning_rate: float = 3e-2
+    table_optimizer: str = "sparse_adam"
+    sparse_learning_rate: float = 4e-4
     min_ratio: float = 0.0
     warmup_steps: int = 100
     betas: tuple[float, float] = (0.9, 0.95)

@@ -50,8 +50,8 @@ def step(model: Model, optimizers: Optimizers, seed: int) -> tuple[float, float,
     return loss.item(), optimizers.step().item(), rate
 
 
-CONFIG = OptimConfig(learning_rate=0.1, sparse_learning_rate=0.2, min_ratio=0.1, warmup_steps=4)
-SPARSE_ADAM = dataclasses.replace(CONFIG, table_optimizer="sparse_adam")
+SPARSE_ADAM = OptimConfig(learning_rate=0.1, sparse_learning_rate=0.2, min_ratio=0.1, warmup_steps=4)
+CONFIG = dataclasses.replace(SPARSE_ADAM, table_optimizer="rowwise_adagrad")
 
 
 def test_one_norm_over_both_kinds_of_gradients() -> None:
