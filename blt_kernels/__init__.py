@@ -17,6 +17,7 @@ from .ops.hash_ngram_embedding import (
 from .ops.linear_entropy import linear_entropy
 from .ops.patch_gather import patch_gather
 from .ops.patch_pool import patch_pool
+from .ops.rowwise_adagrad_update import rowwise_adagrad_update
 from .ops.segment import calibrate_threshold, segment, segment_fixed, segment_spaces
 from .ops.segment_logits import segment_logits
 from .version import __version__
@@ -38,6 +39,7 @@ __all__ = [
     "linear_entropy",
     "patch_gather",
     "patch_pool",
+    "rowwise_adagrad_update",
     "segment",
     "segment_fixed",
     "segment_logits",

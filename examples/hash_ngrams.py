@@ -1,6 +1,6 @@
 """Hashed n-gram embeddings: one pass instead of six lookups, and a gradient as small as the text.
 
-You learn: `hash_ngram_ids`, `hash_ngram_embedding`, its row-sparse gradient with `torch.optim.SparseAdam`, and
+You learn: `hash_ngram_ids`, `hash_ngram_embedding`, its row-sparse gradient with `RowwiseAdagrad`, and
 `hash_ngram_embedding_row_grad`, which has a fixed size, for CUDA graphs.
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from blt_kernels import hash_ngram_embedding, hash_ngram_embedding_row_grad, hash_ngram_ids
+from blt_kernels.optim import RowwiseAdagrad
 
 SIZES, ROWS, D = (3, 4, 5, 6, 7, 8), 50021, 32
 torch.manual_seed(0)
@@ -33,8 +34,10 @@ ours.square().mean().backward()
 print(f"gradient: {table.grad._nnz()} rows of {len(table)}, "
       f"{table.grad._values().nbytes / 1e6:.1f} MB instead of {table.nbytes / 1e6:.1f} MB")  # fmt: skip
 before = table.detach().clone()
-torch.optim.SparseAdam([table], lr=0.1).step()
-print(f"SparseAdam changed {int((table != before).any(dim=1).sum())} rows")
+optimizer = RowwiseAdagrad([table], lr=0.1)
+optimizer.step()
+print(f"RowwiseAdagrad changed {int((table != before).any(dim=1).sum())} rows, "
+      f"and keeps {optimizer.state[table]['sum'].nbytes / 1e6:.1f} MB of state")  # fmt: skip
 
 # The sparse gradient has as many rows as the text happens to read, so that on CUDA its backward waits for the device.
 # This form is padded to a fixed size instead, and what it adds is right without a look at `count`.

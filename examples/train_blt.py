@@ -1,9 +1,9 @@
 """From text to a trained Byte Latent Transformer in one short loop of your own.
 
 You learn: how documents become packed rows (`blt_kernels.data`), how a small entropy model cuts them into patches, and
-how to train a BLT on those rows with AdamW for its dense parameters and SparseAdam for its hash tables. The command
-`blt-kernels train` does the same with checkpoints, a schedule and held-out text. A minute of training would do better:
-here a few dozen steps show that the loss falls.
+how to train a BLT on those rows with AdamW for its dense parameters and row-wise Adagrad for its hash tables. The
+command `blt-kernels train` does the same with checkpoints, a schedule and held-out text. A minute of training would do
+better: here a few dozen steps show that the loss falls.
 """
 
 import os
@@ -16,7 +16,7 @@ import torch
 from blt_kernels import PatchLayout, calibrate_threshold, segment
 from blt_kernels.data import Batch, Corpus, DocumentStream, PackedBatches
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
-from blt_kernels.optim import clip_grad_norm
+from blt_kernels.optim import RowwiseAdagrad, clip_grad_norm
 
 torch.manual_seed(0)
 library = Path(os.__file__).parent / "email"  # of Python's own library: real text that every machine has
@@ -61,7 +61,7 @@ rows = PackedBatches(DocumentStream(corpus, seed=1), row_tokens=768, interleave=
 model = BLT(BLTConfig.preset("tiny"))
 tables = list(model.encoder_hash_tok_embedding.parameters())
 dense = [parameter for parameter in model.parameters() if parameter not in set(tables)]
-optimizers = [torch.optim.AdamW(dense, lr=3e-3), torch.optim.SparseAdam(tables, lr=3e-2)]
+optimizers = [torch.optim.AdamW(dense, lr=3e-3), RowwiseAdagrad(tables, lr=3e-2)]
 losses, num_bytes = [], 0
 for _ in range(25):
     batch = next(rows)

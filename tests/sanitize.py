@@ -71,6 +71,8 @@ def cases():
     yield "hash_ngram_embedding_backward", (base, tokens, *ngrams, True, torch.float32)
     yield "hash_ngram_embedding_sparse_backward", (base, tokens, *ngrams, True, torch.float32)
     yield "hash_ngram_embedding_row_grad", (base, tokens, *ngrams, True, torch.float32)
+    rows, state = torch.tensor([0, 5, 32]), torch.rand(33)
+    yield "rowwise_adagrad_update", (table, state, rows, torch.randn(3, 24), torch.tensor(0.5), 0.1, 1e-8, 0.1)
 
     slots, rows = torch.randn(batch, 2 * capacity, 4, 8), torch.randn(batch, num_bytes, 4, 8)
     slot_keys, byte_keys = slots[:, :, :2].contiguous(), rows[:, :, :2].contiguous()
@@ -85,14 +87,22 @@ def cases():
             yield f"{op}_backward", (torch.randn_like(q), q, k, k, lse, *arguments, True, True, True)
 
 
+def results_of(ops, op: str, arguments):
+    """The tensors that an op returns, and its arguments after it, because some ops write in place."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    arguments = pytree.tree_map_only(torch.Tensor, torch.clone, arguments)
+    results = getattr(ops, op)(*arguments)
+    return [x for x in pytree.tree_leaves((results, arguments)) if isinstance(x, torch.Tensor)]
+
+
 def run_cases(ops) -> None:
     import torch
 
     covered = set()
     for op, arguments in cases():
-        expected = getattr(torch.ops.blt_kernels, op)(*arguments)
-        got = getattr(ops, op)(*arguments)
-        for a, b in zip(*((x if isinstance(x, tuple | list) else (x,)) for x in (got, expected)), strict=True):
+        for a, b in zip(*(results_of(which, op, arguments) for which in (ops, torch.ops.blt_kernels)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda text, op=op: f"{op}: {text}")
         covered.add(op)
     source = "".join(path.read_text() for path in (TESTS.parent / "csrc" / "ops" / "cuda").glob("*.cpp"))

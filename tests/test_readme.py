@@ -64,6 +64,12 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
         lambda grad: bk.hash_ngram_embedding_row_grad(grad, TOKENS, **NGRAMS),
         ((B, N, D),),
     ),
+    "rowwise_adagrad_update": (
+        lambda table, state: bk.rowwise_adagrad_update(
+            table, state.detach().abs(), torch.tensor([1, 4]), torch.ones(2, D), lr=0.1
+        ),
+        ((G * R, D), (G * R,)),
+    ),
 }
 
 

@@ -280,6 +280,13 @@ def train(
     table_learning_rate: Annotated[
         float, typer.Option(help="Peak learning rate of the hash tables.", callback=positive)
     ] = 3e-2,
+    table_optimizer: Annotated[
+        str,
+        typer.Option(
+            help="Optimiser of the hash tables: sparse_adam (two tables of state) or rowwise_adagrad (one number of "
+            "state for each row)."
+        ),
+    ] = "sparse_adam",
     autocast: Autocast = False,
     include: Include = None,
     exclude: Exclude = None,
@@ -297,7 +304,11 @@ def train(
     if row_tokens is None:
         row_tokens = row_tokens_for(row_patches, patch_size)
     shape = RowShape(batch_size, row_tokens, row_patches)
-    optim = OptimConfig(learning_rate=learning_rate, sparse_learning_rate=table_learning_rate)
+    optim = OptimConfig(
+        learning_rate=learning_rate,
+        table_optimizer=table_optimizer,
+        sparse_learning_rate=table_learning_rate,
+    )
     config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed)
     patcher = None
     if resume and list_checkpoints(run):

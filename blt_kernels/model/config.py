@@ -107,8 +107,8 @@ class BLTConfig:
         hash_functions: hash functions, each with its own prime, from 1 to 11.
         hash_dim: width of the tables. None, as published, is d; another width is projected to d, which keeps the
             tables of a small model cheap to update.
-        sparse_grad: the tables get a coalesced sparse gradient (for `torch.optim.SparseAdam`), so that a step costs
-            what its bytes cost and not what the tables weigh.
+        sparse_grad: the tables get a coalesced sparse gradient (for `blt_kernels.optim.RowwiseAdagrad`), so that
+            a step costs what its bytes cost and not what the tables weigh.
     """
 
     encoder: TransformerConfig

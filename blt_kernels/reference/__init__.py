@@ -7,6 +7,7 @@ from .hash_ngram_embedding import hash_ngram_embedding, hash_ngram_embedding_row
 from .linear_entropy import linear_entropy
 from .patch_gather import patch_gather
 from .patch_pool import patch_pool
+from .rowwise_adagrad_update import rowwise_adagrad_update
 from .segment import segment, segment_fixed, segment_spaces
 from .segment_logits import segment_logits
 
@@ -20,6 +21,7 @@ __all__ = [
     "linear_entropy",
     "patch_gather",
     "patch_pool",
+    "rowwise_adagrad_update",
     "segment",
     "segment_fixed",
     "segment_logits",

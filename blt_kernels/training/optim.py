@@ -1,4 +1,4 @@
-"""AdamW for dense parameters and SparseAdam for hash tables, under one learning-rate schedule and one clipping norm."""
+"""AdamW for dense parameters and a sparse optimiser for hash tables, under one schedule and one clipping norm."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
-from .._checks import check_int, check_number, fail_type, fail_value
-from ..optim import clip_grad_norm
+from .._checks import check_choice, check_int, check_number, fail_type, fail_value
+from ..optim import RowwiseAdagrad, grad_norm_and_scale
+
+TABLE_OPTIMIZERS = ("sparse_adam", "rowwise_adagrad")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,9 @@ class OptimConfig:
 
     Attributes:
         learning_rate: peak learning rate of AdamW, above 0.
-        sparse_learning_rate: peak learning rate of SparseAdam, above 0.
+        table_optimizer: of hash tables: "sparse_adam" (`torch.optim.SparseAdam`: two tables of state) or
+            "rowwise_adagrad" (`RowwiseAdagrad`: one number of state for each row).
+        sparse_learning_rate: peak learning rate of hash tables, above 0.
         min_ratio: the schedule ends at this fraction of the peak, 0 .. 1.
         warmup_steps: steps in which the learning rate rises from 0 to its peak; 0 starts at the peak. A run of fewer
             than twice as many steps warms up for half of its steps.
@@ -30,6 +34,7 @@ class OptimConfig:
     """
 
     learning_rate: float = 4e-4
+    table_optimizer: str = "sparse_adam"
     sparse_learning_rate: float = 4e-4
     min_ratio: float = 0.0
     warmup_steps: int = 100
@@ -41,6 +46,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "sparse_learning_rate", "eps", "clip_norm"):
             check_number("OptimConfig", name, getattr(self, name), 0, above=True)
+        check_choice("OptimConfig", "table_optimizer", self.table_optimizer, TABLE_OPTIMIZERS)
         check_number("OptimConfig", "min_ratio", self.min_ratio, 0, 1)
         check_number("OptimConfig", "weight_decay", self.weight_decay, 0)
         check_int("OptimConfig", "warmup_steps", self.warmup_steps, 0)
@@ -54,10 +60,10 @@ class OptimConfig:
 
 
 class Optimizers:
-    """AdamW over the dense parameters and SparseAdam over those whose gradients are sparse, stepped as one.
+    """AdamW over the dense parameters and a sparse optimiser over hash tables, stepped as one.
 
     Args:
-        model: parameters of embeddings with `sparse=True` go to SparseAdam.
+        model: parameters of embeddings with `sparse=True` go to the sparse optimiser.
         config: see OptimConfig.
         total_steps: length of the schedule, at least 1: linear warm-up, then cosine to `min_ratio`.
     """
@@ -82,7 +88,9 @@ class Optimizers:
             torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
         ]
         sparse = [parameter for _, parameter in named if id(parameter) in tables]
-        if sparse:
+        if sparse and config.table_optimizer == "rowwise_adagrad":
+            self.optimizers.append(RowwiseAdagrad(sparse, lr=config.sparse_learning_rate))
+        elif sparse:
             self.optimizers.append(
                 torch.optim.SparseAdam(sparse, lr=config.sparse_learning_rate, betas=config.betas, eps=config.eps)
             )
@@ -103,9 +111,13 @@ class Optimizers:
 
     def step(self) -> torch.Tensor:
         """Clips, updates, advances the schedule and clears the gradients. Returns the norm before clipping."""
-        norm = clip_grad_norm(self._parameters, self._config.clip_norm)
+        norm, scale = grad_norm_and_scale(self._parameters, self._config.clip_norm)
         for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
-            optimizer.step()
+            if isinstance(optimizer, RowwiseAdagrad):
+                optimizer.step(scale=scale)
+            else:
+                _scale_gradients(optimizer, scale)
+                optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
         return norm
@@ -139,6 +151,8 @@ class Optimizers:
                 owner, index, slot = name.split(".")
                 if int(owner) == i:
                     shape = parameters[int(index)].shape
+                    if isinstance(optimizer, RowwiseAdagrad):
+                        shape = shape[:1]
                     if tensor.dim() > 0 and tensor.shape != shape:  # torch would fail at the first step
                         raise fail_value("Optimizers", name, f"shape {tuple(shape)}", f"shape {tuple(tensor.shape)}")
                     slots.setdefault(int(index), {})[slot] = tensor
@@ -146,3 +160,10 @@ class Optimizers:
                 slots.setdefault(int(index), {}).update(numbers)
             optimizer.load_state_dict({"state": slots, "param_groups": rest[i]["param_groups"]})
             scheduler.load_state_dict(rest[i]["schedule"])
+
+
+def _scale_gradients(optimizer: torch.optim.Optimizer, scale: torch.Tensor) -> None:
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    values = [grad._values() if grad.is_sparse else grad for grad in grads]
+    if values:
+        torch._foreach_mul_(values, scale)

@@ -1,4 +1,4 @@
-"""AdamW and SparseAdam under one schedule and one clipping norm."""
+"""AdamW and the optimisers of tables under one schedule and one clipping norm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from blt_kernels.optim import clip_grad_norm
+from blt_kernels import reference
+from blt_kernels.optim import RowwiseAdagrad, clip_grad_norm, grad_norm_and_scale
 from blt_kernels.training.optim import OptimConfig, Optimizers
 
 
@@ -49,7 +50,8 @@ def step(model: Model, optimizers: Optimizers, seed: int) -> tuple[float, float,
     return loss.item(), optimizers.step().item(), rate
 
 
-CONFIG = OptimConfig(learning_rate=0.1, sparse_learning_rate=0.2, min_ratio=0.1, warmup_steps=4)
+SPARSE_ADAM = OptimConfig(learning_rate=0.1, sparse_learning_rate=0.2, min_ratio=0.1, warmup_steps=4)
+CONFIG = dataclasses.replace(SPARSE_ADAM, table_optimizer="rowwise_adagrad")
 
 
 def test_one_norm_over_both_kinds_of_gradients() -> None:
@@ -98,33 +100,120 @@ def test_no_warm_up_starts_at_the_peak() -> None:
         assert all(0 < step(model, optimizers, i)[2] <= 0.1 for i in range(steps))
 
 
-def test_state_of_another_shape_is_refused() -> None:
-    model, optimizers = make(CONFIG)
+@pytest.mark.parametrize("config", [CONFIG, SPARSE_ADAM], ids=["rowwise_adagrad", "sparse_adam"])
+def test_state_of_another_shape_is_refused(config: OptimConfig) -> None:
+    model, optimizers = make(config)
     step(model, optimizers, 0)
     tensors, rest = optimizers.state_dict()
-    name = next(name for name, tensor in tensors.items() if tensor.dim() == 2)
-    with pytest.raises(ValueError, match=rf"Optimizers: {name}: expected shape \(.*\), got shape \(1,\)"):
-        make(CONFIG)[1].load_state_dict(tensors | {name: torch.ones(1)}, rest)
+    for name in [name for name, tensor in tensors.items() if tensor.dim() > 0]:
+        with pytest.raises(ValueError, match=rf"Optimizers: {name}: expected shape \(.*\), got shape \(1, 1, 1\)"):
+            make(config)[1].load_state_dict(tensors | {name: torch.ones(1, 1, 1)}, rest)
 
 
 def test_matrices_decay_and_vectors_and_tables_do_not() -> None:
     model, optimizers = make(CONFIG)
     decay = {id(p): g["weight_decay"] for g in optimizers.optimizers[0].param_groups for p in g["params"]}
     assert decay == {id(model.out.weight): CONFIG.weight_decay, id(model.out.bias): 0.0}
-    assert isinstance(optimizers.optimizers[1], torch.optim.SparseAdam)
-    assert optimizers.optimizers[1].param_groups[0]["params"][0] is model.table.weight
+    assert optimizers.optimizers[1].param_groups[0]["weight_decay"] == 0
+    for config, kind in ((CONFIG, RowwiseAdagrad), (SPARSE_ADAM, torch.optim.SparseAdam)):
+        model, optimizers = make(config)
+        assert type(optimizers.optimizers[1]) is kind
+        assert optimizers.optimizers[1].param_groups[0]["params"][0] is model.table.weight
 
 
-def test_resume_is_exact() -> None:
-    model, optimizers = make(CONFIG)
+def test_the_gradients_of_tables_are_clipped_like_the_dense_ones() -> None:
+    """The factor that RowwiseAdagrad takes does what scaling the gradients would do."""
+    config = dataclasses.replace(CONFIG, clip_norm=0.01)
+    model, optimizers = make(config)
+    model(torch.tensor([1, 1, 3])).backward()
+    before, grad = model.table.weight.detach().clone(), model.table.weight.grad.coalesce()
+    norm, scale = grad_norm_and_scale(model.parameters(), 0.01)
+    assert scale.item() < 1
+    state = torch.zeros(10)
+    rate = optimizers.optimizers[1].param_groups[0]["lr"]
+    reference.rowwise_adagrad_update(before, state, grad.indices()[0], grad.values(), lr=rate, scale=scale)
+    assert optimizers.step() == norm
+    torch.testing.assert_close(model.table.weight.detach(), before)
+
+
+@pytest.mark.parametrize("config", [CONFIG, SPARSE_ADAM], ids=["rowwise_adagrad", "sparse_adam"])
+def test_resume_is_exact(config: OptimConfig) -> None:
+    model, optimizers = make(config)
     full = [step(model, optimizers, i) for i in range(20)]
-    model, optimizers = make(CONFIG)
+    model, optimizers = make(config)
     for i in range(9):
         step(model, optimizers, i)
     weights = copy.deepcopy(model.state_dict())
     tensors, rest = optimizers.state_dict()
     tensors, rest = {name: t.clone() for name, t in tensors.items()}, json.loads(json.dumps(rest))
-    model, optimizers = make(CONFIG)
+    model, optimizers = make(config)
     model.load_state_dict(weights)
     optimizers.load_state_dict(tensors, rest)
     assert [step(model, optimizers, i) for i in range(9, 20)] == full[9:]
+
+
+# ---- RowwiseAdagrad --------------------------------------------------------------------------------------------------
+
+
+def train_table(optimizer: torch.optim.Optimizer, table: nn.Parameter, steps: range) -> None:
+    for i in steps:
+        ids = torch.randint(0, 10, (7,), generator=torch.Generator().manual_seed(i))
+        F.embedding(ids, table, sparse=True).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_rowwise_adagrad_is_adagrad_for_rows_of_one_element() -> None:
+    """With D = 1 a row is an element, and torch.optim.Adagrad takes the same steps."""
+    torch.manual_seed(0)
+    ours, theirs = nn.Parameter(torch.randn(10, 1)), None
+    theirs = nn.Parameter(ours.detach().clone())
+    train_table(RowwiseAdagrad([ours], lr=0.1), ours, range(5))
+    train_table(torch.optim.Adagrad([theirs], lr=0.1), theirs, range(5))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rowwise_adagrad_resumes_exactly(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    table = nn.Parameter(torch.randn(10, 4).to(dtype))
+    optimizer = RowwiseAdagrad([table], lr=0.1, weight_decay=0.1)
+    train_table(optimizer, table, range(3))
+    copied, state = nn.Parameter(table.detach().clone()), copy.deepcopy(optimizer.state_dict())
+    resumed = RowwiseAdagrad([copied], lr=0.5)
+    resumed.load_state_dict(state)
+    assert resumed.state[copied]["sum"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    train_table(optimizer, table, range(3, 6))
+    train_table(resumed, copied, range(3, 6))
+    assert torch.equal(table, copied) and torch.equal(optimizer.state[table]["sum"], resumed.state[copied]["sum"])
+
+
+def test_rowwise_adagrad_keeps_one_number_for_each_row() -> None:
+    table = nn.Parameter(torch.randn(10, 4))
+    optimizer = RowwiseAdagrad([table])
+    train_table(optimizer, table, range(1))
+    assert {name: value.shape for name, value in optimizer.state[table].items()} == {"sum": (10,)}
+
+
+def test_rowwise_adagrad_takes_a_closure_and_skips_what_has_no_gradient() -> None:
+    table, unread = nn.Parameter(torch.ones(10, 4)), nn.Parameter(torch.ones(3, 2))
+    optimizer = RowwiseAdagrad([{"params": [table], "lr": 0.5}, {"params": [unread]}])
+
+    def closure() -> float:
+        loss = F.embedding(torch.tensor([1]), table, sparse=True).sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 4.0
+    torch.testing.assert_close(table[1].detach(), torch.full((4,), 0.5))
+    assert torch.equal(unread.detach(), torch.ones(3, 2)) and not optimizer.state[unread]
+
+
+def test_rowwise_adagrad_refuses_dense_gradients_and_wrong_numbers() -> None:
+    table = nn.Parameter(torch.ones(10, 4))
+    table.sum().backward()
+    with pytest.raises(TypeError, match=r"grad: expected a row-sparse gradient, got layout torch\.strided"):
+        RowwiseAdagrad([table]).step()
+    for name, value in (("lr", -1.0), ("eps", 0.0), ("weight_decay", -0.1)):
+        with pytest.raises(ValueError, match=f"RowwiseAdagrad: {name}: expected a finite number"):
+            RowwiseAdagrad([table], **{name: value})
