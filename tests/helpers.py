@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -163,6 +164,22 @@ def awkward_view(x: torch.Tensor) -> torch.Tensor:
     wide = x.new_empty((*x.shape[:-1], x.shape[-1] + 3)) if x.dim() else x.new_empty(4)
     view = wide[..., 2:-1] if x.dim() else wide[2]
     return view.copy_(x)
+
+
+# ---- ops that write in place ------------------------------------------------------------------------------------------
+
+
+def written(op: str) -> tuple[int, ...]:
+    """Which arguments of `torch.ops.blt_kernels.<op>` it changes in place, by its schema."""
+    arguments = getattr(torch.ops.blt_kernels, op).default._schema.arguments
+    return tuple(i for i, x in enumerate(arguments) if x.alias_info is not None and x.alias_info.is_write)
+
+
+def results_of(ops: Any, op: str, arguments: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors that an op gives: what it returns, then copies of the arguments that it changes, which it keeps."""
+    copies = [x.clone() if i in written(op) else x for i, x in enumerate(arguments)]
+    returned = pytree.tree_leaves(getattr(ops, op)(*copies))
+    return [x for x in returned if x is not None] + [copies[i] for i in written(op)]
 
 
 # ---- FLOPs -----------------------------------------------------------------------------------------------------------

@@ -87,18 +87,9 @@ def cases():
             yield f"{op}_backward", (torch.randn_like(q), q, k, k, lse, *arguments, True, True, True)
 
 
-def results_of(ops, op: str, arguments):
-    """The tensors that an op returns, and its arguments after it, because some ops write in place."""
-    import torch
-    from torch.utils import _pytree as pytree
-
-    arguments = pytree.tree_map_only(torch.Tensor, torch.clone, arguments)
-    results = getattr(ops, op)(*arguments)
-    return [x for x in pytree.tree_leaves((results, arguments)) if isinstance(x, torch.Tensor)]
-
-
 def run_cases(ops) -> None:
     import torch
+    from helpers import results_of
 
     covered = set()
     for op, arguments in cases():

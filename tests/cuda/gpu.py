@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from helpers import written
 
 from blt_kernels import available_backends
 
@@ -49,7 +50,11 @@ class GPUOps:
         op = getattr(torch.ops.blt_kernels, name)
 
         def call(*args: Any) -> Any:
-            return pytree.tree_map_only(torch.Tensor, lambda x: x.cpu(), op(*move(args, self.device)))
+            moved = move(args, self.device)
+            result = pytree.tree_map_only(torch.Tensor, lambda x: x.cpu(), op(*moved))
+            for i in written(name):
+                args[i].copy_(moved[i])
+            return result
 
         return call
 

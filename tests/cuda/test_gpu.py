@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from gpu import captured, has_gpu, move, on_another_stream, without_waiting
-from helpers import REPOSITORY, assert_no_recompile, opcheck, random_lengths
+from helpers import REPOSITORY, assert_no_recompile, opcheck, random_lengths, results_of
 from sanitize import cases as ragged_cases
 
 from blt_kernels import (
@@ -147,15 +147,19 @@ def test_compiles_once(gpu, name):
 def test_every_op_captures_and_does_not_wait(gpu, op, arguments):
     if op == WAITS:
         pytest.skip("not run: it waits for the device by design")
-    call, arguments = getattr(torch.ops.blt_kernels, op), move(arguments, gpu)
-    expected = pytree.tree_leaves(call(*arguments))
+    arguments = move(arguments, gpu)
+
+    def call() -> list[torch.Tensor]:
+        return results_of(torch.ops.blt_kernels, op, arguments)
+
+    expected = call()
     with without_waiting(gpu):
-        call(*arguments)
-    results, replay = captured(lambda: call(*arguments), gpu)
-    for result in pytree.tree_leaves(results):
+        call()
+    results, replay = captured(call, gpu)
+    for result in results:
         result.zero_()
     replay()
-    for got, want in zip(pytree.tree_leaves(results), expected, strict=True):
+    for got, want in zip(results, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
