@@ -27,39 +27,84 @@ def check(cuda_ops, logits):
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-@pytest.mark.parametrize("vocab", [1, 2, 5, 127, 256, 257, 260, 511, 512, 513, 1300])
+@pytest.mark.parametrize("vocab", [1, 2, 5, 7, 127, 256, 257, 260, 511, 512, 513, 1000, 1300])
 def test_accuracy(cuda_ops, vocab, dtype):
     torch.manual_seed(vocab)
-    for scale in (0.1, 4.0):
-        check(cuda_ops, (torch.randn(20, vocab) * scale).to(dtype))
+    for scale in (0.1, 4.0, 30.0):
+        check(cuda_ops, (torch.randn(40, vocab) * scale).to(dtype))
 
 
-@pytest.mark.parametrize("vocab", [260, 1300])
-def test_special_rows(cuda_ops, vocab):
-    logits = torch.randn(6, vocab)
+def test_exponential_over_its_whole_range(cuda_ops):
+    # As on the CPU: two logits d apart, and q = 1 - p = e^d / (1 + e^d), so that H = ln(1 + e^d) - d q in closed form.
+    d = -torch.cat([torch.linspace(0, 110, 1001), torch.logspace(-30, 0, 31)])
+    logits = torch.stack([torch.zeros_like(d), d], dim=1)
+    h, g = cuda_ops.entropy(logits), cuda_ops.entropy_backward(torch.ones(len(d)), logits)
+    x = d.double()
+    q = x.exp() / (1 + x.exp())
+    exact_h, exact_g = torch.log1p(x.exp()) - x * q, x * (1 - q) * q
+    tolerance = (3 + d.abs()) * 2**-23  # docs/numerics.md: two ulps, and the rounding of d / ln 2
+    assert (h >= 0).all()
+    assert ((h - exact_h).abs() <= tolerance * exact_h + 2**-23).all()
+    for got, want in ((g[:, 0], exact_g), (g[:, 1], -exact_g)):
+        assert ((got - want).abs() <= tolerance * want.abs() + 200 * 2.0**-126).all()
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("vocab", [1, 2, 260, 1300])
+def test_certainty_is_exactly_plus_zero(cuda_ops, vocab, dtype):
+    for lead in (1000.0, 60000.0, INF):
+        logits = torch.where(torch.eye(8, vocab, dtype=torch.bool), 0.3, 0.3 - lead)[: min(8, vocab)].to(dtype)
+        h = cuda_ops.entropy(logits)
+        assert (h == 0).all() and not h.signbit().any()
+        assert (cuda_ops.entropy_backward(torch.ones_like(h), logits) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("vocab", [7, 256, 260, 1300])
+def test_special_rows(cuda_ops, vocab, dtype):
+    logits = torch.randn(7, vocab).to(dtype)
     logits[0, 3] = NAN
     logits[1, -1] = INF
     logits[2] = -INF
     logits[3, : vocab - 1] = -INF
     logits[4, ::2] = -INF
-    logits[5, : min(vocab - 1, 700)] = -INF  # whole chunks of masked logits
-    expected = run_reference(logits.double(), torch.ones(6), torch.float64)
-    out, grad = cuda_ops.entropy(logits), cuda_ops.entropy_backward(torch.ones(6), logits)
+    logits[5, : min(vocab - 1, 1100)] = -INF  # whole chunks of masked logits
+    logits[6, 0], logits[6, 1] = torch.finfo(dtype).max, torch.finfo(dtype).min  # whose distance overflows
+    eager, exact = (run_reference(logits, torch.ones(7), t) for t in (dtype, torch.float64))
+    out = cuda_ops.entropy(logits)
+    grad = cuda_ops.entropy_backward(torch.ones_like(out), logits)
     assert out[:3].isnan().all() and grad[:3].isnan().all()
     assert out[3] == 0 and (grad[3] == 0).all()
-    torch.testing.assert_close(out[3:].double(), expected[0][3:], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(grad[3:].double().nan_to_num(), expected[1][3:].nan_to_num(), rtol=1e-5, atol=1e-7)
+    assert (grad[4, ::2] == 0).all()
+    assert out[6] == 0 and (grad[6] == 0).all()
+    torch.testing.assert_close(out[3:6].double(), exact[0][3:6], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad[3:6], eager[1][3:6].nan_to_num())
 
 
-@pytest.mark.parametrize("vocab", [260, 261, 600])
-def test_a_row_does_not_depend_on_its_place(cuda_ops, vocab):
-    logits = torch.randn(37, vocab, dtype=torch.bfloat16)
-    whole = cuda_ops.entropy(logits)
-    for i in (0, 1, 17, 36):
-        assert torch.equal(cuda_ops.entropy(logits[i].clone()), whole[i])
-    assert torch.equal(cuda_ops.entropy(awkward_view(logits)), whole)
-    shifted = torch.empty(logits.numel() + 1, dtype=logits.dtype)[1:].view_as(logits).copy_(logits)
-    assert torch.equal(cuda_ops.entropy(shifted), whole)  # at an address that is not aligned
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("vocab", [1, 7, 256, 260, 261, 512, 513, 1000, 1400])
+def test_a_row_does_not_depend_on_its_place(cuda_ops, vocab, dtype):
+    logits, grad = torch.randn(33, vocab).to(dtype), torch.randn(33)
+    grad = grad.to(cuda_ops.entropy(logits).dtype)
+
+    def both(x, g):
+        return cuda_ops.entropy(x), cuda_ops.entropy_backward(g, x)
+
+    def assert_rows(got, rows):
+        for g, w in zip(got, whole, strict=True):
+            assert torch.equal(g, w[rows])
+
+    whole = both(logits, grad)
+    for rows in (slice(0, 1), slice(17, 18), slice(0, 31), slice(1, 33)):
+        assert_rows(both(logits[rows].clone(), grad[rows].clone()), rows)
+    everything = slice(None)
+    assert_rows(both(awkward_view(logits), grad), everything)
+    shifted = torch.empty(logits.numel() + 1, dtype=dtype)[1:].view_as(logits).copy_(logits)
+    assert_rows(both(shifted, grad), everything)  # at an address that is not aligned
+    beside = logits.clone()  # rows that need more care do not disturb those beside them
+    beside[0, 0], beside[5, -1], beside[8], beside[18, : vocab // 2] = NAN, INF, -INF, -INF
+    others = [i for i in range(33) if i not in (0, 5, 8, 18)]
+    assert_rows([x[others] for x in both(beside, grad)], others)
 
 
 def test_no_elements(cuda_ops):
