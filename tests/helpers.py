@@ -166,7 +166,7 @@ def awkward_view(x: torch.Tensor) -> torch.Tensor:
     return view.copy_(x)
 
 
-# ---- ops that write in place ------------------------------------------------------------------------------------------
+# ---- ops that write in place -----------------------------------------------------------------------------------------
 
 
 def written(op: str) -> tuple[int, ...]:

@@ -148,8 +148,10 @@ class ShortRows {
 template <class T, int Quads>
 struct ShareOfRow {
   using A = Acc<T>;
-  static constexpr bool kKept = Quads > 0 && Quads * sizeof(T) <= 32;
-  static constexpr int kUnroll = Quads > 0 ? Quads : 4;
+  static constexpr bool kKept = Quads > 0 && Quads * sizeof(T) <= 16;
+  static constexpr int kUnrollShared =
+      Quads > 0 ? 8 : 4;  // loops over quads in shared memory: more would take registers
+  static constexpr int kUnroll = kKept ? Quads : kUnrollShared;
   Quad<T>* quads;              // the first; the next ones lie kEntropyLanes further each
   int num_quads, num_singles;  // singles: the logits beyond all lanes' quads, of which each lane takes one at a time
   Quad<T> kept[kKept ? Quads : 1];
@@ -271,7 +273,7 @@ __global__ void __launch_bounds__(kEntropyThreads, 3)
     A sum, dot;
     share.sums(max, sum, dot);
     const EntropyGradient<T> gradient(max, sum, dot, grad);
-#pragma unroll(share.kUnroll)
+#pragma unroll(share.kUnrollShared)
     for (int i = 0; i < share.num_quads; ++i) {
       Quad<T>& quad = share.quads[i * kEntropyLanes];
       quad = gradient.of(quad);
