@@ -124,6 +124,11 @@ __device__ __forceinline__ float dots_of_rows(const uint4 (&rows)[kDots / K], ui
   return transposed_sum(dots);
 }
 
+// How many steps ask for their rows together. A step of 4 slots has few bytes, whose rows alone would leave memory
+// idle.
+template <int K>
+constexpr int kStepsOfLoad = K > 2 ? 2 : 1;
+
 // ---- forward --------------------------------------------------------------------------------------------------------
 
 constexpr int forward_blocks(int slots) { return slots > 2 ? 2 : 3; }
@@ -136,7 +141,7 @@ __device__ __forceinline__ void scale_row(float factor, WideRow& row) {
 template <class T, int K>
 __global__ void __launch_bounds__(kAttentionThreads, forward_blocks(K))
     encoder_row64_kernel(CrossAttentionArgs args, EncoderShape shape) {
-  constexpr int U = kDots / K;
+  constexpr int U = kDots / K, S = kStepsOfLoad<K>;
   const EncoderUnit unit = encoder_unit<kAttentionThreads>(args, shape);
   const int steps = max_of_units(unit.count);
   if (steps < 0) {
@@ -152,37 +157,46 @@ __global__ void __launch_bounds__(kAttentionThreads, forward_blocks(K))
     acc[t] = zero_row();
   }
   float top = minus_infinity<float>(), sum = 0;  // of slot lane % K; the sum is that of the bytes that this lane has
-  int key = unit.key;
-  for (int i = 0; i < steps; i += U) {
-    uint4 k[U], v[U];
+  const auto load = [&](const LaneRows<T>& rows, int i, uint4(&x)[U]) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      k[u] = i + u < unit.count ? load_row_once(keys[key]) : uint4{};
-      v[u] = i + u < unit.count ? load_row_once(values[key]) : uint4{};
-      key += shape.heads;
+      x[u] = i + u < unit.count ? load_row_once(rows[unit.key + (i + u) * shape.heads]) : uint4{};
     }
-    const float dot = dots_of_rows<T, K>(k, q);
-    const float score = i + lane / K < unit.count ? dot * shape.scale : minus_infinity<float>();
-    float largest = score;
+  };
+  for (int first = 0; first < steps; first += S * U) {
+    uint4 k[S][U], v[U];  // There are no registers for the values of more than one step.
 #pragma unroll
-    for (int d = K; d < kDots; d *= 2) largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, d));
-    largest = fmaxf(largest, top);
-    // Relative to a base of -inf the weight of a score of -inf would be NaN.
-    const float base = largest == minus_infinity<float>() ? 0 : largest;
-    const float factor = exp_approx(top - base), weight = exp_approx(score - base);
-    top = largest;
-    sum = sum * factor + weight;
-    if (i > 0) {
+    for (int s = 0; s < S; ++s) load(keys, first + s * U, k[s]);
 #pragma unroll
-      for (int t = 0; t < K; ++t) {
-        scale_row(__shfl_sync(kFullWarp, factor, t, kDots), acc[t]);
+    for (int s = 0; s < S; ++s) {
+      const int i = first + s * U;
+      if (s > 0 && i >= steps) {
+        break;
       }
-    }
+      load(values, i, v);
+      const float dot = dots_of_rows<T, K>(k[s], q);
+      const float score = i + lane / K < unit.count ? dot * shape.scale : minus_infinity<float>();
+      float largest = score;
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      const WideRow row = widen_row<T>(v[u]);
+      for (int d = K; d < kDots; d *= 2) largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, d));
+      largest = fmaxf(largest, top);
+      // Relative to a base of -inf the weight of a score of -inf would be NaN.
+      const float base = largest == minus_infinity<float>() ? 0 : largest;
+      const float factor = exp_approx(top - base), weight = exp_approx(score - base);
+      top = largest;
+      sum = sum * factor + weight;
+      if (i > 0) {
 #pragma unroll
-      for (int t = 0; t < K; ++t) add_scaled(__shfl_sync(kFullWarp, weight, u * K + t, kDots), row, acc[t]);
+        for (int t = 0; t < K; ++t) {
+          scale_row(__shfl_sync(kFullWarp, factor, t, kDots), acc[t]);
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        const WideRow row = widen_row<T>(v[u]);
+#pragma unroll
+        for (int t = 0; t < K; ++t) add_scaled(__shfl_sync(kFullWarp, weight, u * K + t, kDots), row, acc[t]);
+      }
     }
   }
 #pragma unroll
@@ -226,7 +240,7 @@ struct HeldDots {
 template <class T, int K>
 __global__ void __launch_bounds__(kWalkThreads, backward_blocks(K))
     encoder_backward_row64_kernel(CrossAttentionArgs args, EncoderShape shape, bool only_sums) {
-  constexpr int U = kDots / K;
+  constexpr int U = kDots / K, S = kStepsOfLoad<K>;
   alignas(16) __shared__ HeldDots held[kHeldSteps];
   const EncoderUnit unit = encoder_unit<kWalkThreads>(args, shape);
   const int steps = max_of_units(unit.count);
@@ -260,15 +274,25 @@ __global__ void __launch_bounds__(kWalkThreads, backward_blocks(K))
   };
   float sum = 0, delta = 0;
   const int summed = max_of_units(sums_are_known ? min_of(unit.count, kHeldSteps * U) : unit.count);
-  for (int i = 0; i < summed; i += U) {
-    uint4 k[U], v[U];
-    load(keys, i, k);
-    load(values, i, v);
-    float softmax, gradient;
-    dots_of(i, k, v, softmax, gradient);
-    sum += softmax;
-    delta += softmax * gradient;
-    if (i < kHeldSteps * U) held[i / U].softmax[thread] = softmax, held[i / U].gradient[thread] = gradient;
+  for (int first = 0; first < summed; first += S * U) {
+    uint4 k[S][U], v[S][U];
+#pragma unroll
+    for (int s = 0; s < S; ++s) {
+      load(keys, first + s * U, k[s]);
+      load(values, first + s * U, v[s]);
+    }
+#pragma unroll
+    for (int s = 0; s < S; ++s) {
+      const int i = first + s * U;
+      if (s > 0 && i >= summed) {
+        break;
+      }
+      float softmax, gradient;
+      dots_of(i, k[s], v[s], softmax, gradient);
+      sum += softmax;
+      delta += softmax * gradient;
+      if (i < kHeldSteps * U) held[i / U].softmax[thread] = softmax, held[i / U].gradient[thread] = gradient;
+    }
   }
 #pragma unroll
   for (int d = K; d < kDots; d *= 2) {
@@ -298,9 +322,13 @@ __global__ void __launch_bounds__(kWalkThreads, backward_blocks(K))
   WideRow grad_q[K];
 #pragma unroll
   for (int t = 0; t < K; ++t) grad_q[t] = zero_row();
+  uint4 next[U];  // The keys of a step are asked for while the step before it computes.
+  load(keys, 0, next);
   for (int i = 0; i < steps; i += U) {
     uint4 k[U];
-    load(keys, i, k);
+#pragma unroll
+    for (int u = 0; u < U; ++u) k[u] = next[u];
+    load(keys, i + U, next);
     HeldDots& dots = held[i / U % kHeldSteps];
     float softmax, gradient;
     if (i < kHeldSteps * U) {
