@@ -34,9 +34,10 @@ def loss_of(model: EntropyModel | BLT, batch: Batch) -> NextByteLoss:
     tokens, targets, cu_seqlens = (
         torch.from_numpy(array).to(device) for array in (batch.tokens, batch.targets, batch.cu_seqlens)
     )
+    sequences = {"cu_seqlens": cu_seqlens, "longest_sequence": batch.longest_sequence}
     if isinstance(model, BLT):
-        return model.loss(tokens, targets, layout_of(batch, device), cu_seqlens=cu_seqlens)
-    return model.loss(tokens, targets, cu_seqlens=cu_seqlens)
+        return model.loss(tokens, targets, layout_of(batch, device), **sequences)
+    return model.loss(tokens, targets, **sequences)
 
 
 def layout_of(batch: Batch, device: torch.device) -> PatchLayout:

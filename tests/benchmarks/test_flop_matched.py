@@ -152,7 +152,7 @@ def test_bits_per_byte_of_tokens_are_nats_over_bytes(tokenizer: BPETokenizer, tm
         losses = -model(tokens[None, :-1])[0].log_softmax(-1).gather(1, tokens[1:, None])
         nats += losses[:-1].sum().item()  # without EOS
     expected = nats / math.log(2) / sum(map(len, documents))
-    held_out = held_out_batches(Corpus(tmp_path), RowShape(2, 96), tokenizer=tokenizer)
+    held_out = held_out_batches(Corpus(tmp_path), RowShape(512, 512), tokenizer=tokenizer)
     bits, count = bits_per_byte(model, held_out)
     assert count == sum(map(len, documents))
     assert bits == pytest.approx(expected, rel=1e-5)
