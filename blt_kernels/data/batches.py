@@ -163,6 +163,7 @@ class PackedBatches:
             "max_sequences": self.max_sequences,
             "open_documents": open_documents,
         }
+        self._open_documents = open_documents
         self._open: list[_OpenDocument] = []
         self._pieces = 0  # made so far, over all batches
 
@@ -170,7 +171,7 @@ class PackedBatches:
         return self
 
     def __next__(self) -> Batch:
-        while len(self._open) < self._settings["open_documents"] and (document := self._read()):
+        while len(self._open) < self._open_documents and (document := self._read()):
             self._open.append(document)
         if not self._open:
             raise StopIteration
@@ -250,7 +251,7 @@ class PackedBatches:
             return ""
         is_last = np.zeros(ends[-1], np.bool_)
         is_last[ends - 1] = True
-        return base64.b64encode(np.packbits(is_last)).decode()
+        return base64.b64encode(np.packbits(is_last).tobytes()).decode()
 
     def _ends_from(self, patches: str, num_tokens: int) -> NDArray[np.int32] | None:
         """The inverse of `_patches_of`; None where the patches are not those of so many tokens."""
@@ -307,7 +308,7 @@ class PackedBatches:
     def _draw(self) -> int:
         """The index of the open document that gives the next piece, where there is room for any."""
         oldest = min(range(len(self._open)), key=lambda index: self._open[index].latest)
-        if self._pieces - self._open[oldest].latest >= _PATIENCE * self._settings["open_documents"]:
+        if self._pieces - self._open[oldest].latest >= _PATIENCE * self._open_documents:
             return oldest
         return self._random()
 

@@ -21,7 +21,9 @@ from .._checks import can_look_at
 from ..layout import Take
 
 try:
-    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
+    from torch.nn.attention.varlen import varlen_attn
+
+    _varlen_attn: Callable[..., Any] | None = varlen_attn
 except ImportError:  # a build of torch without it
     _varlen_attn = None
 
@@ -122,13 +124,11 @@ class Buckets:
         sizes = [count * width for count, width in self.shapes]
         # Padding follows a sequence, so that its positions do not see it, and its own results are dropped.
         q, k, v = (Take.apply(x[0], *self.to_slots, *self.to_row) for x in (q, k, v))
-        buckets = zip(self.shapes, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-        attended = [
-            F.scaled_dot_product_attention(*(x.unflatten(0, shape).transpose(1, 2) for x in operands), is_causal=True)
-            .transpose(1, 2)
-            .flatten(0, 1)
-            for shape, *operands in buckets
-        ]
+        attended = []
+        for shape, *operands in zip(self.shapes, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+            q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in operands)  # [sequences, H, positions, E]
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            attended.append(y.transpose(1, 2).flatten(0, 1))
         return Take.apply(torch.cat(attended), *self.to_row, *self.to_slots)[None]
 
 

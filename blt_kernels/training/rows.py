@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 from .._checks import check_int
 from ..data import OPEN_DOCUMENTS, Corpus, DocumentStream, PackedBatches, Tokenizer, encode
@@ -13,10 +14,11 @@ MAX_TOKENS = 2**31 - 1
 
 # The sample in which the mean patch is measured: blocks from all of the text that is read for it. Texts differ by a
 # fifth in density, so that a few whole documents would give a mean that is several per cent off.
-SAMPLE_BLOCKS = 512
+SAMPLE_BLOCKS = 384  # at least, and fewer than twice as many
 BLOCK_TOKENS = 512
 CONTEXT_TOKENS = 128  # read before a block, so that its entropies are not those of a beginning
-SAMPLED_BYTES = 1 << 24
+SAMPLED_BYTES = 1 << 26
+SAMPLED_FILES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +68,9 @@ def patches_of_row(row_tokens: int, corpus: Corpus, patcher: Patcher) -> int:
 
 
 def mean_patch_length(corpus: Corpus, patcher: Patcher) -> float:
-    """Tokens per patch, in blocks of 512 tokens that are spread evenly over (the first 16 MiB of) the text."""
-    blocks = list(_blocks(corpus))
+    """Tokens per patch, in blocks of 512 tokens that are spread evenly over the text (or over 64 MiB of its files)."""
     tokens = patches = 0
-    for document, begin in blocks[:: max(1, len(blocks) // SAMPLE_BLOCKS)]:
+    for document, begin in _spread(_blocks(corpus)):
         context = max(0, begin - CONTEXT_TOKENS)
         sample = encode(document)[context : begin + BLOCK_TOKENS]
         lengths = patcher(sample)
@@ -80,10 +81,27 @@ def mean_patch_length(corpus: Corpus, patcher: Patcher) -> float:
 
 
 def _blocks(corpus: Corpus) -> Iterator[tuple[bytes, int]]:
-    """Every document with the tokens at which its blocks begin."""
-    size = 0
-    for document in DocumentStream(corpus, seed=0, epochs=1):
-        yield from ((document, begin) for begin in range(0, len(document) + 2, BLOCK_TOKENS))  # with BOS and EOS
-        size += len(document)
-        if size >= SAMPLED_BYTES:
-            return
+    """Documents with the tokens at which their blocks begin. Of a large corpus the front of each file, by its size,
+    because texts of one kind are often in one file."""
+    files = range(0, len(corpus.files), max(1, len(corpus.files) // SAMPLED_FILES))
+    total = sum(corpus.files[index].size for index in files)
+    for index in files:
+        left = SAMPLED_BYTES * corpus.files[index].size / total if total > SAMPLED_BYTES else math.inf
+        for _, documents in corpus.read(index):
+            for document in documents:
+                yield from ((document, begin) for begin in range(0, len(document) + 2, BLOCK_TOKENS))  # BOS and EOS
+                left -= len(document)
+            if left <= 0:
+                break
+
+
+def _spread(blocks: Iterable[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+    """Every n-th of the blocks, with the smallest power of two n that leaves fewer than 2 * SAMPLE_BLOCKS of them."""
+    kept: list[tuple[bytes, int]] = []
+    step = 1
+    for number, block in enumerate(blocks):
+        if number % step == 0:
+            kept.append(block)
+        if len(kept) == 2 * SAMPLE_BLOCKS:
+            kept, step = kept[::2], 2 * step
+    return kept

@@ -34,10 +34,11 @@ def loss_of(model: EntropyModel | BLT, batch: Batch) -> NextByteLoss:
     tokens, targets, cu_seqlens = (
         torch.from_numpy(array).to(device) for array in (batch.tokens, batch.targets, batch.cu_seqlens)
     )
-    sequences = {"cu_seqlens": cu_seqlens, "longest_sequence": batch.longest_sequence}
+    longest = batch.longest_sequence
     if isinstance(model, BLT):
-        return model.loss(tokens, targets, layout_of(batch, device), **sequences)
-    return model.loss(tokens, targets, **sequences)
+        layout = layout_of(batch, device)
+        return model.loss(tokens, targets, layout, cu_seqlens=cu_seqlens, longest_sequence=longest)
+    return model.loss(tokens, targets, cu_seqlens=cu_seqlens, longest_sequence=longest)
 
 
 def layout_of(batch: Batch, device: torch.device) -> PatchLayout:
