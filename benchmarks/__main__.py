@@ -1,7 +1,8 @@
-"""`python -m benchmarks {ops,matched,report,gpu}` runs the benchmarks. See docs/benchmarks.md.
+"""`python -m benchmarks {ops,matched,rows,report,gpu}` runs the benchmarks. See docs/benchmarks.md.
 
 ops      the ops beside PyTorch and beside a copy of the same bytes
 matched  BLT against token models of equal FLOPs
+rows     how full packed batches are
 report   the pages and plots of committed results, or the tables of others
 gpu      build, test, sanitize and measure on a machine with a GPU
 
@@ -19,6 +20,7 @@ import sys
 COMMANDS = {
     "ops": "benchmarks.ops.suite",
     "matched": "benchmarks.flop_matched.command",
+    "rows": "benchmarks.rows",
     "report": "benchmarks.report.pages",
     "gpu": "benchmarks.gpu",
 }

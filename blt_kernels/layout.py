@@ -173,7 +173,7 @@ class PatchLayout:
         if y.shape[0] * y.shape[1] == 0:
             return y.new_zeros(1, total, *y.shape[2:])
         to_packed, to_slots = self._packing(total)
-        return _Take.apply(y.flatten(0, 1), *to_packed, *to_slots).unsqueeze(0)
+        return Take.apply(y.flatten(0, 1), *to_packed, *to_slots).unsqueeze(0)
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """[1, total, ...] -> [B, C, ...]: the inverse of `pack`, with zeros in the unused slots. Differentiable."""
@@ -185,7 +185,7 @@ class PatchLayout:
         if packed.shape[1] == 0:
             return packed.new_zeros(*slots, *packed.shape[2:])
         to_packed, to_slots = self._packing(packed.shape[1])
-        return _Take.apply(packed.squeeze(0), *to_slots, *to_packed).unflatten(0, slots)
+        return Take.apply(packed.squeeze(0), *to_slots, *to_packed).unflatten(0, slots)
 
     def _packing(self, total: int) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
         """Where each packed row comes from and each of the B * C slots goes: indices, and which of them are used."""
@@ -246,7 +246,7 @@ def check_layout(op: str, layout: Any, device: torch.device, owner: str) -> None
 _NDIMS = dict(zip(_FIELDS, (2, 2, 2, 1, 1, 1), strict=True))
 
 
-class _Take(torch.autograd.Function):
+class Take(torch.autograd.Function):
     """x[index], and 0 where not `valid`. Its gradient takes by the inverse index, so that it needs no scatter."""
 
     generate_vmap_rule = True
@@ -269,7 +269,7 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         index, valid, inverse, inverse_valid = ctx.saved_tensors
-        return _Take.apply(grad, inverse, inverse_valid, index, valid), None, None, None, None
+        return Take.apply(grad, inverse, inverse_valid, index, valid), None, None, None, None
 
 
 def _validate(layout: PatchLayout) -> None:

@@ -26,13 +26,13 @@ print(f"{len(corpus.files)} files, {sum(file.size for file in corpus.files) / 1e
 
 def tensors(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tokens [1, N], targets [1, N] and cu_seqlens [S+1] of a row that holds sequences of several documents."""
-    return torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets), torch.from_numpy(batch.cu_seqlens[0])
+    return torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets), torch.from_numpy(batch.cu_seqlens)
 
 
 # 1. A byte model that learns how surprising the next byte is.
 entropy_model = EntropyModel(EntropyModelConfig.preset("tiny"))
 adam = torch.optim.AdamW(entropy_model.parameters(), lr=5e-3)
-rows = PackedBatches(DocumentStream(corpus, seed=0), row_tokens=1024, interleave=4)
+rows = PackedBatches(DocumentStream(corpus, seed=0), row_tokens=1024, longest_sequence=256)
 losses = []
 for _ in range(25):
     tokens, targets, cu_seqlens = tensors(next(rows))
@@ -44,7 +44,9 @@ for _ in range(25):
 print(f"entropy model: loss {mean(losses[:5]):.2f} nats in its first five steps, {mean(losses[-5:]):.2f} in its last")
 
 # 2. The threshold that gives patches of 4.5 bytes on average.
-tokens, _, cu_seqlens = tensors(next(PackedBatches(DocumentStream(corpus, seed=2), row_tokens=1 << 14)))
+tokens, _, cu_seqlens = tensors(
+    next(PackedBatches(DocumentStream(corpus, seed=2), row_tokens=1 << 14, longest_sequence=1 << 13))
+)
 entropies = entropy_model.entropies(tokens, cu_seqlens=cu_seqlens)
 threshold = calibrate_threshold(entropies, patch_size=4.5, cu_seqlens=cu_seqlens)
 print(f"threshold {threshold:.3f} nats")
@@ -56,8 +58,10 @@ def cut(tokens: np.ndarray) -> np.ndarray:
     return layout.lengths()[0, : int(layout.num_patches)].numpy()
 
 
-# 3. Rows of exactly 128 patches and at most 768 bytes: the latent transformer computes every slot, so none is wasted.
-rows = PackedBatches(DocumentStream(corpus, seed=1), row_tokens=768, interleave=4, segmenter=cut, row_patches=128)
+# 3. Rows of 576 bytes and 128 patches, in the proportion of the text, so that both are used up together.
+rows = PackedBatches(
+    DocumentStream(corpus, seed=1), row_tokens=576, longest_sequence=144, segmenter=cut, row_patches=128
+)
 model = BLT(BLTConfig.preset("tiny"))
 tables = list(model.encoder_hash_tok_embedding.parameters())
 dense = [parameter for parameter in model.parameters() if parameter not in set(tables)]
@@ -70,7 +74,7 @@ for _ in range(25):
         torch.from_numpy(batch.patch_lengths),
         num_bytes=tokens.shape[1],
         cu_seqlens=cu_seqlens,
-        next_is_start=torch.from_numpy(batch.next_is_start[0]),
+        next_is_start=torch.from_numpy(batch.next_is_start),
     )
     loss = model.loss(tokens, targets, layout, cu_seqlens=cu_seqlens)
     loss.mean.backward()
@@ -79,8 +83,8 @@ for _ in range(25):
         optimizer.step()
         optimizer.zero_grad()
     losses.append(loss.mean.item())
-    num_bytes += int(batch.seq_lens[0])
+    num_bytes += batch.num_tokens
 print(f"BLT: loss {mean(losses[:5]):.2f} nats in its first five steps, {mean(losses[-5:]):.2f} in its last")
 print(
-    f"a row uses {num_bytes / 25:.0f} of 768 bytes and {int(layout.num_patches)} of 128 slots; gradient norm {norm:.1f}"
+    f"a row uses {num_bytes / 25:.0f} of 576 bytes and {int(layout.num_patches)} of 128 slots; gradient norm {norm:.1f}"
 )

@@ -9,9 +9,9 @@ What is compared, and how it is kept fair:
 - **Text.** All models read the same documents in the same order for the same seed. Learning rates are chosen and curves
   drawn on the validation sample; final figures are of the test sample, which no choice looks at. Both are the
   beginnings of documents that are not trained on, the same bytes for every model.
-- **Context.** A row holds about the same bytes for every model, and rows are cut at tokens or at patches, so that
-  evaluation restarts at slightly different bytes. Nothing sees beyond its row. A BLT's rows hold a constant number of
-  patches, so that their bytes vary.
+- **Context.** Batches and their longest sequences hold the same bytes for every model. Sequences are cut at tokens or
+  at patches, so that evaluation restarts at slightly different bytes. Nothing sees beyond its sequence. One loader
+  packs both kinds of batches, which are equally full.
 - **Budget.** Every model of a size gets the training FLOPs of the token model reading `train_bytes`, a BLT's entropy
   model counted forward in every step. What training the entropy model once cost is in its own result.
 - **Optimiser.** AdamW with warm-up and cosine to 0 for all (SparseAdam for n-gram tables, at 8 times the dense rate).

@@ -13,8 +13,8 @@ from blt_kernels.data import DocumentStream, PackedBatches, Tokenizer
 from blt_kernels.model import BLTConfig, EntropyModel, EntropyModelConfig
 from blt_kernels.model.flops import Ledger, token_flops
 from blt_kernels.training.patcher import Patcher, PatcherConfig
-from blt_kernels.training.rows import RowShape
-from blt_kernels.training.runs import entropy_patcher, row_tokens_for
+from blt_kernels.training.rows import RowShape, mean_patch_length
+from blt_kernels.training.runs import entropy_patcher
 
 from .jobs import Scale, Size
 from .models import TOKEN, VARIANTS, Variant, grow_latent, variant_flops
@@ -23,7 +23,6 @@ from .tokens import BPETokenizer
 
 SAMPLED_BATCHES = 16  # whose mean bytes fix the number of steps
 REPORTED_COUNTS = ("paper", "inclusive")
-MEASURED_ROW = 1 << 16  # tokens of the rows in which the mean patch is measured; a row has room for as many patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Model:
 
     Attributes:
         unit_bytes: mean bytes of a token, or of a patch.
-        shape: rows that hold the scale's bytes, whatever the unit.
+        shape: rows and sequences that hold the scale's bytes, whatever the unit.
         batch_bytes: mean bytes of text in a training batch.
         flops: by count ("paper" and "inclusive"), per byte of text.
     """
@@ -84,7 +83,7 @@ class Contenders:
         return BPETokenizer.load(path)
 
     def patcher(self, method: str, patch_size: float | None) -> tuple[Patcher, float]:
-        """A patcher, and the mean bytes of its patches on the beginning of the training text."""
+        """A patcher, and the mean bytes of its patches on the training text."""
         key = method, patch_size
         if key not in self._patchers:
             if method == "entropy":
@@ -99,29 +98,16 @@ class Contenders:
                 )
             else:
                 patcher = Patcher(PatcherConfig(method, patch_size=None if patch_size is None else int(patch_size)))
-            self._patchers[key] = patcher, self._unit_bytes(patcher, None)
+            self._patchers[key] = patcher, mean_patch_length(self.texts.train, patcher)
         return self._patchers[key]
 
-    def _unit_bytes(self, patcher: Patcher | None, tokenizer: Tokenizer | None) -> float:
-        """Mean bytes of text of a patch or token."""
-        rows = RowShape(1, MEASURED_ROW, MEASURED_ROW if patcher else None)
-        num_bytes = units = 0
-        for batch in rows.batches(DocumentStream(self.texts.train, epochs=1), patcher, tokenizer=tokenizer):
-            num_bytes += batch.num_bytes
-            units += int(batch.seq_lens.sum() if batch.patch_lengths is None else (batch.patch_lengths > 0).sum())
-            if num_bytes >= self.scale.calibration_bytes:
-                break
-        return num_bytes / units
-
-    def _units_of_row(self, unit_bytes: float) -> int:
-        """Tokens or patches of a row that holds the scale's bytes, to the nearest multiple of 8."""
-        return 8 * round(self.scale.row_bytes / unit_bytes / 8)
-
     def _token_model(self, size: Size) -> Model:
-        unit = self._unit_bytes(None, self.tokenizer)
+        documents = list(take(self.texts.train, self.scale.calibration_bytes))
+        unit = sum(map(len, documents)) / sum(len(self.tokenizer.encode(document)) for document in documents)
         config = EntropyModelConfig(size.token, self.tokenizer.vocab_size)
-        shape = RowShape(self.scale.batch_size, self._units_of_row(unit))
-        context = self.scale.row_bytes
+        longest = round(self.scale.sequence_bytes / unit)
+        shape = RowShape(self.scale.batch_size * longest, longest)
+        context = self.scale.sequence_bytes
         flops = {
             count: token_flops(size.token, config.vocab_size, unit, context_bytes=context, count=count)
             for count in REPORTED_COUNTS
@@ -132,7 +118,7 @@ class Contenders:
     def _blt(self, size: Size, variant: Variant) -> Model:
         patcher, unit = self.patcher(variant.method, variant.patch_size)
         owner = None if patcher.entropy_model is None else patcher.entropy_model.config
-        context = self.scale.row_bytes
+        context = self.scale.sequence_bytes
 
         def ledger(config: BLTConfig, count: str) -> Ledger:
             return variant_flops(variant, config, unit, context_bytes=context, entropy_model=owner, count=count)
@@ -143,8 +129,8 @@ class Contenders:
             lambda grown: ledger(grown, "inclusive").forward,
             aspect=size.token.dim / size.token.num_layers,
         )
-        patches = self._units_of_row(unit)
-        shape = RowShape(self.scale.batch_size, row_tokens_for(patches, unit), patches)
+        row_tokens = self.scale.batch_size * self.scale.sequence_bytes
+        shape = RowShape(row_tokens, self.scale.sequence_bytes, round(row_tokens / unit))
         flops = {count: ledger(config, count) for count in REPORTED_COUNTS}
         batch_bytes = self._batch_bytes(shape, patcher, None)
         return Model(

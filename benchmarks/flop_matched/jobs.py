@@ -45,7 +45,8 @@ class Scale:
     Attributes:
         smoke: the runs are too short for their quality to mean anything, and the output says so.
         vocab_size: of the BPE tokenizer, which is trained on `tokenizer_bytes`.
-        row_bytes, batch_size: bytes of text in a row, and rows in a batch, about the same for every model.
+        sequence_bytes, batch_size: bytes of text in the longest sequence, and how many of these a batch holds; the same
+            for every model.
         rates: learning rates that are tried, each with `tuning_share` of the budget. A single one is taken as it is.
         evaluations: points of a curve.
     """
@@ -58,7 +59,7 @@ class Scale:
     entropy_model: EntropyModelConfig
     entropy_train_bytes: int
     calibration_bytes: int
-    row_bytes: int
+    sequence_bytes: int
     batch_size: int
     rates: tuple[float, ...]
     tuning_share: float
@@ -160,7 +161,7 @@ CPU = Scale(
     entropy_model=EntropyModelConfig(TransformerConfig(32, 1, 2, 96, window=64, rope_theta=10000.0)),
     entropy_train_bytes=1_000_000,
     calibration_bytes=1 << 18,
-    row_bytes=576,
+    sequence_bytes=576,
     batch_size=8,
     rates=(1e-3, 3e-3, 9e-3, 2.7e-2),
     tuning_share=0.2,
@@ -220,7 +221,7 @@ GPU = Scale(
     entropy_model=EntropyModelConfig(TransformerConfig(192, 2, 3, 512, window=256, rope_theta=10000.0)),
     entropy_train_bytes=60_000_000,
     calibration_bytes=1 << 20,
-    row_bytes=4096,
+    sequence_bytes=4096,
     batch_size=16,
     rates=(5e-4, 1e-3, 2e-3, 4e-3),
     tuning_share=0.15,

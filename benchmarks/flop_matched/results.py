@@ -8,7 +8,8 @@
     size, seed      FLOP class; of weights and order of the documents
     model           name: "token", "blt-...", "entropy-model"; config: of the model; parameters: all, and of them
                     `table_parameters` in n-gram tables; unit_bytes: mean bytes of a token or patch;
-                    patcher: how patches were made (null for others); context: tokens, and for a BLT patches, of a row
+                    patcher: how patches were made (null for others); context: tokens, and for a BLT patches, of a
+                    row, and tokens of the longest sequence
     flops           per byte of text: paper, inclusive (inference), training (inclusive, entropy model's forward pass
                     included), target (the token model's inclusive count), components (of inclusive)
     training        rate, table_rate, steps, batch_bytes

@@ -57,7 +57,7 @@ def measure_speed(bench: Bench, job: Job) -> None:
         built.compile()
         measured["compiled"] = measure()
     measured["preparation_bytes_per_second"] = preparation_speed(bench.texts, bench.scale, model)
-    measured["used_tokens"] = float(np.mean([batch.seq_lens.mean() / batch.tokens.shape[1] for batch in batches]))
+    measured["used_tokens"] = float(np.mean([batch.num_tokens / batch.tokens.shape[1] for batch in batches]))
     if model.patcher is not None:
         slots = [batch.patch_lengths for batch in batches if batch.patch_lengths is not None]
         measured["used_slots"] = float(np.mean(np.stack(slots) > 0))
@@ -150,7 +150,7 @@ def full_rows(texts: Texts, scale: Scale, model: Model) -> tuple[NDArray[np.int6
     Raises:
         ValueError: no document is long enough.
     """
-    want, rows = scale.row_bytes, []
+    want, rows = scale.sequence_bytes, []
     tokenizer = model.tokenizer or ByteTokenizer()
     num_bytes = 0
     for document in DocumentStream(texts.train, seed=0, epochs=1):

@@ -68,11 +68,14 @@ def train(bench: Bench, job: Job) -> None:
 def train_entropy_model(bench: Bench) -> EntropyModel:
     """The entropy model of the scale in eval mode, trained now unless its last checkpoint is there."""
     scale = bench.scale
-    config, row_bytes = scale.entropy_model, scale.row_bytes
+    config = scale.entropy_model
     model = build(config, seed=0).to(bench.device)
     assert isinstance(model, EntropyModel)
-    flops = {count: entropy_model_flops(config, context_bytes=row_bytes, count=count) for count in REPORTED_COUNTS}
-    shape, batch_bytes = RowShape(scale.batch_size, row_bytes), row_bytes * scale.batch_size
+    flops = {
+        count: entropy_model_flops(config, context_bytes=scale.sequence_bytes, count=count) for count in REPORTED_COUNTS
+    }
+    batch_bytes = scale.batch_size * scale.sequence_bytes
+    shape = RowShape(batch_bytes, scale.sequence_bytes)
     result = bench.record(ENTROPY_JOB, model, Model(ENTROPY, config, 1.0, shape, batch_bytes, flops))
     steps = max(2, round(scale.entropy_train_bytes / batch_bytes))
     result["training"] = {"rate": ENTROPY_RATE, "table_rate": None, "steps": steps, "batch_bytes": batch_bytes}

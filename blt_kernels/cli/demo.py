@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import statistics
 import time
@@ -21,8 +22,9 @@ from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_stat
 from ..training.evaluate import bits_per_byte, held_out_batches
 from ..training.optim import OptimConfig, Optimizers
 from ..training.patcher import Patcher
-from ..training.rows import RowShape
+from ..training.rows import RowShape, patches_of_row
 from ..training.runs import (
+    DOCUMENT_BYTES,
     entropy_patcher,
     new_blt,
     new_entropy_model,
@@ -53,7 +55,7 @@ class Stage:
         name: for the progress bar.
         folder: of its run, within that of the demo.
         share: of the demo's time. What is left goes to calibration, evaluation and the baselines.
-        shape, optim: how it is trained.
+        shape, optim: how it is trained; the patches of a row are measured on the text.
     """
 
     name: str
@@ -63,12 +65,12 @@ class Stage:
     optim: OptimConfig
 
 
-ENTROPY = Stage("entropy model", "entropy", 0.12, RowShape(8, 512), OptimConfig(learning_rate=6e-3, warmup_steps=20))
+ENTROPY = Stage("entropy model", "entropy", 0.12, RowShape(4096, 512), OptimConfig(learning_rate=6e-3, warmup_steps=20))
 MAIN = Stage(
     "BLT",
     "blt",
     0.5,
-    RowShape(8, 688, 128),
+    RowShape(4608, 576),
     OptimConfig(learning_rate=4e-3, sparse_learning_rate=3e-2, warmup_steps=30),
 )
 
@@ -86,7 +88,7 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
     if (run / RESULT_FILE).exists():
         raise ValueError(f"{run}: the results of a demo are here already; remove them, or choose another --run")
     open_run(run, resume=True)
-    corpus = Corpus(data, max_document_bytes=1 << 16) if data else standard_library()
+    corpus = Corpus(data, max_document_bytes=DOCUMENT_BYTES) if data else standard_library()
     corpus = without_metrics(corpus, data or [], run)
     if data:  # what is left out of the standard library is the demo's own choice
         report_left_out(corpus)
@@ -104,11 +106,13 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
     say(console, f"threshold for {PATCH_SIZE} bytes per patch: {patcher.config.threshold:.4f} nats")
 
     blt = new_blt("tiny", seed)
-    trainer = _train(console, MAIN, blt, texts, run, settings, patcher)
+    shape = dataclasses.replace(MAIN.shape, row_patches=patches_of_row(MAIN.shape.row_tokens, train, patcher))
+    stage = dataclasses.replace(MAIN, shape=shape)
+    trainer = _train(console, stage, blt, texts, run, settings, patcher)
 
     say(console, "evaluating all of the held-out text ...")
     blt.eval()
-    bits, count = bits_per_byte(blt, held_out_batches(held_out, MAIN.shape, patcher))
+    bits, count = bits_per_byte(blt, held_out_batches(held_out, shape, patcher))
     entropy_bits, _ = bits_per_byte(entropy_model, held_out_batches(held_out, ENTROPY.shape))
     seen = documents_seen(train, seed, trainer.batches.state_dict())
     rows = {"BLT": bits, "entropy model": entropy_bits} | compress_bits_per_byte(held_out, dictionary=seen)
@@ -127,11 +131,12 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
 
 def documents_seen(train: Corpus, seed: int, state: dict[str, Any]) -> Iterator[bytes]:
     """What a run has read of each document, given the state of its loader."""
-    opened = {json.dumps(document["documents"]): document["offset"] for document in state["open"] if document}
+    opened = {json.dumps(document["begin"]): document["offset"] for document in state["open"]}
     stream = DocumentStream(train, seed=seed)
-    while (position := stream.state_dict()) != state["documents"]:
+    while (before := stream.state_dict()) != state["documents"]:
         document = next(stream)
-        tokens = opened.get(json.dumps(position), len(document) + 1)
+        begin = {name: before[name] for name in ("position", "emitted")}
+        tokens = opened.get(json.dumps(begin), len(document) + 1)
         yield document[: max(0, tokens - 1)]  # less BOS
 
 
@@ -190,17 +195,21 @@ def _measure(model: EntropyModel | BLT, train: Corpus, stage: Stage, patcher: Pa
     """Whether bfloat16 autocast pays on this machine, and the median seconds of a step, its batch included.
 
     Measured on a copy of the model. bfloat16 products are about three times as fast where the processor has them, and
-    slower where it does not.
+    slower where it does not. Batches are timed with one open document: the first ones of the run cost more, because
+    all that it opens is cut into patches then.
     """
+    begin = time.perf_counter()
+    loader = stage.shape.batches(DocumentStream(train, seed=1), patcher, open_documents=1)
+    batches = list(itertools.islice(loader, 14))
+    batch_seconds = (time.perf_counter() - begin) / len(batches)
     copied = copy.deepcopy(model)
     optimizers = Optimizers(copied, stage.optim, 100)
-    batches = stage.shape.batches(DocumentStream(train, seed=1), patcher)
     times: dict[bool, list[float]] = {False: [], True: []}
-    for step in range(14):
+    for step, batch in enumerate(batches):
         autocast = step % 2 == 1
         begin = time.perf_counter()
-        training_step(copied, next(batches), optimizers, autocast=autocast)
+        training_step(copied, batch, optimizers, autocast=autocast)
         times[autocast].append(time.perf_counter() - begin)
     medians = {autocast: statistics.median(seconds[2:]) for autocast, seconds in times.items()}
     best = min(medians, key=lambda autocast: medians[autocast])
-    return best, medians[best]
+    return best, medians[best] + batch_seconds

@@ -23,13 +23,12 @@ from ..training.checkpoint import list_checkpoints
 from ..training.evaluate import bits_per_byte, held_out_batches
 from ..training.optim import OptimConfig
 from ..training.patcher import Patcher, PatcherConfig
-from ..training.rows import MAX_TOKENS, RowShape
+from ..training.rows import MAX_TOKENS, RowShape, patches_of_row
 from ..training.runs import (
     entropy_patcher,
     new_blt,
     new_entropy_model,
     open_run,
-    row_tokens_for,
     split,
     train_model,
     without_metrics,
@@ -107,9 +106,17 @@ HoldOut = Annotated[
     ),
 ]
 Steps = Annotated[int, typer.Option(help="Optimiser steps in all.", min=1, max=MAX_STEPS)]
-BatchSize = Annotated[
+RowTokens = Annotated[
     int,
-    typer.Option(help="Rows of a batch. With 1, the row holds sequences of several documents.", min=1, max=MAX_TOKENS),
+    typer.Option(help="Tokens of a batch: one row, packed with sequences of many documents.", min=1, max=MAX_TOKENS),
+]
+LongestSequence = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of the longest sequence, which is all that attention sees; by default an eighth of the batch.",
+        min=1,
+        max=MAX_TOKENS,
+    ),
 ]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate of AdamW.", callback=positive)]
 Autocast = Annotated[bool, typer.Option(help="bfloat16 autocast for matrix products.")]
@@ -178,8 +185,8 @@ def train_entropy(
     run: Run,
     preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "tiny",
     steps: Steps = 1000,
-    batch_size: BatchSize = 8,
-    row_tokens: Annotated[int, typer.Option(help="Tokens of a row, at most.", min=1, max=MAX_TOKENS)] = 1024,
+    row_tokens: RowTokens = 8192,
+    longest_sequence: LongestSequence = None,
     learning_rate: LearningRate = 2e-3,
     autocast: Autocast = False,
     include: Include = None,
@@ -195,7 +202,7 @@ def train_entropy(
 ) -> None:
     """Train the byte model whose entropies cut text into patches."""
     open_run(run, resume)
-    shape = RowShape(batch_size, row_tokens)
+    shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8))
     model = new_entropy_model(preset, seed)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, held_out = split(corpus, holdout_bytes, seed)
@@ -267,14 +274,16 @@ def train(
     delta: Delta = None,
     max_patch_length: MaxPatch = None,
     steps: Steps = 1000,
-    batch_size: BatchSize = 8,
+    row_tokens: RowTokens = 8192,
+    longest_sequence: LongestSequence = None,
     row_patches: Annotated[
-        int,
-        typer.Option(help="Patches of a row, exactly: the latent transformer's length.", min=1, max=MAX_TOKENS),
-    ] = 256,
-    row_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens of a row, at most; by default 1.3 x patches x patch size.", min=1, max=MAX_TOKENS),
+        typer.Option(
+            help="Patches of a batch, the latent transformer's length; by default as many as the tokens hold, by the "
+            "mean patch of the training text.",
+            min=1,
+            max=MAX_TOKENS,
+        ),
     ] = None,
     learning_rate: LearningRate = 2e-3,
     table_learning_rate: Annotated[
@@ -301,9 +310,7 @@ def train(
 ) -> None:
     """Train a Byte Latent Transformer on patches from a trained entropy model."""
     open_run(run, resume)
-    if row_tokens is None:
-        row_tokens = row_tokens_for(row_patches, patch_size)
-    shape = RowShape(batch_size, row_tokens, row_patches)
+    shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8), row_patches)
     optim = OptimConfig(
         learning_rate=learning_rate,
         table_optimizer=table_optimizer,
@@ -312,7 +319,8 @@ def train(
     config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed)
     patcher = None
     if resume and list_checkpoints(run):
-        _, patcher, _ = load_model(run)
+        _, patcher, state = load_model(run)
+        shape = rows_of(run, state)
     elif entropy_model is None:
         raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
@@ -329,8 +337,10 @@ def train(
             delta=delta,
             max_patch_length=max_patch_length,
         )
+        if row_patches is None:
+            shape = dataclasses.replace(shape, row_patches=patches_of_row(row_tokens, train_part, patcher))
     say_where_it_starts(run, resume)
-    say(console, f"threshold {patcher.config.threshold:.6f} nats")
+    say(console, f"threshold {patcher.config.threshold:.6f} nats, {shape.row_patches} patches a batch")
     with training_progress(console, "BLT", steps) as on_step:
         train_model(
             new_blt(preset, seed),
@@ -502,7 +512,7 @@ def load_entropy_model(path: Path) -> EntropyModel:
 def rows_of(path: Path, state: dict[str, Any]) -> RowShape:
     """The shape of the rows that a model was trained on."""
     try:
-        return RowShape(*state["notes"]["rows"])
+        return RowShape(**state["notes"]["rows"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its checkpoint does not say in rows of which shape it was trained") from error
 

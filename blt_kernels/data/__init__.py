@@ -4,11 +4,11 @@ It makes numpy arrays and uses no torch; Parquet files and .zst files need the p
 
     corpus = Corpus("texts/")
     train, held_out = split_corpus(corpus, seed=0)
-    batches = PackedBatches(DocumentStream(train, seed=0), row_tokens=8192)
+    batches = PackedBatches(DocumentStream(train, seed=0), row_tokens=8192, longest_sequence=512)
     for batch in batches: ...
 """
 
-from .batches import Batch, PackedBatches
+from .batches import OPEN_DOCUMENTS, Batch, PackedBatches
 from .corpus import Corpus, Skipped
 from .errors import CorpusError
 from .files import DEFAULT_INCLUDE, CorpusFile, LeftOut
@@ -18,6 +18,7 @@ from .tokens import ByteTokenizer, Tokenizer, decode, encode
 
 __all__ = [
     "DEFAULT_INCLUDE",
+    "OPEN_DOCUMENTS",
     "Batch",
     "ByteTokenizer",
     "Corpus",

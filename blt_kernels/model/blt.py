@@ -22,7 +22,7 @@ from .config import BLTConfig
 from .decoder import LocalDecoder
 from .encoder import LocalEncoder
 from .loss import NextByteLoss, next_byte_loss
-from .transformer import init_weights, make_layers, plan_attention, sequence_ids_at
+from .transformer import Sequences, init_weights, make_layers, plan_attention
 
 _MULTIPLE = 128  # Capacities are rounded up to a multiple of this many slots.
 
@@ -42,10 +42,10 @@ class LatentTransformer(nn.Module):
         self.layers = make_layers(shape)
         init_weights(self, shape.num_layers)
 
-    def forward(self, patches: torch.Tensor, sequence_ids: torch.Tensor | None) -> torch.Tensor:
-        """[B, C, K*d] -> [B, C, D]; `sequence_ids` [1, C] says of which sequence each slot of a packed row is."""
+    def forward(self, patches: torch.Tensor, sequences: Sequences | None) -> torch.Tensor:
+        """[B, C, K*d] -> [B, C, D]; `sequences` are those of the slots of a packed row."""
         x = self.token_embedding_projection(patches).type_as(patches)
-        plan = plan_attention(self.config.latent, x, sequence_ids)
+        plan = plan_attention(self.config.latent, x, sequences)
         for layer in self.layers:
             x = layer(x, plan)
         return x
@@ -96,7 +96,12 @@ class BLT(nn.Module):
         return x + self.hash_projection(tables(tokens, cu_seqlens=cu_seqlens))
 
     def forward(
-        self, tokens: torch.Tensor, layout: PatchLayout, *, cu_seqlens: torch.Tensor | None = None
+        self,
+        tokens: torch.Tensor,
+        layout: PatchLayout,
+        *,
+        cu_seqlens: torch.Tensor | None = None,
+        longest_sequence: int | None = None,
     ) -> torch.Tensor:
         """Next-byte logits: [b, i] predicts byte i + 1 from bytes 0 .. i and the patches finished by then.
 
@@ -107,6 +112,7 @@ class BLT(nn.Module):
                 128.
             cu_seqlens: [S+1], B = 1: the sequences that `layout` was made with. N-grams, self-attention and the latent
                 transformer stay within them.
+            longest_sequence: no sequence has more tokens. Kernels for CUDA are launched by it; None: N.
 
         Returns:
             float32 [B, N, V]. Rows of padding hold finite values without meaning.
@@ -118,17 +124,16 @@ class BLT(nn.Module):
                 every byte, and more than 128 of them, is looked at on CUDA too, which waits for the device once.
         """
         self._check(tokens, layout, cu_seqlens)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if cu_seqlens is None:
-            sequence_ids = (positions >= layout.offsets[:, :1]).long()  # left padding is sequence 0
-            slot_sequence_ids = None
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            sequences = Sequences((positions >= layout.offsets[:, :1]).long())  # left padding is sequence 0
+            slot_sequences = None
         else:
-            sequence_ids = sequence_ids_at(cu_seqlens, positions)
-            # A slot belongs where its last byte does, and an empty one to the sequence before it.
-            slot_sequence_ids = sequence_ids_at(cu_seqlens, (layout.offsets[:, 1:] - 1).clamp(min=0))
-        x, patches = self.local_encoder(self.embed(tokens, cu_seqlens), layout, sequence_ids)
-        patches = self.global_transformer(patches, slot_sequence_ids)
-        x = self.local_decoder(x, patches, layout, sequence_ids)
+            sequences = Sequences.packed(cu_seqlens, tokens.shape[1], longest_sequence)
+            slot_sequences = Sequences.packed(layout.cu_patches, layout.capacity, longest_sequence)
+        x, patches = self.local_encoder(self.embed(tokens, cu_seqlens), layout, sequences)
+        patches = self.global_transformer(patches, slot_sequences)
+        x = self.local_decoder(x, patches, layout, sequences)
         return self.lm_head(x).float()
 
     def loss(
@@ -138,9 +143,11 @@ class BLT(nn.Module):
         layout: PatchLayout,
         *,
         cu_seqlens: torch.Tensor | None = None,
+        longest_sequence: int | None = None,
     ) -> NextByteLoss:
         """Loss of targets [B, N] int, the byte after each byte of `tokens`; -100 does not count."""
-        return next_byte_loss(self(tokens, layout, cu_seqlens=cu_seqlens), targets)
+        logits = self(tokens, layout, cu_seqlens=cu_seqlens, longest_sequence=longest_sequence)
+        return next_byte_loss(logits, targets)
 
     def _check(self, tokens: torch.Tensor, layout: PatchLayout, cu_seqlens: torch.Tensor | None) -> None:
         op = "BLT"

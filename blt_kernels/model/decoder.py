@@ -8,7 +8,7 @@ from torch import nn
 from ..layout import PatchLayout
 from ..nn import DecoderCrossAttention
 from .config import BLTConfig
-from .transformer import init_weights, make_layers, plan_attention
+from .transformer import Sequences, init_weights, make_layers, plan_attention
 
 
 class LocalDecoder(nn.Module):
@@ -27,10 +27,10 @@ class LocalDecoder(nn.Module):
         init_weights(self, shape.num_layers)
 
     def forward(
-        self, x: torch.Tensor, patches: torch.Tensor, layout: PatchLayout, sequence_ids: torch.Tensor
+        self, x: torch.Tensor, patches: torch.Tensor, layout: PatchLayout, sequences: Sequences
     ) -> torch.Tensor:
         """The encoder's byte states x [B, N, d] and latent patches [B, C, D] -> [B, N, d], normalised."""
-        plan = plan_attention(self.config.decoder, x, sequence_ids)
+        plan = plan_attention(self.config.decoder, x, sequences)
         slots = self.patch_embedding_projection(patches).type_as(x)
         slots = slots.unflatten(-1, (-1, x.shape[-1])).flatten(1, 2)  # [B, C*K, d]
         for cross, layer in zip(self.cross_attn_layers, self.layers, strict=True):

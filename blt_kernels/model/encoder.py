@@ -9,7 +9,7 @@ from ..layout import PatchLayout
 from ..nn import EncoderCrossAttention
 from ..ops.patch_pool import patch_pool
 from .config import BLTConfig
-from .transformer import init_weights, make_layers, plan_attention
+from .transformer import Sequences, init_weights, make_layers, plan_attention
 
 
 class LocalEncoder(nn.Module):
@@ -26,11 +26,9 @@ class LocalEncoder(nn.Module):
         self.cross_attn_layers = nn.ModuleList([EncoderCrossAttention(shape.dim, shape.num_heads, eps=shape.norm_eps)])
         init_weights(self, shape.num_layers)
 
-    def forward(
-        self, x: torch.Tensor, layout: PatchLayout, sequence_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, layout: PatchLayout, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
         """Byte embeddings x [B, N, d] -> byte states [B, N, d] and patches [B, C, K*d]."""
-        plan = plan_attention(self.config.encoder, x, sequence_ids)
+        plan = plan_attention(self.config.encoder, x, sequences)
         for layer in self.layers:
             x = layer(x, plan)
         slots = self.patch_embedding_projection(patch_pool(x, layout, reduce="max")).type_as(x)  # [B, C, K*d]

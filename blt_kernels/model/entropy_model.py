@@ -9,7 +9,7 @@ from .._checks import INT_DTYPES, check_range, check_sequence_values, check_sequ
 from ..ops.linear_entropy import linear_entropy
 from .config import EntropyModelConfig
 from .loss import NextByteLoss, next_byte_loss
-from .transformer import init_weights, make_layers, plan_attention, sequence_ids_at
+from .transformer import Sequences, init_weights, make_layers, plan_attention
 
 
 class EntropyModel(nn.Module):
@@ -31,8 +31,14 @@ class EntropyModel(nn.Module):
         self.lm_head = nn.Linear(shape.dim, config.vocab_size, bias=False)
         init_weights(self, shape.num_layers)
 
-    def hidden(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+    def hidden(
+        self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None, longest_sequence: int | None = None
+    ) -> torch.Tensor:
         """Normalised final states [B, N, dim] of tokens [B, N].
+
+        Args:
+            cu_seqlens: [S+1], B = 1: the sequences of a packed row.
+            longest_sequence: no sequence has more tokens. Kernels for CUDA are launched by it; None: N.
 
         Raises:
             TypeError, ValueError: tokens outside the vocabulary, cu_seqlens that do not rise from 0 to at most N.
@@ -44,23 +50,28 @@ class EntropyModel(nn.Module):
         check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens, tokens.shape[1])
         check_sequence_values(op, tokens.shape[1], None, cu_seqlens)
         x = self.embed_tokens(tokens)
-        sequence_ids = None
-        if cu_seqlens is not None:
-            sequence_ids = sequence_ids_at(cu_seqlens, torch.arange(tokens.shape[1], device=tokens.device)[None])
-        plan = plan_attention(self.config.transformer, x, sequence_ids)
+        sequences = None if cu_seqlens is None else Sequences.packed(cu_seqlens, tokens.shape[1], longest_sequence)
+        plan = plan_attention(self.config.transformer, x, sequences)
         for layer in self.layers:
             x = layer(x, plan)
         return self.norm(x)
 
-    def forward(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None, longest_sequence: int | None = None
+    ) -> torch.Tensor:
         """Next-byte logits, float32 [B, N, V]."""
-        return self.lm_head(self.hidden(tokens, cu_seqlens=cu_seqlens)).float()
+        return self.lm_head(self.hidden(tokens, cu_seqlens=cu_seqlens, longest_sequence=longest_sequence)).float()
 
     def loss(
-        self, tokens: torch.Tensor, targets: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None
+        self,
+        tokens: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        cu_seqlens: torch.Tensor | None = None,
+        longest_sequence: int | None = None,
     ) -> NextByteLoss:
         """Loss of targets [B, N] int, the byte after each byte of `tokens`; -100 does not count."""
-        return next_byte_loss(self(tokens, cu_seqlens=cu_seqlens), targets)
+        return next_byte_loss(self(tokens, cu_seqlens=cu_seqlens, longest_sequence=longest_sequence), targets)
 
     @torch.no_grad()
     def entropies(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:

@@ -11,6 +11,28 @@ from torch._subclasses import FakeTensor
 
 from ..nn import cast_once
 from .config import TransformerConfig
+from .packed_attention import Buckets, Varlen, plan_packed
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """The sequences of rows of L positions, within which attention stays.
+
+    Attributes:
+        ids: int64 [1 or B, L], non-decreasing: the sequence of each position.
+        cu_seqlens: [S+1], of a packed row (B = 1): where its sequences start and end. `ids` follow from it.
+        longest: no sequence of a packed row has more positions; None where nobody has said.
+    """
+
+    ids: torch.Tensor
+    cu_seqlens: torch.Tensor | None = None
+    longest: int | None = None
+
+    @staticmethod
+    def packed(cu_seqlens: torch.Tensor, length: int, longest: int | None) -> Sequences:
+        """Those of a packed row; the tail after the last sequence counts as one more."""
+        positions = torch.arange(length, device=cu_seqlens.device, dtype=cu_seqlens.dtype)[None]
+        return Sequences(torch.searchsorted(cu_seqlens[1:], positions, right=True), cu_seqlens, longest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,24 +44,22 @@ class AttentionPlan:
         mask: bool, True where a query sees a key. None: plainly causal. [1 or B, 1, L, L], or, with `block`, one mask
             per block of queries: [B * blocks, 1, block, 3 * block].
         block: queries that attend together in windowed attention; 0 where attention is not windowed.
+        packed: how the sequences of a packed row attend without a mask; None where there is one, or no packed row.
     """
 
     rotation: torch.Tensor
     mask: torch.Tensor | None
     block: int
+    packed: Varlen | Buckets | None = None
 
 
-def sequence_ids_at(cu_seqlens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """The sequence of each of `positions` in a packed row; the tail after the last sequence counts as one more."""
-    return torch.searchsorted(cu_seqlens[1:], positions.to(cu_seqlens.dtype), right=True)
-
-
-def plan_attention(config: TransformerConfig, x: torch.Tensor, sequence_ids: torch.Tensor | None) -> AttentionPlan:
+def plan_attention(config: TransformerConfig, x: torch.Tensor, sequences: Sequences | None) -> AttentionPlan:
     """The plan for a stack of shape `config` over x [B, L, dim].
 
-    Positions attend only within their sequence; `sequence_ids` [1 or B, L] is non-decreasing, None makes each row one
-    sequence. Rotary positions count from the start of the sequence.
+    Positions attend only within their sequence; None makes each row one sequence. Rotary positions count from the
+    start of the sequence.
     """
+    sequence_ids = None if sequences is None else sequences.ids
     batch, length = x.shape[:2]
     positions = torch.arange(length, device=x.device)[None]
     if sequence_ids is not None:
@@ -51,8 +71,12 @@ def plan_attention(config: TransformerConfig, x: torch.Tensor, sequence_ids: tor
     if config.window is not None and config.window < length:
         block = -(-config.window // 2)
         return AttentionPlan(rotation, _window_mask(sequence_ids, batch, length, config.window, block, x.device), block)
-    if sequence_ids is None:
+    if sequences is None or sequence_ids is None:
         return AttentionPlan(rotation, None, 0)
+    if sequences.cu_seqlens is not None:
+        packed = plan_packed(x, sequences.cu_seqlens, sequences.longest, config.head_dim)
+        if packed is not None:
+            return AttentionPlan(rotation, None, 0, packed)
     mask = (sequence_ids[:, :, None] == sequence_ids[:, None, :]).tril()
     return AttentionPlan(rotation, mask[:, None], 0)
 
@@ -97,6 +121,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPla
     Windowed attention costs time and memory linear in L. Queries go in blocks of half a window, and a block sees
     itself and the two blocks before it: 1.5 keys computed for each key seen.
     """
+    if plan.packed is not None:
+        return plan.packed.attend(q, k, v)
     if plan.block == 0 or plan.mask is None:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, L, E]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask, is_causal=plan.mask is None)

@@ -23,13 +23,14 @@ def held_out_batches(
     tokenizer: Tokenizer | None = None,
     max_bytes: int | None = None,
 ) -> Iterator[Batch]:
-    """Batches over every document once, in order.
+    """Batches over every document once, in order: only one is open at a time, so that no more is cut than is read.
 
     Args:
         max_bytes: stop after the batch that reaches this many bytes of text.
     """
     seen = 0
-    for batch in shape.batches(DocumentStream(corpus, shuffle=False, epochs=1), patcher, tokenizer=tokenizer):
+    documents = DocumentStream(corpus, shuffle=False, epochs=1)
+    for batch in shape.batches(documents, patcher, tokenizer=tokenizer, open_documents=1):
         yield batch
         seen += batch.num_bytes
         if max_bytes is not None and seen >= max_bytes:
@@ -40,7 +41,7 @@ def held_out_batches(
 def bits_per_byte(model: EntropyModel | BLT, batches: Iterable[Batch]) -> tuple[float, int]:
     """The bits per byte of a model on the text of `batches`: `(bits per byte, bytes)`; see `model.loss.bits_per_byte`.
 
-    A token is predicted from what its row holds before it: context does not reach into the row before.
+    A token is predicted from what its sequence holds before it: context does not reach into the sequence before.
 
     Raises:
         ValueError: there is no byte to predict.

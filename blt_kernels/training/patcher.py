@@ -151,13 +151,13 @@ def calibrate(
 ) -> float:
     """The threshold (nats) at which the first `num_bytes` tokens of `batches` have patches of `patch_size` bytes.
 
-    `batches` are packed rows with B = 1. Raises ValueError with the reachable range where `patch_size` is out of reach.
+    Raises ValueError with the reachable range where `patch_size` is out of reach.
     """
     device = next(model.parameters()).device
     entropies, starts, total = [], [torch.zeros(1, dtype=torch.int64, device=device)], 0
     for batch in batches:
-        used = int(batch.seq_lens[0])
-        cu_seqlens = torch.from_numpy(batch.cu_seqlens[0]).to(device)
+        used = batch.num_tokens
+        cu_seqlens = torch.from_numpy(batch.cu_seqlens).to(device)
         entropies.append(model.entropies(torch.from_numpy(batch.tokens).to(device), cu_seqlens=cu_seqlens)[:, :used])
         starts.append(cu_seqlens[1:] + total)
         total += used

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import math
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,10 @@ from .trainer import METRICS_FILE, TrainConfig, Trainer
 
 # Held-out bytes that are evaluated while training goes on; the whole held-out text is evaluated by `eval`.
 WATCHED_BYTES = 1 << 16
+CALIBRATION_ROW = 1 << 16  # tokens
+# Of texts for runs of minutes. What a loader has open is cut into patches whole, and at the end of a run most of it was
+# cut for nothing; these pieces are still many times as long as a sequence.
+DOCUMENT_BYTES = 1 << 14
 
 
 def open_run(run: Path, resume: bool) -> None:
@@ -109,17 +112,12 @@ def train_model(
             patcher=patcher,
             evaluate=watch(watched) if watched else None,
             on_step=on_step,
-            notes={"rows": dataclasses.astuple(shape), **(notes or {})},
+            notes={"rows": dataclasses.asdict(shape), **(notes or {})},
         )
         if resume:
             trainer.resume()
         trainer.train()
     return trainer
-
-
-def row_tokens_for(row_patches: int, patch_size: float) -> int:
-    """N for rows of `row_patches` patches of `patch_size` bytes on average: 1.3 times the mean, rounded up to 8."""
-    return math.ceil(1.3 * row_patches * patch_size / 8) * 8
 
 
 @contextlib.contextmanager
@@ -165,7 +163,8 @@ def entropy_patcher(
         max_patch_length=max_patch_length,
     )
     if threshold is None:
-        batches = RowShape(1, 1 << 16).batches(DocumentStream(train, seed=seed, epochs=1))
+        shape = RowShape(CALIBRATION_ROW, CALIBRATION_ROW)
+        batches = shape.batches(DocumentStream(train, seed=seed, epochs=1), open_documents=1)
         threshold = calibrate(
             model,
             batches,
@@ -217,5 +216,5 @@ def standard_library() -> Corpus:
         include="*.py",
         exclude=tuple(f"*/{name}/*" for name in left_out),
         on_error="skip",
-        max_document_bytes=1 << 16,
+        max_document_bytes=DOCUMENT_BYTES,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import fail_value
 from ..data import Batch
 from ..layout import PatchLayout
 from ..model import BLT, EntropyModel, NextByteLoss
@@ -30,25 +29,24 @@ def training_step(
 
 
 def loss_of(model: EntropyModel | BLT, batch: Batch) -> NextByteLoss:
-    """The next-byte loss of a model on a batch. Rows that hold several sequences need B = 1."""
+    """The next-byte loss of a model on a batch."""
     device = next(model.parameters()).device
-    tokens, targets = (torch.from_numpy(a).to(device) for a in (batch.tokens, batch.targets))
-    if batch.tokens.shape[0] > 1 and batch.cu_seqlens.shape[1] > 2:
-        raise fail_value("loss_of", "batch", "one sequence a row, or one row", f"shape {batch.tokens.shape}")
-    cu_seqlens = torch.from_numpy(batch.cu_seqlens[0]).to(device) if batch.tokens.shape[0] == 1 else None
+    tokens, targets, cu_seqlens = (
+        torch.from_numpy(array).to(device) for array in (batch.tokens, batch.targets, batch.cu_seqlens)
+    )
+    longest = batch.longest_sequence
     if isinstance(model, BLT):
-        return model.loss(tokens, targets, layout_of(batch, device), cu_seqlens=cu_seqlens)
-    return model.loss(tokens, targets, cu_seqlens=cu_seqlens)
+        layout = layout_of(batch, device)
+        return model.loss(tokens, targets, layout, cu_seqlens=cu_seqlens, longest_sequence=longest)
+    return model.loss(tokens, targets, cu_seqlens=cu_seqlens, longest_sequence=longest)
 
 
 def layout_of(batch: Batch, device: torch.device) -> PatchLayout:
     """The layout of a batch that was cut at patch boundaries: C is the loader's constant, nothing can overflow."""
     assert batch.patch_lengths is not None and batch.next_is_start is not None
-    packed = batch.tokens.shape[0] == 1
     return PatchLayout.from_lengths(
         torch.from_numpy(batch.patch_lengths).to(device),
         batch.tokens.shape[1],
-        seq_lens=None if packed else torch.from_numpy(batch.seq_lens).to(device),
-        cu_seqlens=torch.from_numpy(batch.cu_seqlens[0]).to(device) if packed else None,
-        next_is_start=torch.from_numpy(batch.next_is_start[0] if packed else batch.next_is_start[:, 0]).to(device),
+        cu_seqlens=torch.from_numpy(batch.cu_seqlens).to(device),
+        next_is_start=torch.from_numpy(batch.next_is_start).to(device),
     )

@@ -189,7 +189,7 @@ class Trainer:
             "bytes_per_second": batch.num_bytes / seconds,
         }
         if batch.patch_lengths is not None:
-            metrics["bytes_per_patch"] = int(batch.seq_lens.sum()) / max(1, int((batch.patch_lengths > 0).sum()))
+            metrics["bytes_per_patch"] = batch.num_tokens / max(1, batch.num_patches)
         return metrics
 
     def _log(self, metrics: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ SCALE = Scale(
     entropy_model=EntropyModelConfig(LOCAL),
     entropy_train_bytes=2000,
     calibration_bytes=2000,
-    row_bytes=128,
+    sequence_bytes=128,
     batch_size=2,
     rates=(2e-3, 8e-3),
     tuning_share=0.4,
@@ -152,7 +152,7 @@ def test_bits_per_byte_of_tokens_are_nats_over_bytes(tokenizer: BPETokenizer, tm
         losses = -model(tokens[None, :-1])[0].log_softmax(-1).gather(1, tokens[1:, None])
         nats += losses[:-1].sum().item()  # without EOS
     expected = nats / math.log(2) / sum(map(len, documents))
-    held_out = held_out_batches(Corpus(tmp_path), RowShape(2, 96), tokenizer=tokenizer)
+    held_out = held_out_batches(Corpus(tmp_path), RowShape(512, 512), tokenizer=tokenizer)
     bits, count = bits_per_byte(model, held_out)
     assert count == sum(map(len, documents))
     assert bits == pytest.approx(expected, rel=1e-5)
@@ -164,8 +164,8 @@ def test_bits_per_byte_of_tokens_are_nats_over_bytes(tokenizer: BPETokenizer, tm
 @pytest.mark.parametrize("scale", [CPU, GPU], ids=lambda scale: scale.name)
 def test_grown_models_match_within_two_per_cent(scale: Scale) -> None:
     for size in scale.sizes:
-        target = token_flops(size.token, scale.vocab_size, 3.1, context_bytes=scale.row_bytes).forward
-        arguments: dict[str, Any] = {"context_bytes": scale.row_bytes, "entropy_model": scale.entropy_model}
+        target = token_flops(size.token, scale.vocab_size, 3.1, context_bytes=scale.sequence_bytes).forward
+        arguments: dict[str, Any] = {"context_bytes": scale.sequence_bytes, "entropy_model": scale.entropy_model}
         parameters = []
         for name, variant in VARIANTS.items():
             patch = variant.patch_size or 5.5
@@ -393,7 +393,7 @@ def test_patches_of_the_benchmark_have_the_size_that_was_asked_for(finished: Ben
     model = finished.model(SIZE, "blt-4.5")
     assert isinstance(model.patcher, Patcher) and model.unit_bytes == pytest.approx(4.5, rel=0.1)
     prompts, num_bytes = full_rows(finished.texts, SCALE, model)
-    assert num_bytes == int((prompts >= BYTE_OFFSET).sum()) == SCALE.batch_size * SCALE.row_bytes
+    assert num_bytes == int((prompts >= BYTE_OFFSET).sum()) == SCALE.batch_size * SCALE.sequence_bytes
     assert np.array_equal(prompts[:, 0], np.full(SCALE.batch_size, BOS_ID))
 
 

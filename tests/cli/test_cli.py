@@ -89,7 +89,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SHARED = ("--batch-size", 2, "--on-error", "skip", "--holdout-bytes", 1000)
+SHARED = ("--on-error", "skip", "--holdout-bytes", 1000)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def runs(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An entropy model and a BLT, trained for a few steps each by the CLI."""
     folder = tmp_path_factory.mktemp("runs")
     steps = ("--steps", 4, "--checkpoint-every", 2)
-    first = run("train-entropy", texts, "--run", folder / "entropy", "--row-tokens", 128, *steps, *SHARED)
+    first = run("train-entropy", texts, "--run", folder / "entropy", "--row-tokens", 256, *steps, *SHARED)
     assert "skipped: 1 json" in first.stderr and "more.jsonl, line 2" in first.stderr
-    arguments = ("--entropy-model", folder / "entropy", "--row-patches", 32, "--patch-size", 3, "--max-patch-length", 5)
+    arguments = ("--entropy-model", folder / "entropy", "--row-tokens", 192, "--patch-size", 3, "--max-patch-length", 5)
     run("train", texts, "--run", folder / "blt", "--threshold", "auto", "--steps", 3, *arguments, *SHARED)
     return folder
 
@@ -273,7 +273,7 @@ def test_a_run_is_not_overwritten(texts: Path, runs: Path) -> None:
 
 def test_resume_starts_where_there_is_nothing_to_lose(texts: Path, runs: Path, tmp_path: Path) -> None:
     """Before its first checkpoint a run has written metrics, perhaps, or half of a checkpoint, or nothing at all."""
-    arguments = ("--row-tokens", 128, "--steps", 4, *SHARED, "--resume")
+    arguments = ("--row-tokens", 256, "--steps", 4, *SHARED, "--resume")
     for left in ("none", "[/INST]", "metrics", "partial"):
         run_ = tmp_path / left
         if left in ("metrics", "partial"):
@@ -289,7 +289,7 @@ def test_resume_starts_where_there_is_nothing_to_lose(texts: Path, runs: Path, t
 
 def test_a_run_that_lies_in_its_text_is_resumed(texts: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(texts, tmp_path / "text")
-    command = ("train-entropy", folder, "--run", folder / "run", "--row-tokens", 64, "--steps", 2, *SHARED)
+    command = ("train-entropy", folder, "--run", folder / "run", "--row-tokens", 128, "--steps", 2, *SHARED)
     run(*command)
     result = run(*command, "--resume")
     assert "metrics of a run (run/metrics.jsonl)" in result.stderr
@@ -304,14 +304,14 @@ def test_resume_of_a_blt_without_a_checkpoint_needs_its_entropy_model(texts: Pat
     (run_ / "metrics.jsonl").write_text("{}\n")
     command = ("train", texts, "--run", run_, "--resume")
     assert "train: --entropy-model: expected a run or checkpoint, got none" in fails(*command)
-    options = ("--row-patches", 32, "--patch-size", 3, "--max-patch-length", 5, "--steps", 3, *SHARED)
+    options = ("--row-tokens", 192, "--patch-size", 3, "--max-patch-length", 5, "--steps", 3, *SHARED)
     run(*command, "--entropy-model", runs / "entropy", *options)
     assert last_losses(run_) == last_losses(runs / "blt")
 
 
 def test_a_resumed_run_has_the_options_of_the_run(texts: Path, runs: Path, tmp_path: Path) -> None:
     """It goes on exactly, as the metrics show, whether its options are given again or left out."""
-    for options in ((), ("--row-tokens", 128, "--steps", 4, *SHARED)):
+    for options in ((), ("--row-tokens", 256, "--steps", 4, *SHARED)):
         run_ = tmp_path / f"copy {len(options)}"
         shutil.copytree(runs / "entropy", run_)
         shutil.rmtree(run_ / "step-00000004")
@@ -331,9 +331,9 @@ CHANGES: dict[str, tuple[object, object]] = {  # option: what the run has, what 
     "delta": (None, 0.5),
     "max-patch-length": (5, 6),
     "preset": ("tiny", "1B"),
-    "batch-size": (2, 3),
-    "row-patches": (32, 33),
-    "row-tokens": (None, 100),
+    "row-tokens": (192, 100),
+    "longest-sequence": (None, 24),
+    "row-patches": (None, 33),
     "seed": (0, 1),
     "learning-rate": (0.002, 0.1),
     "table-learning-rate": (0.03, 0.1),
@@ -366,7 +366,7 @@ def test_a_run_of_another_command_or_on_other_text_is_not_resumed(texts: Path, r
 
 @pytest.mark.filterwarnings("ignore:ppmd is left out")
 def test_an_interrupted_demo_goes_on(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, shape in (("ENTROPY", RowShape(4, 256)), ("MAIN", RowShape(4, 256, 64))):
+    for name, shape in (("ENTROPY", RowShape(1024, 256)), ("MAIN", RowShape(1024, 256))):
         monkeypatch.setattr(demo, name, dataclasses.replace(getattr(demo, name), shape=shape))
     monkeypatch.setattr(runs_, "WATCHED_BYTES", 1)  # one batch: there are ten evaluations of each model
     run_ = tmp_path / "demo"
@@ -438,7 +438,7 @@ def test_files_and_runs_that_do_not_fit_are_one_line(
 
 NUMBERS = {
     "--steps": ["0", "-1", "100000000", "1.5"],
-    "--batch-size": ["0", "-1", "99999999999"],
+    "--longest-sequence": ["0", "-1", "99999999999"],
     "--row-tokens": ["0", "99999999999"],
     "--row-patches": ["0", "99999999999"],
     "--learning-rate": ["0", "-1", "nan", "inf"],

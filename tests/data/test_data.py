@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import lzma
@@ -549,104 +550,142 @@ def uneven(tokens):
 
 
 SETTINGS = [
-    {"row_tokens": 50},
-    {"row_tokens": 1},
-    {"row_tokens": 7, "batch_size": 3},
-    {"row_tokens": 200, "max_sequences": 2},
-    {"row_tokens": 64, "batch_size": 4, "max_sequences": 1, "interleave": 1},
-    {"row_tokens": 20, "interleave": 5},
-    {"row_tokens": 60, "row_patches": 10, "segmenter": fixed(4)},
-    {"row_tokens": 30, "batch_size": 2, "row_patches": 3, "segmenter": fixed(4)},
-    {"row_tokens": 60, "row_patches": 8, "segmenter": uneven},
-    {"row_tokens": 5, "row_patches": 8, "segmenter": uneven},  # patches longer than a row
-    {"row_tokens": 100, "row_patches": 1, "segmenter": lambda tokens: [len(tokens)]},
+    {"row_tokens": 50, "longest_sequence": 10},
+    {"row_tokens": 1, "longest_sequence": 1},
+    {"row_tokens": 20, "longest_sequence": 20},
+    {"row_tokens": 200, "longest_sequence": 70, "max_sequences": 2},
+    {"row_tokens": 64, "longest_sequence": 16, "open_documents": 1},
+    {"row_tokens": 60, "longest_sequence": 12, "row_patches": 15, "segmenter": fixed(4), "open_documents": 5},
+    {"row_tokens": 60, "longest_sequence": 60, "row_patches": 3, "segmenter": fixed(4)},
+    {"row_tokens": 60, "longest_sequence": 20, "row_patches": 18, "segmenter": uneven},
+    {"row_tokens": 30, "longest_sequence": 5, "row_patches": 8, "segmenter": uneven},  # patches longer than a sequence
+    {"row_tokens": 100, "longest_sequence": 100, "row_patches": 1, "segmenter": lambda tokens: [len(tokens)]},
 ]
 
 
-def in_order_of_documents(pieces, interleave):
-    """The pieces of interleaved documents, document after document, in the order in which they were opened."""
-    documents, opened, turn = [], [None] * interleave, 0
-    for piece in pieces:
-        if piece["tokens"][0] == 1:
-            assert opened[turn] is None  # a document goes on before another takes its place
-            documents.append([])
-            opened[turn] = documents[-1]
-        while opened[turn] is None:  # after the last document was opened
-            turn = (turn + 1) % interleave
-        opened[turn].append(piece)
-        if piece["tokens"][-1] == 2:
-            opened[turn] = None
-        turn = (turn + 1) % interleave
-    return list(chain(*documents))
+def pieces_of(batch: data.Batch, options: dict) -> list[dict]:
+    """What a row holds, read back by its own description, which is checked on the way."""
+    N, C, L = options["row_tokens"], options.get("row_patches"), options["longest_sequence"]
+    S = batch.cu_seqlens.shape[0] - 1
+    assert batch.tokens.shape == batch.targets.shape == (1, N)
+    assert [a.dtype for a in (batch.tokens, batch.targets, batch.cu_seqlens)] == [np.int64, np.int64, np.int32]
+    cu, used = batch.cu_seqlens, batch.num_tokens
+    assert cu[0] == 0 and (np.diff(cu) >= 0).all() and batch.longest_sequence == L
+    assert (batch.tokens[0, used:] == 0).all() and (batch.targets[0, used:] == -100).all()
+    pieces, patch = [], 0
+    for i in range(S):
+        a, b = cu[i], cu[i + 1]
+        if a == b:
+            assert (cu[i:] == used).all()
+            break
+        piece = {"tokens": batch.tokens[0, a:b].tolist(), "targets": batch.targets[0, a:b].tolist()}
+        assert len(piece["tokens"]) <= L
+        if C is not None:
+            ends = batch.patch_lengths[0].cumsum()
+            last = int(np.searchsorted(ends, b))
+            assert ends[last] == b  # sequences end with patches
+            piece["lengths"] = batch.patch_lengths[0, patch : last + 1].tolist()
+            assert len(piece["lengths"]) <= -(-L * C // N)
+            patch = last + 1
+            assert batch.next_is_start[i] == (piece["tokens"][-1] != 2)
+        pieces.append(piece)
+    if C is not None:
+        assert batch.patch_lengths.shape == (1, C) and batch.patch_lengths.dtype == np.int64
+        assert batch.patch_lengths.sum() == used and (batch.patch_lengths[0, patch:] == 0).all()
+        assert batch.next_is_start.shape == (S,) and batch.num_patches == patch
+    else:
+        assert batch.patch_lengths is None and batch.next_is_start is None and batch.num_patches == used
+    return pieces
 
 
-def test_rows_of_a_batch_are_from_different_documents(tmp_path):
-    for i in range(6):
-        (tmp_path / f"{i}.txt").write_text(str(i) * 100)
-    stream = DocumentStream(Corpus(tmp_path), shuffle=False, epochs=1)
-    first = next(PackedBatches(stream, 20, 4, max_sequences=1))
-    assert [row.max() - 4 for row in first.tokens] == list(b"0123")
+@pytest.fixture(scope="module")
+def distinct(tmp_path_factory) -> Corpus:
+    """30 documents of 1 to 400 bytes of which each byte says which document it is of."""
+    root = tmp_path_factory.mktemp("distinct")
+    for i in range(30):
+        (root / f"{i:02}.txt").write_text(chr(40 + i) * (1 + i * i * 400 // 841))
+    return Corpus(root)
 
 
 @pytest.mark.parametrize("options", SETTINGS, ids=range(len(SETTINGS)))
-def test_packing(mixed, documents_of_mixed, options):
-    batches = list(PackedBatches(DocumentStream(mixed, shuffle=False, epochs=1), **options))
-    N, B, C = options["row_tokens"], options.get("batch_size", 1), options.get("row_patches")
-    pieces = []  # what the rows hold, read back by their own description
-    for batch in batches:
-        S = batch.cu_seqlens.shape[1] - 1
-        assert batch.tokens.shape == batch.targets.shape == batch.sequence_ids.shape == (B, N)
-        dtypes = [a.dtype for a in (batch.tokens, batch.targets, batch.sequence_ids, batch.seq_lens, batch.cu_seqlens)]
-        assert dtypes == [np.int64, np.int64, np.int32, np.int32, np.int32]
-        for row in range(B):
-            cu, used = batch.cu_seqlens[row], batch.seq_lens[row]
-            assert cu[0] == 0 and cu[-1] == used and (np.diff(cu) >= 0).all()
-            assert (batch.tokens[row, used:] == 0).all() and (batch.targets[row, used:] == -100).all()
-            ids = np.full(N, -1)
-            patch = 0
-            for i in range(S):
-                a, b = cu[i], cu[i + 1]
-                if a == b:
-                    assert (cu[i:] == used).all()
-                    break
-                ids[a:b] = i
-                piece = {"tokens": batch.tokens[row, a:b].tolist(), "targets": batch.targets[row, a:b].tolist()}
-                if C is not None:
-                    ends = batch.patch_lengths[row].cumsum()
-                    last = int(np.searchsorted(ends, b))
-                    assert ends[last] == b  # sequences end with patches
-                    piece["lengths"] = batch.patch_lengths[row, patch : last + 1].tolist()
-                    patch = last + 1
-                    assert batch.next_is_start[row, i] == (piece["tokens"][-1] != 2)
-                pieces.append(piece)
-            assert (batch.sequence_ids[row] == ids).all()
-            if C is not None:
-                assert batch.patch_lengths.shape == (B, C) and batch.patch_lengths.dtype == np.int64
-                assert batch.patch_lengths[row].sum() == used and (batch.patch_lengths[row, patch:] == 0).all()
-                assert batch.next_is_start.shape == (B, S)
-            else:
-                assert batch.patch_lengths is None and batch.next_is_start is None
-
-    pieces = in_order_of_documents(pieces, options.get("interleave", B))
-    expected = [encode(document) for document in documents_of_mixed]
-    flat = np.concatenate(expected)
-    assert list(chain(*(piece["tokens"] for piece in pieces))) == flat.tolist()
-    following = [*flat[1:].tolist(), 0]
-    targets = [t if token != 2 else -100 for token, t in zip(flat.tolist(), following, strict=True)]
-    assert list(chain(*(piece["targets"] for piece in pieces))) == targets
-    assert all(token != 1 for piece in pieces for token in piece["tokens"][1:])  # no sequence spans documents
-    if C is not None and N > 9 and C > 1:
-        wanted = np.concatenate([options["segmenter"](tokens) for tokens in expected])
-        assert list(chain(*(piece["lengths"] for piece in pieces))) == wanted.tolist()
+def test_packing(distinct, options):
+    """Over an epoch every token of every document comes once and in order, and all but BOS are targets once."""
+    read: dict[int, dict[str, list]] = {}
+    ends: list[dict] = []
+    for batch in PackedBatches(DocumentStream(distinct, seed=4, epochs=1), **options):
+        for piece in pieces_of(batch, options):
+            texts = {token for token in (*piece["tokens"], *piece["targets"]) if token >= 4}
+            assert len(texts) <= 1  # no sequence spans documents
+            if not texts:
+                ends.append(piece)  # EOS alone does not say of which document it is
+                continue
+            seen = read.setdefault(*texts, {"tokens": [], "targets": [], "lengths": []})
+            for name, values in piece.items():
+                seen[name] += values
+    for seen in read.values():
+        if seen["tokens"][-1] != 2:
+            for name, values in ends.pop().items():
+                seen[name] += values
+    assert not ends
+    expected = [encode(document) for document in distinct]
+    assert len(read) == len(expected)
+    for tokens in expected:
+        seen = read[tokens[1]]
+        assert seen["tokens"] == tokens.tolist()
+        assert seen["targets"] == [*tokens[1:].tolist(), -100]
+        if "segmenter" in options and options["longest_sequence"] > 9 and options["row_patches"] > 1:
+            assert seen["lengths"] == list(options["segmenter"](tokens))
 
 
-def test_rows_are_full(mixed):
-    """With N well above C times the mean, every slot is used in all rows but the last."""
-    stream = DocumentStream(mixed, epochs=2)
-    batches = list(PackedBatches(stream, 100, row_patches=20, segmenter=fixed(4), max_sequences=20))
-    assert all((batch.patch_lengths > 0).all() for batch in batches[:-1])
-    batches = list(PackedBatches(DocumentStream(mixed, epochs=2), 100, max_sequences=100))
-    assert all((batch.seq_lens == 100).all() for batch in batches[:-1])
+def test_pieces_are_drawn_from_many_documents(tmp_path):
+    """A batch holds pieces of different documents, other ones in each batch, and none of them waits for long."""
+    for i in range(90):
+        (tmp_path / f"{i:02}.txt").write_text(chr(33 + i) * 4000)
+    batches = PackedBatches(DocumentStream(Corpus(tmp_path), seed=5), 1600, 100)
+    seen: list[set] = [set(next(batches).tokens.ravel().tolist()) for _ in range(100)]
+    assert min(map(len, seen)) >= 10 and len(set.union(*seen)) >= 64
+    repeated = [len(a & b) for a, b in pairwise(seen)]
+    assert 1 < np.mean(repeated) < 8  # of 16: neither the same documents again nor every document in turn
+    opened = {document["latest"] for document in batches.state_dict()["open"]}
+    assert batches.state_dict()["pieces"] - min(opened) <= 5 * 64
+
+
+def varied(tokens):
+    """Patches whose mean is between 3 and 7 tokens, as the content decides."""
+    rng = np.random.default_rng([int(tokens[1]), len(tokens)])
+    mean = rng.uniform(3, 7)
+    lengths = 1 + rng.poisson(mean - 1, len(tokens))
+    ends = lengths.cumsum()
+    count = int(np.searchsorted(ends, len(tokens)))
+    return np.append(lengths[:count], len(tokens) - (ends[count - 1] if count else 0))
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory) -> tuple[Corpus, float]:
+    """Documents from 500 bytes to 50 kB, unlike in their patches, and the mean length of all patches."""
+    root = tmp_path_factory.mktemp("unlike")
+    for i in range(150):
+        (root / f"{i:03}.txt").write_text(chr(33 + i % 90) * int(500 * 100 ** (i / 150)))
+    corpus = Corpus(root)
+    documents = [encode(document) for document in corpus]
+    return corpus, sum(map(len, documents)) / sum(len(varied(tokens)) for tokens in documents)
+
+
+def test_rows_are_full(unlike):
+    """At least 97 % of tokens and of patches are used, and the open documents do not become ones that fit badly."""
+    corpus, mean = unlike
+    N, C = 8192, round(8192 / mean)
+    batches = PackedBatches(DocumentStream(corpus, seed=3), N, N // 16, segmenter=varied, row_patches=C)
+    made = [next(batches) for _ in range(400)]
+    assert np.mean([batch.num_tokens for batch in made]) > 0.97 * N
+    assert np.mean([batch.num_patches for batch in made]) > 0.97 * C
+    assert next(PackedBatches(DocumentStream(corpus), N, N // 16)).num_tokens == N  # without patches nothing is left
+    bits = [
+        np.unpackbits(np.frombuffer(base64.b64decode(document["patches"]), np.uint8))[document["offset"] :]
+        for document in batches.state_dict()["open"]
+        if document["patches"] is not None
+    ]
+    assert sum(map(len, bits)) / sum(int(b.sum()) for b in bits) == pytest.approx(mean, rel=0.15)
 
 
 @slow_ok
@@ -667,9 +706,33 @@ def test_batches_resume_exactly(mixed, taken, options, seed):
             assert np.array_equal(getattr(a, name), getattr(b, name)), name
 
 
+def test_resuming_segments_nothing_that_was_segmented(unlike):
+    corpus, mean = unlike
+
+    def batches(segmenter):
+        return PackedBatches(DocumentStream(corpus), 4096, 256, segmenter=segmenter, row_patches=round(4096 / mean))
+
+    def refuse(tokens):
+        raise AssertionError("segmented again")
+
+    first = batches(varied)
+    made = [next(first) for _ in range(40)]
+    state = json.loads(json.dumps(first.state_dict()))
+    opened = [document for document in state["open"] if document["patches"] is not None]
+    assert len(opened) > 32 and made[0].num_patches > 0
+    assert len(json.dumps(state)) < sum(map(len, corpus)) / 4
+    second = batches(refuse)
+    second.load_state_dict(state)
+    with pytest.raises(AssertionError, match="segmented again"):  # the documents that follow are not cut yet
+        list(second)
+    second = batches(varied)
+    second.load_state_dict(state)
+    assert np.array_equal(next(first).tokens, next(second).tokens)
+
+
 def test_batches_end_and_resume_at_the_end(mixed):
     def batches():
-        return PackedBatches(DocumentStream(mixed, epochs=1), 64, 4)
+        return PackedBatches(DocumentStream(mixed, epochs=1), 64, 16)
 
     first, second = batches(), batches()
     count = len(list(first))
@@ -690,7 +753,7 @@ def test_batches_end_and_resume_at_the_end(mixed):
 )
 def test_wrong_patch_lengths(tmp_path, lengths, error, message):
     (tmp_path / "a.txt").write_text("four")
-    batches = PackedBatches(DocumentStream(Corpus(tmp_path)), 10, row_patches=5, segmenter=lambda tokens: lengths)
+    batches = PackedBatches(DocumentStream(Corpus(tmp_path)), 10, 10, row_patches=5, segmenter=lambda tokens: lengths)
     with pytest.raises(error, match=f"PackedBatches: segmenter: expected .*{message}"):
         next(batches)
 
@@ -701,26 +764,34 @@ def test_wrong_patch_lengths(tmp_path, lengths, error, message):
         ({"row_tokens": 0}, ValueError, "row_tokens: expected at least 1, got 0"),
         ({"row_tokens": 1.5}, TypeError, "row_tokens: expected an int, got float"),
         ({"row_tokens": True}, TypeError, "row_tokens: expected an int, got bool"),
-        ({"row_tokens": 8, "row_patches": 4}, ValueError, "row_patches: expected together with segmenter"),
-        ({"row_tokens": 8, "max_sequences": 0}, ValueError, "max_sequences: expected at least 1"),
+        ({"row_patches": 4}, ValueError, "row_patches: expected together with segmenter"),
+        ({"row_patches": 0, "segmenter": uneven}, ValueError, "row_patches: expected at least 1"),
+        ({"max_sequences": 0}, ValueError, "max_sequences: expected at least 1"),
+        ({"longest_sequence": 9}, ValueError, r"longest_sequence: expected 1 \.\. 8, got 9"),
+        ({"open_documents": 0}, ValueError, "open_documents: expected at least 1"),
     ],
 )
 def test_packing_arguments(mixed, options, error, message):
     with pytest.raises(error, match=f"PackedBatches: {message}"):
-        PackedBatches(DocumentStream(mixed), **options)
+        PackedBatches(DocumentStream(mixed), **{"row_tokens": 8, "longest_sequence": 4} | options)
     with pytest.raises(TypeError, match="documents: expected a DocumentStream, got list"):
-        PackedBatches([b"x"], 8)
+        PackedBatches([b"x"], 8, 8)
 
 
 def test_batches_of_a_changed_document(tmp_path):
     (tmp_path / "a.txt").write_text("0123456789")
-    first = PackedBatches(DocumentStream(Corpus(tmp_path)), 8)
+    first = PackedBatches(DocumentStream(Corpus(tmp_path)), 8, 8, segmenter=uneven, row_patches=8)
     next(first)
     state = first.state_dict()
-    with pytest.raises(ValueError, match="offset: expected at most the 12 tokens of the document, got 99"):
-        first.load_state_dict({**state, "open": [{**state["open"][0], "offset": 99}]})
-    with pytest.raises(ValueError, match="interleave: expected 2, got 1"):
-        PackedBatches(DocumentStream(Corpus(tmp_path)), 8, interleave=2).load_state_dict(state)
+    (cut, *_) = (document for document in state["open"] if document["patches"] is not None)
+    for changed in ({"offset": 99}, {"patches": base64.b64encode(b"\xff" * 9).decode()}):
+        with pytest.raises(ValueError, match="got another one with 12 tokens: the corpus has changed"):
+            first.load_state_dict({**state, "open": [{**cut, **changed}]})
+    fewer = PackedBatches(DocumentStream(Corpus(tmp_path)), 8, 8, segmenter=uneven, row_patches=8, open_documents=2)
+    with pytest.raises(ValueError, match="open_documents: expected 2, got 64"):
+        fewer.load_state_dict(state)
+    with pytest.raises(ValueError, match="version: expected 4, got 3"):
+        first.load_state_dict({**state, "settings": {**state["settings"], "version": 3}})
 
 
 def test_a_batch_makes_a_packed_layout(mixed):
@@ -728,13 +799,14 @@ def test_a_batch_makes_a_packed_layout(mixed):
     torch = pytest.importorskip("torch")
     layout_of = pytest.importorskip("blt_kernels.layout", exc_type=ImportError).PatchLayout.from_lengths
     cut = 0
-    for batch in PackedBatches(DocumentStream(mixed, epochs=1), 60, row_patches=10, segmenter=fixed(4)):
-        lengths, cu_seqlens = torch.from_numpy(batch.patch_lengths), torch.from_numpy(batch.cu_seqlens[0])
-        layout = layout_of(lengths, 60, cu_seqlens=cu_seqlens, next_is_start=torch.from_numpy(batch.next_is_start[0]))
+    documents = DocumentStream(mixed, epochs=1)
+    for batch in PackedBatches(documents, 60, 20, row_patches=15, segmenter=fixed(4)):
+        lengths, cu_seqlens = torch.from_numpy(batch.patch_lengths), torch.from_numpy(batch.cu_seqlens)
+        layout = layout_of(lengths, 60, cu_seqlens=cu_seqlens, next_is_start=torch.from_numpy(batch.next_is_start))
         assert layout.lengths().equal(lengths)
         own, visible = layout.patch_ids[0].tolist(), layout.visible_ids[0].tolist()
-        assert own[batch.seq_lens[0] :] == [-1] * (60 - batch.seq_lens[0])
-        for (begin, end), goes_on in zip(pairwise(batch.cu_seqlens[0]), batch.next_is_start[0], strict=True):
+        assert own[batch.num_tokens :] == [-1] * (60 - batch.num_tokens)
+        for (begin, end), goes_on in zip(pairwise(batch.cu_seqlens), batch.next_is_start, strict=True):
             if end > begin:
                 first = own[begin]
                 wanted = own[end - 1] - (not goes_on)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blt_kernels import PatchLayout, decoder_cross_attention, encoder_cross_attention, linear_entropy
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
 from blt_kernels.model.flops import COUNTS, Ledger, blt_flops, entropy_model_flops, equal_token_width, token_flops
-from blt_kernels.model.transformer import plan_attention
+from blt_kernels.model.transformer import Sequences, plan_attention
 
 SMALL = BLTConfig(
     encoder=TransformerConfig(32, 1, 2, 88, window=16),
@@ -99,7 +99,7 @@ def test_paper_count_leaves_the_entropy_model_out() -> None:
 @pytest.mark.parametrize(("window", "length"), [(None, 40), (8, 40), (7, 44), (40, 40), (64, 40), (1, 12), (2, 12)])
 def test_inclusive_attention_is_what_the_mask_lets_through(window: int | None, length: int) -> None:
     config = TransformerConfig(32, 3, 2, 64, window=window)
-    plan = plan_attention(config, torch.zeros(1, length, 32), torch.zeros(1, length, dtype=torch.int64))
+    plan = plan_attention(config, torch.zeros(1, length, 32), Sequences(torch.zeros(1, length, dtype=torch.int64)))
     assert plan.mask is not None and (not plan.block or length % plan.block == 0)
     ledger = token_flops(config, 10, 1, context_bytes=length)
     assert ledger.components["attention"] * length == pytest.approx(3 * 4 * 32 * int(plan.mask.sum()), rel=1e-12)

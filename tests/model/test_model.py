@@ -24,7 +24,7 @@ from blt_kernels.model import (
     next_byte_loss,
 )
 from blt_kernels.model.loss import bits_per_byte
-from blt_kernels.model.transformer import attend, plan_attention, rotate
+from blt_kernels.model.transformer import Sequences, attend, plan_attention, rotate
 
 SMALL = BLTConfig(
     encoder=TransformerConfig(16, 2, 2, 24, window=6),
@@ -193,7 +193,7 @@ def test_attention_equals_a_dense_mask(length: int, window: int | None, packed: 
     config = TransformerConfig(8, 1, 2, 8, window=window)
     q, k, v = torch.randn(3, 2, length, 2, 4, dtype=torch.float64)
     sequence_ids = torch.randint(0, 2, (2, length)).cumsum(1) if packed else None
-    plan = plan_attention(config, q.flatten(2), sequence_ids)
+    plan = plan_attention(config, q.flatten(2), None if sequence_ids is None else Sequences(sequence_ids))
     everything = torch.zeros(2, length) if sequence_ids is None else sequence_ids
     torch.testing.assert_close(attend(q, k, v, plan), naive_attention(q, k, v, everything, window))
 
@@ -201,7 +201,7 @@ def test_attention_equals_a_dense_mask(length: int, window: int | None, packed: 
 def test_rotation_is_the_published_one() -> None:
     config = TransformerConfig(8, 1, 1, 8, rope_theta=100.0)
     x = torch.randn(1, 5, 1, 8)
-    plan = plan_attention(config, x.flatten(2), torch.tensor([[0, 0, 4, 4, 4]]))
+    plan = plan_attention(config, x.flatten(2), Sequences(torch.tensor([[0, 0, 4, 4, 4]])))
     got = rotate(x, plan.rotation)
     for row, position in enumerate((0, 1, 0, 1, 2)):  # counted from the start of the sequence
         for pair in range(4):
@@ -402,9 +402,9 @@ def test_double_residual() -> None:
         torch.nn.init.zeros_(cross.o_proj.weight)
     tokens, layout = make_batch(1, 20)
     x = model.embed(tokens)
-    sequence_ids = torch.ones(1, 20, dtype=torch.int64)
-    states, patches = model.local_encoder(x, layout, sequence_ids)
-    plan = plan_attention(SMALL.encoder, x, sequence_ids)
+    sequences = Sequences(torch.ones(1, 20, dtype=torch.int64))
+    states, patches = model.local_encoder(x, layout, sequences)
+    plan = plan_attention(SMALL.encoder, x, sequences)
     for layer in model.local_encoder.layers:
         x = layer(x, plan)
     torch.testing.assert_close(states, x)
@@ -414,7 +414,7 @@ def test_double_residual() -> None:
     for layer in model.local_decoder.layers:
         x = layer(2 * x, plan)
     latent = torch.randn(1, layout.capacity, SMALL.latent.dim, dtype=torch.float64)
-    torch.testing.assert_close(model.local_decoder(states, latent, layout, sequence_ids), model.local_decoder.norm(x))
+    torch.testing.assert_close(model.local_decoder(states, latent, layout, sequences), model.local_decoder.norm(x))
 
 
 def test_gradients_reach_every_parameter() -> None:

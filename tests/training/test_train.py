@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
 from blt_kernels.training.optim import OptimConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.prefetch import prefetch
-from blt_kernels.training.rows import RowShape
+from blt_kernels.training.rows import RowShape, mean_patch_length, patches_of_row
 from blt_kernels.training.runs import entropy_patcher, open_run, train_model, without_metrics
 from blt_kernels.training.step import layout_of
 from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer, load_model
@@ -38,7 +39,7 @@ BLT_SMALL = BLTConfig(
     ngram_sizes=(3, 4),
     hash_rows=97,
 )
-SHAPES = {"padded": RowShape(2, 144, 16), "packed": RowShape(1, 288, 32)}
+SHAPE = RowShape(288, 72, 72)
 CONFIG = TrainConfig(12, OptimConfig(warmup_steps=3), log_every=1, eval_every=6, checkpoint_every=5, seed=1)
 
 
@@ -67,11 +68,8 @@ def losses(run: Path) -> list[tuple[int, float, float, int]]:
     return [(line["step"], line["loss"], line["gradient_norm"], line["bytes"]) for line in lines]
 
 
-@pytest.mark.parametrize("kind", ["padded", "packed"])
-def test_an_interrupted_run_continues_with_the_same_losses(
-    kind: str, corpus: Corpus, patcher: Patcher, tmp_path: Path
-) -> None:
-    shape = SHAPES[kind]
+def test_an_interrupted_run_continues_with_the_same_losses(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    shape = SHAPE
     whole = train_model(make_blt(), corpus, None, shape, CONFIG, tmp_path / "whole", patcher=patcher)
     assert losses(tmp_path / "whole")[-1][0] == 12
 
@@ -93,7 +91,7 @@ def test_an_interrupted_run_continues_with_the_same_losses(
 
 
 def test_the_entropy_model_resumes_too(corpus: Corpus, tmp_path: Path) -> None:
-    shape = RowShape(2, 64)
+    shape = RowShape(128, 64)
     torch.manual_seed(0)
     model = EntropyModel(ENTROPY)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -112,7 +110,7 @@ def test_the_entropy_model_resumes_too(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_a_step_learns(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, steps=60, optim=OptimConfig(3e-3, 1e-2, warmup_steps=5))
-    train_model(make_blt(), corpus, corpus, SHAPES["padded"], config, tmp_path / "run", patcher=patcher)
+    train_model(make_blt(), corpus, corpus, SHAPE, config, tmp_path / "run", patcher=patcher)
     lines = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text().splitlines()]
     assert lines[0]["bits_per_byte"] > 7
     assert lines[-1]["bits_per_byte"] < 5
@@ -120,7 +118,7 @@ def test_a_step_learns(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None
 
 
 def test_resume_refuses_another_model_schedule_and_damage(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
-    run, shape = tmp_path / "run", SHAPES["padded"]
+    run, shape = tmp_path / "run", SHAPE
     config = dataclasses.replace(CONFIG, steps=2)
     train_model(make_blt(), corpus, None, shape, config, run, patcher=patcher)
     wider = BLT(dataclasses.replace(BLT_SMALL, hash_rows=98))
@@ -134,7 +132,7 @@ def test_resume_refuses_another_model_schedule_and_damage(corpus: Corpus, patche
     oftener = dataclasses.replace(config, log_every=7, eval_every=1, checkpoint_every=1)  # decides no loss
     train_model(make_blt(), corpus, None, shape, oftener, run, patcher=patcher, resume=True)
     rows = dataclasses.replace(shape, row_tokens=shape.row_tokens + 8)
-    with pytest.raises(CheckpointError, match=r"row settings: row_tokens: the run has 144, got 152$"):
+    with pytest.raises(CheckpointError, match=r"row settings: row_tokens: the run has 288, got 296$"):
         train_model(make_blt(), corpus, None, rows, config, run, patcher=patcher, resume=True)
     part = corpus.with_files(corpus.files[1:])
     with pytest.raises(CheckpointError, match="the run was trained on other text"):
@@ -160,20 +158,20 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(
     left: dict[str, bytes], corpus: Corpus, patcher: Patcher, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(CONFIG, steps=2)
-    train_model(make_blt(), corpus, None, SHAPES["padded"], config, tmp_path / "whole", patcher=patcher)
+    train_model(make_blt(), corpus, None, SHAPE, config, tmp_path / "whole", patcher=patcher)
     run = tmp_path / "stopped"
     run.mkdir()
     for name, contents in left.items():
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_bytes(contents)
-    train_model(make_blt(), corpus, None, SHAPES["padded"], config, run, patcher=patcher, resume=True)
+    train_model(make_blt(), corpus, None, SHAPE, config, run, patcher=patcher, resume=True)
     assert losses(run) == losses(tmp_path / "whole")
     assert sorted(path.name for path in run.iterdir()) == [METRICS_FILE, "step-00000002"]
 
 
 def test_damaged_metrics_do_not_stop_a_run_with_a_checkpoint(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
     """The process was killed after a checkpoint: the lines after it are written again, damaged ones are dropped."""
-    shape = SHAPES["padded"]
+    shape = SHAPE
     train_model(make_blt(), corpus, None, shape, CONFIG, tmp_path / "whole", patcher=patcher)
     run, config = tmp_path / "run", dataclasses.replace(CONFIG, checkpoint_every=5)
     train_model(make_blt(), corpus, None, shape, config, run, patcher=patcher)
@@ -206,8 +204,8 @@ def test_damaged_metrics_do_not_stop_a_run_with_a_checkpoint(corpus: Corpus, pat
         (TrainConfig, "seed", [2**63, -(2**63) - 1, 0.5, None]),
         (TrainConfig, "optim", [None, {}]),
         (TrainConfig, "autocast", [1]),
-        (RowShape, "batch_size", [0, 2**31, 1.0]),
-        (RowShape, "row_tokens", [0, 2**31]),
+        (RowShape, "row_tokens", [0, 2**31, 1.0]),
+        (RowShape, "longest_sequence", [0, 65]),
         (RowShape, "row_patches", [0, 65]),
         (PatcherConfig, "method", ["words"]),
         (PatcherConfig, "rule", ["sum"]),
@@ -221,7 +219,7 @@ def test_every_field_of_a_configuration_is_checked_by_name(config: Any, field: s
     valid = {
         OptimConfig: {},
         TrainConfig: {"steps": 1},
-        RowShape: {"batch_size": 2, "row_tokens": 64},
+        RowShape: {"row_tokens": 64, "longest_sequence": 16},
         PatcherConfig: {"threshold": 1.0},
     }[config]
     config(**valid)
@@ -244,7 +242,7 @@ def test_options_of_a_method_belong_to_it() -> None:
 def test_documents_seen_are_those_of_the_batches(tmp_path: Path) -> None:
     for i in range(9):
         (tmp_path / f"{i}.txt").write_text(f"{i}" * (100 + 37 * i))
-    corpus, shape = Corpus(tmp_path), RowShape(3, 50)
+    corpus, shape = Corpus(tmp_path), RowShape(150, 50)
     batches = shape.batches(DocumentStream(corpus, seed=2))
     read = Counter()
     for _ in range(7):
@@ -270,7 +268,7 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_train_one_run(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = (corpus, None, SHAPES["padded"], CONFIG, run)
+    arguments = (corpus, None, SHAPE, CONFIG, run)
 
     def second(metrics: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="run: another process is training this run"):
@@ -286,7 +284,7 @@ def test_a_run_that_has_written_nothing_leaves_no_directory(corpus: Corpus, patc
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(FloatingPointError):
-        train_model(model, corpus, None, SHAPES["padded"], CONFIG, tmp_path / "run", patcher=patcher)
+        train_model(model, corpus, None, SHAPE, CONFIG, tmp_path / "run", patcher=patcher)
     assert not list(tmp_path.iterdir())
 
 
@@ -295,7 +293,7 @@ def test_a_missing_package_is_named_before_training(
 ) -> None:
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ImportError, match=r"safetensors .*pip install 'blt_kernels\[train\]'"):
-        train_model(make_blt(), corpus, None, SHAPES["padded"], CONFIG, tmp_path / "run", patcher=patcher)
+        train_model(make_blt(), corpus, None, SHAPE, CONFIG, tmp_path / "run", patcher=patcher)
     assert not list(tmp_path.iterdir())
 
 
@@ -319,12 +317,12 @@ def test_a_loss_that_is_not_finite_stops_training(corpus: Corpus, patcher: Patch
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="step 1: expected a finite loss and gradient norm, got nan"):
-        train_model(model, corpus, None, SHAPES["padded"], CONFIG, tmp_path / "run", patcher=patcher)
+        train_model(model, corpus, None, SHAPE, CONFIG, tmp_path / "run", patcher=patcher)
 
 
 def test_the_end_of_the_corpus_is_said(corpus: Corpus, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    batches = RowShape(2, 256).batches(DocumentStream(corpus, epochs=1))
+    batches = RowShape(512, 256).batches(DocumentStream(corpus, epochs=1))
     trainer = Trainer(EntropyModel(ENTROPY), batches, dataclasses.replace(CONFIG, steps=1000), tmp_path / "run")
     with pytest.raises(ValueError, match=r"the corpus ended at step \d+ of 1000"):
         trainer.train()
@@ -335,7 +333,7 @@ def test_an_error_in_the_loader_reaches_the_training_loop(ahead: bool, corpus: C
     def broken(tokens: np.ndarray) -> np.ndarray:
         raise RuntimeError("broken segmenter")
 
-    batches = PackedBatches(DocumentStream(corpus), 96, segmenter=broken, row_patches=16)
+    batches = PackedBatches(DocumentStream(corpus), 96, 24, segmenter=broken, row_patches=16)
     with (
         contextlib.closing(prefetch(batches, ahead=ahead)) as taken,
         pytest.raises(RuntimeError, match="broken segmenter"),
@@ -345,7 +343,7 @@ def test_an_error_in_the_loader_reaches_the_training_loop(ahead: bool, corpus: C
 
 def test_reading_ahead_gives_the_same_batches_and_states(corpus: Corpus, patcher: Patcher) -> None:
     def first(ahead: bool) -> list[tuple[list[int], dict[str, Any]]]:
-        batches = SHAPES["padded"].batches(DocumentStream(corpus, seed=2), patcher)
+        batches = SHAPE.batches(DocumentStream(corpus, seed=2), patcher)
         with contextlib.closing(prefetch(batches, ahead=ahead)) as taken:
             return [(batch.tokens.ravel().tolist(), state) for batch, state in itertools.islice(taken, 6)]
 
@@ -353,7 +351,7 @@ def test_reading_ahead_gives_the_same_batches_and_states(corpus: Corpus, patcher
 
 
 def test_a_checkpoint_is_all_that_evaluation_needs(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
-    shape = SHAPES["padded"]
+    shape = SHAPE
     config = dataclasses.replace(CONFIG, steps=3)
     trainer = train_model(make_blt(), corpus, None, shape, config, tmp_path / "run", patcher=patcher)
     model, loaded, state = load_model(tmp_path / "run")
@@ -365,11 +363,10 @@ def test_a_checkpoint_is_all_that_evaluation_needs(corpus: Corpus, patcher: Patc
     assert state["bytes_seen"] == trainer.bytes_seen
 
 
-@pytest.mark.parametrize("kind", ["padded", "packed"])
-def test_every_byte_of_the_held_out_text_counts_once(kind: str, corpus: Corpus, patcher: Patcher) -> None:
+def test_every_byte_of_the_held_out_text_counts_once(corpus: Corpus, patcher: Patcher) -> None:
     model = make_blt()
     torch.nn.init.zeros_(model.lm_head.weight)  # uniform predictions
-    bits, count = bits_per_byte(model, held_out_batches(corpus, SHAPES[kind], patcher))
+    bits, count = bits_per_byte(model, held_out_batches(corpus, SHAPE, patcher))
     assert count == sum(map(len, corpus))
     assert bits == pytest.approx(math.log2(260), rel=1e-6)
 
@@ -380,7 +377,7 @@ def test_training_and_evaluation_count_alike(corpus: Corpus, tmp_path: Path) -> 
     model = EntropyModel(ENTROPY)
     with torch.no_grad():
         model.lm_head.weight[2] = -10 * torch.ones(32)  # EOS
-    shape = RowShape(8, 2048)
+    shape = RowShape(16384, 2048)
     texts = corpus.with_files(corpus.files[:8])
     expected, _ = bits_per_byte(model, held_out_batches(texts, shape))
     logged = []
@@ -395,22 +392,35 @@ def test_a_loss_that_is_not_finite_is_no_result(corpus: Corpus) -> None:
     with torch.no_grad():
         model.lm_head.weight[7, 0] = math.nan
     with pytest.raises(FloatingPointError, match="expected a finite loss"):
-        bits_per_byte(model, held_out_batches(corpus, RowShape(2, 64)))
+        bits_per_byte(model, held_out_batches(corpus, RowShape(128, 64)))
 
 
-def test_slots_of_training_rows_are_full(corpus: Corpus, patcher: Patcher) -> None:
-    """Policy (a): a constant C, no overflow, and only the ends of documents leave slots unused."""
-    for kind, shape in SHAPES.items():
-        used = slots = 0
-        batches = shape.batches(DocumentStream(corpus, epochs=1), patcher)
-        for batch in batches:
-            layout = layout_of(batch, torch.device("cpu"))
-            layout.validate()
-            assert layout.capacity == shape.row_patches
-            assert int(layout.overflow.sum()) == 0
-            used += int(layout.num_patches.sum())
-            slots += layout.capacity * batch.tokens.shape[0]
-        assert used / slots > (0.65 if kind == "padded" else 0.9), kind
+def test_training_rows_are_full(corpus: Corpus, patcher: Patcher) -> None:
+    """Bytes and slots are used up together, and no patch is too many."""
+    row_tokens = 4096
+    shape = RowShape(row_tokens, 256, patches_of_row(row_tokens, corpus, patcher))
+    batches = shape.batches(DocumentStream(corpus, seed=1), patcher)
+    tokens, slots = [], []
+    for batch in itertools.islice(batches, 40):
+        layout = layout_of(batch, torch.device("cpu"))
+        layout.validate()
+        assert layout.capacity == shape.row_patches and int(layout.overflow.sum()) == 0
+        assert int(layout.num_patches) == batch.num_patches
+        tokens.append(batch.num_tokens / row_tokens)
+        slots.append(batch.num_patches / layout.capacity)
+    assert mean(tokens) > 0.97 and mean(slots) > 0.97
+
+
+def test_the_mean_patch_is_that_of_the_whole_text(tmp_path: Path) -> None:
+    """A few long documents of other density, in the middle of many short ones, count by their length."""
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text("word " * (9000 if i in (20, 21) else 60))
+    (tmp_path / "dense.txt").write_text("a b " * 20_000)
+    text, patcher = Corpus(tmp_path, max_document_bytes=1 << 14), Patcher(PatcherConfig("spaces"))
+    documents = [encode(document) for document in text]
+    expected = sum(map(len, documents)) / sum(len(patcher(tokens)) for tokens in documents)
+    assert mean_patch_length(text, patcher) == pytest.approx(expected, rel=0.01)
+    assert patches_of_row(1000, text, patcher) == pytest.approx(1000 / expected, rel=0.01)
 
 
 def test_calibration_gives_the_wanted_patch_size(corpus: Corpus) -> None:
@@ -426,7 +436,7 @@ def test_calibration_gives_the_wanted_patch_size(corpus: Corpus) -> None:
 def test_bytes_are_those_of_the_text(corpus: Corpus, patcher: Patcher) -> None:
     """BOS, EOS and padding stand for no byte, whether targets are counted or a tokenizer says what they stand for."""
     for segmenter in (None, patcher):
-        shape = SHAPES["padded"] if segmenter else RowShape(2, 144)
+        shape = SHAPE if segmenter else RowShape(288, 144)
         batches = list(shape.batches(DocumentStream(corpus, epochs=1), segmenter))
         assert all(batch.num_bytes == int((batch.targets >= 4).sum()) for batch in batches)
         assert sum(batch.num_bytes for batch in batches) == sum(map(len, corpus))
@@ -439,7 +449,7 @@ def test_the_seconds_of_training_include_the_loader(corpus: Corpus, tmp_path: Pa
             return super().__next__()
 
     torch.manual_seed(0)
-    batches = Slow(DocumentStream(corpus), 32)
+    batches = Slow(DocumentStream(corpus), 64, 32)
     trainer = Trainer(EntropyModel(ENTROPY), batches, dataclasses.replace(CONFIG, steps=4), tmp_path / "run")
     trainer.train()
     assert trainer.seconds > 4 * 0.05
