@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kHashThreads, 2) hash_ngram_embedding_kernel(H
     const int64_t column = int64_t(i - k * packs) * N;
     const int64_t at = (first + k) * args.width + column;
     const int64_t* const row = rows + int(k) * tables;
-    Pack<U, N> from_base{};
+    Pack<U, N> from_base;  // without a value where base is null, because a default would wait for what is loaded
     if (base != nullptr) {
       from_base = load_once<N>(base + at);
     }
@@ -251,11 +251,21 @@ __device__ __forceinline__ void write_table_row(const HashGradArgs& args, int64_
   store_once<N>(static_cast<T*>(args.out) + row * args.width + column, v);
 }
 
+// How many blocks of hash_ngram_sum_kernel share a multiprocessor. Four have enough rows in flight. Accumulators in
+// fp64 would spill registers then, and so would bf16 before sm_80, which converts in several instructions.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+template <class A>
+constexpr int kSumBlocks = 3;
+#else
+template <class A>
+constexpr int kSumBlocks = sizeof(A) == 8 ? 3 : 4;
+#endif
+
 // Sums the runs of each tile. A task is a tile and a pack of columns, and each thread has one.
 template <class T, class U, int N>
-__global__ void __launch_bounds__(kHashThreads) hash_ngram_sum_kernel(HashGradArgs args) {
+__global__ void __launch_bounds__(kHashThreads, kSumBlocks<Acc<T>>) hash_ngram_sum_kernel(HashGradArgs args) {
   using A = Acc<T>;
-  constexpr int kRows = 4;  // loaded together
+  constexpr int kRows = 6;  // loaded together
   const int64_t packs = args.width / N, task = int64_t(blockIdx.x) * kHashThreads + threadIdx.x;
   const int64_t tile = task / packs, column = task % packs * N;
   const RunTile t = run_tile(args.sorted, tile), next = run_tile(args.sorted, tile + 1);

@@ -1,6 +1,7 @@
 #include "cuda/layout.cuh"
 
 #include "cuda/launch.h"
+#include "cuda/layout_whole_rows.cuh"
 
 namespace blt::cuda {
 
@@ -10,14 +11,25 @@ template <Rule R>
 void run(const StartsArgs& args, size_t value_bytes, Stream stream) {
   const int64_t num_bytes = args.sequences.num_bytes, tiles = layout_tiles(num_bytes);
   const int64_t blocks = args.sequences.batch * tiles;
-  // A thread loads 16 bytes at once, of a mask 4 bytes.
-  const int access = value_bytes == 8 ? 2 : kLayoutItems;
-  const bool aligned =
-      access_width(num_bytes, value_bytes == 0 ? 1 : value_bytes, access, args.values) == access &&
-      access_width(num_bytes, sizeof(int32_t), kLayoutItems, args.out.patch_ids, args.out.visible_ids) == kLayoutItems;
-  launch("layout_tiles", layout_tiles_kernel<R>, blocks, kLayoutThreads, 0, stream, args, unsigned(tiles), aligned);
+  // A thread loads up to 16 bytes at once.
+  const auto aligned = [&](int items) {
+    const int access = value_bytes == 0 ? items : int(min_of(size_t(items), 16 / value_bytes));
+    return access_width(num_bytes, value_bytes == 0 ? 1 : value_bytes, access, args.values) == access;
+  };
+  const bool aligned_ids =
+      access_width(num_bytes, sizeof(int32_t), kIdsAccess, args.out.patch_ids, args.out.visible_ids) == kIdsAccess;
+  if (whole_rows(args)) {
+    const Divisor divisor{int(tiles)};
+    launch("layout_decisions", layout_decisions_kernel<R>, blocks, kWholeThreads, 0, stream, args, divisor,
+           uint32_t(tiles * kWholeThreads), aligned(kWholeItems));
+    launch("layout_ids", layout_ids_kernel, blocks + 1, kWholeThreads, 0, stream, args, divisor, int32_t(tiles),
+           aligned_ids);
+    return;
+  }
+  const bool both = aligned(kLayoutItems) && aligned_ids;
+  launch("layout_tiles", layout_tiles_kernel<R>, blocks, kLayoutThreads, 0, stream, args, unsigned(tiles), both);
   launch("layout_from_starts", layout_from_starts_kernel<R>, blocks + 1, kLayoutThreads, 0, stream, args,
-         unsigned(tiles), aligned);
+         unsigned(tiles), both);
 }
 
 }  // namespace
@@ -44,7 +56,7 @@ void layout_from_starts(const StartsArgs& args, Stream stream) {
 void layout_from_lengths(const LengthsArgs& args, Stream stream) {
   const int64_t num_bytes = args.sequences.num_bytes, tiles = layout_tiles(num_bytes), batch = args.sequences.batch;
   const bool aligned =
-      access_width(num_bytes, sizeof(int32_t), kLayoutItems, args.out.patch_ids, args.out.visible_ids) == kLayoutItems;
+      access_width(num_bytes, sizeof(int32_t), kIdsAccess, args.out.patch_ids, args.out.visible_ids) == kIdsAccess;
   launch("layout_offsets", layout_offsets_kernel, batch, kLayoutThreads, 0, stream, args);
   launch("layout_from_lengths", layout_from_lengths_kernel, batch * tiles + 1, kLayoutThreads, 0, stream, args,
          unsigned(tiles), aligned);

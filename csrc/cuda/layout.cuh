@@ -4,10 +4,13 @@
 // patch_ids and visible_ids once (8 bytes for a byte of text), and offsets once (4 bytes for a slot). It takes two
 // launches, whatever B and N are. A row is cut into tiles, and each tile has a block. The first launch counts the
 // starts of each tile, and fills offsets with the end of the row, which slots without bytes keep. In the second launch
-// each block adds up the counts of the tiles before its own, scans its tile and writes. The values are read in both
-// launches; the second time they come from L2. So do the counts, 16 bytes for each tile before: for a row of 16k bytes
-// these are 1 % of the bytes that must move, for a row of 2M bytes as much as these. No block waits for another one of
-// its launch. In the second launch blocks share only `overflow`, a sum of integers.
+// each block adds up the counts of the tiles before its own, scans its tile and writes. The counts come from L2,
+// 16 bytes for each tile before: for a row of 16k bytes these are 1 % of the bytes that must move, for a row of 2M
+// bytes as much as these. No block waits for another one of its launch.
+//
+// Where rows are whole, the kernels are those of layout_whole_rows.cuh. Here are those for packed sequences and for
+// max_patch_length. They read the values in both launches, and in the second one blocks share `overflow`, a sum of
+// integers.
 //
 // layout_from_lengths must move lengths, offsets, patch_ids and visible_ids once. It takes two launches, too: in the
 // first a block for each row sums the lengths to offsets, and in the second each byte finds its slot there by
@@ -15,16 +18,14 @@
 #pragma once
 
 #include "common/search.h"
-#include "common/segment_rules.h"
-#include "cuda/device.h"
-#include "cuda/layout.h"
+#include "cuda/layout_parts.cuh"
 
 namespace blt::cuda {
 
 constexpr int kLayoutThreads = 256;
 constexpr int kLayoutWarps = kLayoutThreads / kWarp;
 constexpr int kLayoutItems = 4;  // consecutive bytes of a thread: it writes 16 bytes of each [B, N] output at once
-constexpr int kLayoutTile = kLayoutThreads * kLayoutItems;
+static_assert(kLayoutTile == kLayoutThreads * kLayoutItems);
 
 // ---- scans ----------------------------------------------------------------------------------------------------------
 //
@@ -165,29 +166,6 @@ struct JoinStarts {
   }
 };
 
-// Loads `Count` values of a row from first - Before on, and 0 outside of the row. The thread's own bytes are loaded in
-// one access where that is possible.
-template <int Count, int Before, class T>
-__device__ __forceinline__ void load_values(const T* row, int32_t num_bytes, int64_t first, bool aligned,
-                                            T (&values)[Count]) {
-  constexpr int kWide = sizeof(T) == 8 ? 2 : kLayoutItems;
-  const bool wide = aligned && first + kLayoutItems <= num_bytes;
-  if (wide) {
-#pragma unroll
-    for (int k = 0; k < kLayoutItems; k += kWide) {
-      const Pack<T, kWide> pack = load<kWide>(row + first + k);
-#pragma unroll
-      for (int e = 0; e < kWide; ++e) values[Before + k + e] = pack.data[e];
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < Count; ++k) {
-    const int64_t i = first + k - Before;
-    const bool own = k >= Before && k < Before + kLayoutItems;
-    if (!(own && wide)) values[k] = i >= 0 && i < num_bytes ? __ldg(row + i) : T(0);
-  }
-}
-
 // The decisions about a thread's bytes, a bit for each. `natural` says that the mask or rule has a start at the byte;
 // `after` says that it has one at the next byte, or would have one if that belonged to the sequence. The bits of bytes
 // outside of sequences are 0.
@@ -203,14 +181,14 @@ struct Decisions {
     uint32_t inner = 0, alone = 0;
     if constexpr (R == Rule::mask) {
       uint8_t mask[kLayoutItems + 1];
-      load_values<kLayoutItems + 1, 0>(static_cast<const uint8_t*>(args.values) + base, sequences.num_bytes, first,
-                                       aligned, mask);
+      load_values<kLayoutItems, kLayoutItems + 1, 0>(static_cast<const uint8_t*>(args.values) + base,
+                                                     sequences.num_bytes, int32_t(first), aligned, mask);
 #pragma unroll
       for (int k = 0; k <= kLayoutItems; ++k) inner |= uint32_t(mask[k] != 0) << k;
     } else if constexpr (R == Rule::spaces) {
       int64_t tokens[kLayoutItems + 2];
-      load_values<kLayoutItems + 2, 2>(static_cast<const int64_t*>(args.values) + base, sequences.num_bytes, first,
-                                       aligned, tokens);
+      load_values<kLayoutItems, kLayoutItems + 2, 2>(static_cast<const int64_t*>(args.values) + base,
+                                                     sequences.num_bytes, int32_t(first), aligned, tokens);
       bool space_before = false;
 #pragma unroll
       for (int k = 0; k < kLayoutItems + 2; ++k) {
@@ -224,8 +202,8 @@ struct Decisions {
       }
     } else if constexpr (R != Rule::fixed) {
       float e[kLayoutItems + 2];
-      load_values<kLayoutItems + 2, 2>(static_cast<const float*>(args.values) + base, sequences.num_bytes, first,
-                                       aligned, e);
+      load_values<kLayoutItems, kLayoutItems + 2, 2>(static_cast<const float*>(args.values) + base, sequences.num_bytes,
+                                                     int32_t(first), aligned, e);
 #pragma unroll
       for (int k = 0; k <= kLayoutItems; ++k) {
         inner |= uint32_t(entropy_starts<R>(e[k], e[k + 1], args.threshold, args.delta)) << k;
@@ -335,18 +313,6 @@ __device__ __forceinline__ void count_patches(const StartsArgs& args, int64_t ti
   }
 }
 
-__device__ __forceinline__ void store_ids(int32_t* row, int32_t num_bytes, int64_t first, bool aligned,
-                                          const Pack<int32_t, kLayoutItems>& ids) {
-  if (aligned && first + kLayoutItems <= num_bytes) {
-    store_once(row + first, ids);
-    return;
-  }
-#pragma unroll
-  for (int k = 0; k < kLayoutItems; ++k) {
-    if (first + k < num_bytes) row[first + k] = ids.data[k];
-  }
-}
-
 // Each block has a tile, except the last one, which writes num_patches and cu_patches.
 template <Rule R>
 __global__ void __launch_bounds__(kLayoutThreads, 4)
@@ -380,11 +346,11 @@ __global__ void __launch_bounds__(kLayoutThreads, 4)
   int32_t slot = min_of(start, last_slot(args, spans.at[0].s));
   int32_t begin = before.begin;  // the number of the start that begins the sequence
   int32_t* const offsets = out.offsets + row * (int64_t(out.capacity) + 1);
-  Pack<int32_t, kLayoutItems> own, visible;
+  int32_t own[kLayoutItems], visible[kLayoutItems];
   int32_t merged = 0;
 #pragma unroll
   for (int k = 0; k < kLayoutItems; ++k) {
-    own.data[k] = visible.data[k] = -1;
+    own[k] = visible[k] = -1;
     const Span& span = spans.at[k + 1];
     if (span.s < sequences.in_row) {
       const int32_t i = int32_t(first) + k, limit = last_slot(args, span.s);
@@ -406,13 +372,13 @@ __global__ void __launch_bounds__(kLayoutThreads, 4)
       const int32_t next = start + (((decisions.after >> k) & 1) != 0 || length + 1 == join.max_patch_length);
       // The next byte of the sequence has a slot. A start after the last byte would have a slot of its own.
       const int32_t seen = (i + 1 < span.end ? min_of(next, limit) : id + next - start) - 1;
-      own.data[k] = id;
-      visible.data[k] = seen < (sequences.packed ? min_of(begin, limit) : 0) ? -1 : seen;
+      own[k] = id;
+      visible[k] = seen < (sequences.packed ? min_of(begin, limit) : 0) ? -1 : seen;
     }
   }
   const int64_t base = row * sequences.num_bytes;
-  store_ids(out.patch_ids + base, sequences.num_bytes, first, aligned, own);
-  store_ids(out.visible_ids + base, sequences.num_bytes, first, aligned, visible);
+  store_ids(out.patch_ids + base, sequences.num_bytes, int32_t(first), aligned, own);
+  store_ids(out.visible_ids + base, sequences.num_bytes, int32_t(first), aligned, visible);
   merged = warp_sum(merged);
   if (threadIdx.x % kWarp == 0 && merged != 0) atomicAdd(out.overflow + row, merged);
 }
@@ -481,11 +447,11 @@ __global__ void __launch_bounds__(kLayoutThreads)
   const int32_t* const offsets = out.offsets + row * (int64_t(out.capacity) + 1);
   const int32_t end = offsets[out.capacity], real = last_span(sequences, row).end;
   const Spans spans(sequences, row, first);
-  Pack<int32_t, kLayoutItems> own, visible;
+  int32_t own[kLayoutItems], visible[kLayoutItems];
   int32_t id = -1, next_id = -1, lowest = 0;  // the slots of bytes i and i + 1, and the first slot of the sequence
 #pragma unroll
   for (int k = 0; k < kLayoutItems; ++k) {
-    own.data[k] = visible.data[k] = -1;
+    own[k] = visible[k] = -1;
     const Span& span = spans.at[k + 1];
     const int32_t i = int32_t(first) + k;
     if (span.s >= sequences.in_row) {
@@ -507,13 +473,13 @@ __global__ void __launch_bounds__(kLayoutThreads)
                                                                : span.end == real && args.closes[row] != 0;
         seen = id - 1 + closed;
       }
-      own.data[k] = id;
-      visible.data[k] = seen < lowest ? -1 : seen;
+      own[k] = id;
+      visible[k] = seen < lowest ? -1 : seen;
     }
   }
   const int64_t base = row * sequences.num_bytes;
-  store_ids(out.patch_ids + base, sequences.num_bytes, first, aligned, own);
-  store_ids(out.visible_ids + base, sequences.num_bytes, first, aligned, visible);
+  store_ids(out.patch_ids + base, sequences.num_bytes, int32_t(first), aligned, own);
+  store_ids(out.visible_ids + base, sequences.num_bytes, int32_t(first), aligned, visible);
 }
 
 }  // namespace blt::cuda

@@ -30,9 +30,16 @@ struct LayoutOut {
   int32_t* overflow;     // [B]
 };
 
+constexpr int kLayoutTile = 1024;  // bytes of a row that a block does
+
 // A summary of the patch starts in a run of bytes; JoinStarts in layout.cuh makes one of two adjacent runs.
 struct alignas(16) Starts {
   int32_t first, last, count, begin;
+};
+
+// How many patches start in the bytes of each warp of a tile, in layout_whole_rows.cuh.
+struct alignas(16) StartCounts {
+  int32_t of_warp[4];
 };
 
 struct StartsArgs {
@@ -46,8 +53,14 @@ struct StartsArgs {
   int32_t patch_size;        // fixed
   bool bos_patch;            // false for a mask
   int32_t max_patch_length;  // INT32_MAX: there is none
-  Starts* tiles;             // [B * layout_tiles(N)], scratch
+  // Scratch; where rows are whole (`whole_rows`) it is the last two, otherwise the first.
+  Starts* tiles;        // [B * layout_tiles(N)]
+  StartCounts* counts;  // [B * layout_tiles(N)]
+  uint16_t* decisions;  // [B * layout_tiles(N), kLayoutTile / 8]
 };
+
+// Whether each row is one sequence, in which patches may be of any length: that takes less work.
+inline bool whole_rows(const StartsArgs& args) { return !args.sequences.packed && args.max_patch_length == INT32_MAX; }
 
 struct LengthsArgs {
   SequenceArgs sequences;

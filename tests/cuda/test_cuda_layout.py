@@ -103,6 +103,13 @@ def test_more_rows_than_warps(cuda_ops):
     assert_equal(cuda_ops.layout_from_starts(*args), cpu.layout_from_starts(*args))
 
 
+def test_rows_of_more_tiles_than_threads(cuda_ops):
+    """A thread adds up the counts of more than one tile, and the end of a row lies many tiles before that of N."""
+    mask = torch.rand(2, 130 * TILE + 9) < 0.01
+    args = (mask, torch.tensor([mask.size(1), 70 * TILE]), None, None, None)
+    assert_equal(cuda_ops.layout_from_starts(*args), cpu.layout_from_starts(*args))
+
+
 def test_views(cuda_ops):
     mask, seq_lens = torch.rand(2, 40) < 0.4, torch.tensor([40, 31])
     expected = cpu.layout_from_starts(mask, seq_lens, None, None, None)

@@ -122,11 +122,16 @@ LayoutFields layout_of_starts(const char* op, const Tensor& like, cuda::StartsAr
             ", one slot for each sequence in a row, got ", capacity.value_or(0));
   const LayoutFields fields = empty_fields(like, sequences, capacity.value_or(num_bytes));
   const int64_t tiles = sequences.args.batch * cuda::layout_tiles(num_bytes);
-  const Tensor scratch = empty_on(like, {tiles * int64_t(sizeof(cuda::Starts))}, ScalarType::Byte);
   args.sequences = sequences.args;
   args.out = layout_out(fields);
   args.merge = capacity.has_value();
-  args.tiles = static_cast<cuda::Starts*>(scratch.mutable_data_ptr());
+  static_assert(sizeof(cuda::StartCounts) == sizeof(cuda::Starts));
+  const Tensor of_tiles = empty_on(like, {tiles * int64_t(sizeof(cuda::Starts))}, ScalarType::Byte);
+  const int64_t decided = cuda::whole_rows(args) ? tiles * cuda::kLayoutTile / 8 : 0;
+  const Tensor decisions = empty_on(like, {decided * int64_t(sizeof(uint16_t))}, ScalarType::Byte);
+  args.tiles = static_cast<cuda::Starts*>(of_tiles.mutable_data_ptr());
+  args.counts = static_cast<cuda::StartCounts*>(of_tiles.mutable_data_ptr());
+  args.decisions = static_cast<uint16_t*>(decisions.mutable_data_ptr());
   cuda::layout_from_starts(args, device.stream());
   return fields;
 }
