@@ -132,12 +132,14 @@ __global__ void __launch_bounds__(kRow64Threads, K <= 2 ? 6 : 5)
 }
 
 // The items are the parts of long patches and then the patches. A walk over the bytes of an item gives all gradients:
-// those of the bytes are final at once, those of the slots are summed in registers.
+// those of the bytes are final at once, those of the slots are summed in registers. The rows of the first kAhead bytes,
+// which are all bytes of most patches, are asked for together with those of the slots.
 template <class T, int K>
-__global__ void __launch_bounds__(kRow64Threads, K <= 2 ? 4 : 3)
+__global__ void __launch_bounds__(kRow64Threads, 3)
     decoder_backward_row64_kernel(CrossAttentionArgs args, float scale, int64_t parts) {
   constexpr int P = kLanesOfSlots<K>;
-  constexpr int kBytes = kDots / (2 * P);  // bytes of a step: each has P scores, then P dp
+  constexpr int kBytes = kDots / (2 * P);            // bytes of a step: each has P scores, then P dp
+  constexpr int kAhead = K > 3 ? 1 : K > 2 ? 2 : 4;  // bytes whose rows are held or under way: what registers allow
   const HeadTask task(args);
   const int lane = task.lane, heads = int(args.heads), row = heads * kRowWidth;
   const bool active = task.item < parts + args.batch * args.capacity;
@@ -151,7 +153,17 @@ __global__ void __launch_bounds__(kRow64Threads, K <= 2 ? 4 : 3)
   const int column = int(task.head) * kRowWidth + lane * kRowElements;
   const int64_t first_slot = item.index * (K * row) + column;
 
-  WideRow k[K], grad_k[K], grad_v[K];
+  // The first query row of the next round of the loop, and what its bytes need.
+  unsigned query = unsigned(item.begin) * unsigned(heads) + task.head;
+  uint4 q[kAhead], g[kAhead];
+  const auto load_byte = [&](int byte, int u, unsigned of_round) {
+    q[u] = g[u] = {};
+    if (byte < count) {
+      const int64_t at = int64_t(of_round + unsigned(u * heads)) * kRowWidth + lane * kRowElements;
+      q[u] = load_row_once(static_cast<const T*>(args.q) + at);
+      g[u] = load_row_once(static_cast<const T*>(args.grad) + at);
+    }
+  };
   uint4 key[K], v[K];
 #pragma unroll
   for (int s = 0; s < K; ++s) {
@@ -162,60 +174,63 @@ __global__ void __launch_bounds__(kRow64Threads, K <= 2 ? 4 : 3)
     }
   }
 #pragma unroll
+  for (int u = 0; u < kAhead; ++u) load_byte(u, u, query);
+
+  WideRow k[K], grad_k[K], grad_v[K];
+#pragma unroll
   for (int s = 0; s < K; ++s) {
     k[s] = widen_row<T>(key[s]);
     grad_k[s] = grad_v[s] = zero_row();
   }
-  unsigned query = unsigned(item.begin) * unsigned(heads) + task.head;
 #pragma unroll 1
-  for (int i = 0; i < steps; i += kBytes, query += unsigned(kBytes * heads)) {
-    const int64_t at = int64_t(query) * kRowWidth + lane * kRowElements;
-    uint4 q[kBytes], g[kBytes];
-    float dots[kDots] = {};
+  for (int round = 0; round < steps; round += kAhead, query += unsigned(kAhead * heads)) {
 #pragma unroll
-    for (int u = 0; u < kBytes; ++u) {
-      q[u] = g[u] = {};
-      if (i + u < count) {
-        q[u] = load_row_once(static_cast<const T*>(args.q) + at + u * row);
-        g[u] = load_row_once(static_cast<const T*>(args.grad) + at + u * row);
+    for (int first = 0; first < kAhead; first += kBytes) {
+      const int i = round + first;
+      if (i >= steps) {
+        break;
       }
-    }
-    const int byte = lane / (2 * P);  // the byte of this lane's dot product
-    const bool valid = i + byte < count && lane % P < K, has_dp = (lane & P) != 0;
-    const float lse =
-        i + byte < count ? __ldg(static_cast<const float*>(args.lse) + (query + unsigned(byte * heads))) : 0.f;
+      const int byte = first + lane / (2 * P);  // of the round: the byte of this lane's dot product
+      const bool known = round + byte < count, valid = known && lane % P < K, has_dp = (lane & P) != 0;
+      const float lse = known ? __ldg(static_cast<const float*>(args.lse) + (query + unsigned(byte * heads))) : 0.f;
+      float dots[kDots] = {};
 #pragma unroll
-    for (int s = 0; s < K; ++s) stay_packed(v[s]);
+      for (int s = 0; s < K; ++s) stay_packed(v[s]);
 #pragma unroll
-    for (int u = 0; u < kBytes; ++u) {
-      stay_packed(q[u]), stay_packed(g[u]);
-      const WideRow wide_q = widen_row<T>(q[u]), wide_g = widen_row<T>(g[u]);
+      for (int u = 0; u < kBytes; ++u) {
+        stay_packed(q[first + u]), stay_packed(g[first + u]);
+        const WideRow wide_q = widen_row<T>(q[first + u]), wide_g = widen_row<T>(g[first + u]);
 #pragma unroll
-      for (int s = 0; s < K; ++s) {
-        dots[2 * P * u + s] = row_dot(wide_q, k[s]);
-        dots[2 * P * u + P + s] = row_dot(wide_g, widen_row<T>(v[s]));
+        for (int s = 0; s < K; ++s) {
+          dots[2 * P * u + s] = row_dot(wide_q, k[s]);
+          dots[2 * P * u + P + s] = row_dot(wide_g, widen_row<T>(v[s]));
+        }
       }
-    }
-    const float mine = transposed_sum(dots), other = __shfl_xor_sync(kFullWarp, mine, P);
-    const float score = has_dp ? other : mine, dp = has_dp ? mine : other;
-    const float power = valid ? exp2_approx((score * scale - lse) * kLog2E) : 0.f;
-    const float p = power * reciprocal_approx(sum_over_slots<P>(power));
-    const float delta = sum_over_slots<P>(p * dp), dscore = scale * p * (dp - delta);
-    const float factor = valid ? (has_dp ? dscore : p) : 0.f;
+      const float mine = transposed_sum(dots), other = __shfl_xor_sync(kFullWarp, mine, P);
+      const float score = has_dp ? other : mine, dp = has_dp ? mine : other;
+      const float power = valid ? exp2_approx((score * scale - lse) * kLog2E) : 0.f;
+      const float p = power * reciprocal_approx(sum_over_slots<P>(power));
+      const float delta = sum_over_slots<P>(p * dp), dscore = scale * p * (dp - delta);
+      const float factor = valid ? (has_dp ? dscore : p) : 0.f;
 #pragma unroll
-    for (int u = 0; u < kBytes; ++u) {
-      stay_packed(q[u]), stay_packed(g[u]);
-      const WideRow wide_q = widen_row<T>(q[u]), wide_g = widen_row<T>(g[u]);
-      WideRow sum = zero_row();
+      for (int u = 0; u < kBytes; ++u) {
+        stay_packed(q[first + u]), stay_packed(g[first + u]);
+        const WideRow wide_q = widen_row<T>(q[first + u]), wide_g = widen_row<T>(g[first + u]);
+        WideRow sum = zero_row();
 #pragma unroll
-      for (int s = 0; s < K; ++s) {
-        const float p_of_slot = __shfl_sync(kFullWarp, factor, 2 * P * u + s, kRowLanes);
-        const float dscore_of_slot = __shfl_sync(kFullWarp, factor, 2 * P * u + P + s, kRowLanes);
-        add_scaled(dscore_of_slot, k[s], sum);
-        add_scaled(dscore_of_slot, wide_q, grad_k[s]);
-        add_scaled(p_of_slot, wide_g, grad_v[s]);
+        for (int s = 0; s < K; ++s) {
+          const float p_of_slot = __shfl_sync(kFullWarp, factor, 2 * P * u + s, kRowLanes);
+          const float dscore_of_slot = __shfl_sync(kFullWarp, factor, 2 * P * u + P + s, kRowLanes);
+          add_scaled(dscore_of_slot, k[s], sum);
+          add_scaled(dscore_of_slot, wide_q, grad_k[s]);
+          add_scaled(p_of_slot, wide_g, grad_v[s]);
+        }
+        if (i + u < count && args.grad_q != nullptr) {
+          const int64_t at = int64_t(query + unsigned((first + u) * heads)) * kRowWidth + lane * kRowElements;
+          store_row_once(static_cast<T*>(args.grad_q) + at, sum);
+        }
+        load_byte(i + u + kAhead, first + u, query + unsigned(kAhead * heads));
       }
-      if (i + u < count && args.grad_q != nullptr) store_row_once(static_cast<T*>(args.grad_q) + at + u * row, sum);
     }
   }
   if (item.index < 0) {
