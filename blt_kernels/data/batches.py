@@ -95,9 +95,8 @@ class PackedBatches:
 
     Three quarters of a batch are pieces of open documents that are drawn at random. In the last quarter (or where a
     sequence of L tokens does not fit any more) the next piece is the one that leaves the least of both tokens and
-    patches, so that they are used up together. Where a document
-    ends, another one is opened in its place. The loader ends when `documents` does and nothing is open; the last
-    batches may be less full, but the shape stays.
+    patches, so that they are used up together. Where a document ends, another one is opened in its place. The loader
+    ends when `documents` does and nothing is open; the last batches may be less full, but the shape stays.
 
     `state_dict()` is JSON-able, with one bit for each token of the open documents. To read ahead of training, keep for
     each batch the state taken right after it was made. Loading reads the open documents again and segments none.
