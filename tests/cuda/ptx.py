@@ -9,9 +9,11 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,9 +63,10 @@ def compile_ptx(sources: Sequence[Path], folder: Path) -> list[Path]:
 
 def _digest() -> str:
     """What the PTX of the library depends on: the sources, the compiler, the flags and how lines are numbered."""
-    digest = hashlib.sha256(" ".join([nvcc_version(), *FLAGS[:-1]]).encode())
-    for folder in (SOURCES, REPOSITORY / "csrc" / "common"):
-        for path in sorted(path for path in folder.iterdir() if path.suffix != ".json"):
+    variables = (os.environ.get(f"NVCC_{name}_FLAGS", "") for name in ("PREPEND", "APPEND"))
+    digest = hashlib.sha256(" ".join([nvcc_version(), *FLAGS[:-1], *variables]).encode())
+    for path in sorted((REPOSITORY / "csrc").rglob("*.[ch]*")):  # .cu, .cuh, .h and what else can be included
+        if "testing" not in path.parts:
             digest.update(path.name.encode() + path.read_bytes())
     digest.update(Path(inspect.getfile(numbered)).read_bytes())
     return digest.hexdigest()[:16]
@@ -75,11 +78,11 @@ def library_ptx() -> list[Path]:
     cache = REPOSITORY / "build" / "ptx"
     folder = cache / _digest()
     if not folder.exists():
-        shutil.rmtree(cache, ignore_errors=True)
-        unfinished = cache / "unfinished"
-        unfinished.mkdir(parents=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=cache))
         compile_ptx(sorted(SOURCES.glob("*.cu")), unfinished)
-        unfinished.rename(folder)
+        if not folder.exists():  # another process may have been faster
+            unfinished.rename(folder)
     return sorted(folder.glob("*.ptx"))
 
 
@@ -136,8 +139,8 @@ class PTXOps:
             changed = written(name)
             copies = [x.clone() if i in changed else x for i, x in enumerate(args)]
             result = interpret(name, args, ordered=self.ordered)
+            again = interpret(name, copies, reverse=True, ordered=self.ordered)
             if self.ordered:
-                again = interpret(name, copies, reverse=True)
                 first = pytree.tree_leaves((result, [args[i] for i in changed]))
                 second = pytree.tree_leaves((again, [copies[i] for i in changed]))
                 for a, b in zip(first, second, strict=True):

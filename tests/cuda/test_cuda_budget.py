@@ -39,6 +39,10 @@ def test_no_op_exceeds_its_budget() -> None:
     assert not worse, "\n".join([*worse, AGAIN])
 
 
+def test_every_budget_has_its_source() -> None:
+    assert sorted(budget.read()["kernels"]) == SOURCES
+
+
 def test_what_is_worse_is_named() -> None:
     allowed = {"instructions": 0.2, "bytes_in_flight": 40000, "kernels": {"pool": {"registers": 64}}}
     assert not list(budget.worse({**allowed, "instructions": 0.1, "bytes_in_flight": 50000}, allowed, "op"))

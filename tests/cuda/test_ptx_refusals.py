@@ -1,5 +1,5 @@
-"""Every fault that the interpreter of PTX refuses, shown by a kernel that has it (csrc/testing/broken.cu), and that the
-same kernel runs without it."""
+"""Faults of kernels that the interpreter of PTX refuses, each shown by a kernel that has it (csrc/testing/broken.cu) and
+that runs without it. What it refuses in the text of PTX is in test_ptx_interpreter.py."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def test_a_fault_is_refused(broken: Any, name: str, blocks: int, instruction: st
         run(broken, name, blocks, is_broken=True)
     assert reason in str(error.value)
     run(broken, name, blocks, is_broken=False)
+    assert f"_Z{len(name)}{name}ILb0EEvPf" in broken.ptx_launched().split()
 
 
 def test_every_broken_kernel_has_a_case(broken: Any) -> None:
