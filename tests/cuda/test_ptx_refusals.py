@@ -1,5 +1,5 @@
-"""Faults of kernels that the interpreter of PTX refuses, each shown by a kernel that has it (csrc/testing/broken.cu) and
-that runs without it. What it refuses in the text of PTX is in test_ptx_interpreter.py."""
+"""Faults of kernels that the interpreter of PTX refuses, each shown by a kernel that has it (csrc/testing/broken.cu)
+and that runs without it. What it refuses in the text of PTX is in test_ptx_interpreter.py."""
 
 from __future__ import annotations
 
