@@ -69,8 +69,9 @@ class ShortRows {
   }
 
  private:
-  static constexpr int kRounds = kEntropyTurns<Quads> * Quads * int(sizeof(T)) / 4;  // whole words of a lane
-  static constexpr int kBatch = kRounds == 0 ? 4 : kRounds < 8 ? kRounds : 8;        // words in flight
+  static constexpr int kRounds =
+      kEntropyTurns<Quads> * Quads * int(sizeof(T)) / 4;                       // words of a lane, for most lengths
+  static constexpr int kBatch = kRounds == 0 ? 4 : kRounds < 8 ? kRounds : 8;  // words in flight
   static_assert(kRounds % kBatch == 0);
 
   static __device__ __forceinline__ int first_in_block() { return int(threadIdx.x / kWarp) * kRows; }
@@ -114,7 +115,7 @@ class ShortRows {
     const bool has_rest = unsigned(lane()) < words % kWarp;
     uint4 rest;
     if (has_rest) rest = __ldcs(from + whole);  // in flight together with the others
-    if (kRounds > 0 && count == kRows) {
+    if (kRounds > 0 && whole == unsigned(kRounds) * kWarp) {
 #pragma unroll
       for (int round = 0; round < kRounds; round += kBatch) {
         copy_words<kBatch>(from + round * kWarp, to + round * kWarp);

@@ -34,6 +34,20 @@ def test_accuracy(cuda_ops, vocab, dtype):
         check(cuda_ops, (torch.randn(40, vocab) * scale).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("first", [0, 256, 512])
+def test_every_length_of_some_rows(cuda_ops, first, dtype):
+    """Lengths that have kernels of their own, and their neighbours; in more rows than one warp takes."""
+    torch.manual_seed(0)
+    for vocab in range(max(1, first - 4), first + 36):
+        logits, grad = 3 * torch.randn(9, vocab).to(dtype), torch.randn(9)
+        grad = grad.double() if dtype == torch.float64 else grad
+        out, gradient = cuda_ops.entropy(logits), cuda_ops.entropy_backward(grad, logits)
+        torch.testing.assert_close(out, torch.ops.blt_kernels.entropy(logits), rtol=1e-4, atol=1e-5)
+        expected = torch.ops.blt_kernels.entropy_backward(grad, logits)
+        torch.testing.assert_close(gradient, expected, rtol=1e-2 if logits.element_size() == 2 else 1e-4, atol=1e-5)
+
+
 def test_exponential_over_its_whole_range(cuda_ops):
     # As on the CPU: two logits d apart, and q = 1 - p = e^d / (1 + e^d), so that H = ln(1 + e^d) - d q in closed form.
     d = -torch.cat([torch.linspace(0, 110, 1001), torch.logspace(-30, 0, 31)])
