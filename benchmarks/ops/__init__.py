@@ -8,5 +8,4 @@ OPS = (
     "encoder_cross_attention",
     "decoder_cross_attention",
     "hash_ngram_embedding",
-    "rowwise_adagrad_update",
 )
