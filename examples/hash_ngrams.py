@@ -1,7 +1,7 @@
 """Hashed n-gram embeddings: one pass instead of six lookups, and a gradient as small as the text.
 
-You learn: `hash_ngram_ids`, `hash_ngram_embedding`, its row-sparse gradient with `RowwiseAdagrad`, and
-`hash_ngram_embedding_row_grad`, which has a fixed size, for CUDA graphs.
+You learn: `hash_ngram_ids`, `hash_ngram_embedding`, its row-sparse gradient with `RowwiseAdagrad` and its op
+`rowwise_adagrad_update`, and `hash_ngram_embedding_row_grad`, which has a fixed size, for CUDA graphs.
 """
 
 import argparse
@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 
-from blt_kernels import hash_ngram_embedding, hash_ngram_embedding_row_grad, hash_ngram_ids
+from blt_kernels import (
+    hash_ngram_embedding,
+    hash_ngram_embedding_row_grad,
+    hash_ngram_ids,
+    rowwise_adagrad_update,
+)
 from blt_kernels.optim import RowwiseAdagrad
 
 SIZES, ROWS, D = (3, 4, 5, 6, 7, 8), 50021, 32
@@ -38,6 +43,10 @@ optimizer = RowwiseAdagrad([table], lr=0.1)
 optimizer.step()
 print(f"RowwiseAdagrad changed {int((table != before).any(dim=1).sum())} rows, "
       f"and keeps {optimizer.state[table]['sum'].nbytes / 1e6:.1f} MB of state")  # fmt: skip
+
+twin, state = before.clone(), torch.zeros(len(table))
+rowwise_adagrad_update(twin, state, table.grad.indices()[0], table.grad.values(), lr=0.1)
+print(f"the op by itself takes the same step: {torch.equal(twin, table.detach())}")
 
 # The sparse gradient has as many rows as the text happens to read, so that on CUDA its backward waits for the device.
 # This form is padded to a fixed size instead, and what it adds is right without a look at `count`.

@@ -21,8 +21,6 @@ class OptimConfig:
 
     Attributes:
         learning_rate: peak learning rate of AdamW, above 0.
-        table_optimizer: of hash tables: "sparse_adam" (`torch.optim.SparseAdam`: two tables of state) or
-            "rowwise_adagrad" (`RowwiseAdagrad`: one number of state for each row).
         sparse_learning_rate: peak learning rate of hash tables, above 0.
         min_ratio: the schedule ends at this fraction of the peak, 0 .. 1.
         warmup_steps: steps in which the learning rate rises from 0 to its peak; 0 starts at the peak. A run of fewer
@@ -31,10 +29,11 @@ class OptimConfig:
         eps: Adam's epsilon, above 0.
         weight_decay: decay of the matrices that AdamW updates, at least 0.
         clip_norm: largest 2-norm of all gradients together, above 0.
+        table_optimizer: of hash tables: "sparse_adam" (`torch.optim.SparseAdam`: two tables of state) or
+            "rowwise_adagrad" (`RowwiseAdagrad`: one number of state for each row).
     """
 
     learning_rate: float = 4e-4
-    table_optimizer: str = "sparse_adam"
     sparse_learning_rate: float = 4e-4
     min_ratio: float = 0.0
     warmup_steps: int = 100
@@ -42,6 +41,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    table_optimizer: str = "sparse_adam"
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "sparse_learning_rate", "eps", "clip_norm"):
