@@ -129,9 +129,21 @@ def clip_grad_norm(parameters: torch.Tensor | Iterable[torch.Tensor], max_norm: 
     """
     values = _gradient_values("clip_grad_norm", parameters)
     norm, scale = _norm_and_scale("clip_grad_norm", values, max_norm)
-    if values:
-        torch._foreach_mul_(values, scale)
+    _scale(values, scale)
     return norm
+
+
+def scale_gradients(parameters: torch.Tensor | Iterable[torch.Tensor], scale: torch.Tensor) -> None:
+    """Multiplies all gradients, dense and sparse, by a factor such as that of `grad_norm_and_scale`, in place.
+
+    Args:
+        parameters: one, or several; those without a gradient are left out.
+        scale: a tensor with one element.
+
+    Raises:
+        TypeError: wrong argument.
+    """
+    _scale(_gradient_values("scale_gradients", parameters), scale)
 
 
 def _gradient_values(op: str, parameters: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -145,6 +157,11 @@ def _gradient_values(op: str, parameters: torch.Tensor | Iterable[torch.Tensor])
                 parameter.grad = parameter.grad.coalesce()  # ours are coalesced already, which makes this free
             values.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
     return values
+
+
+def _scale(values: list[torch.Tensor], scale: torch.Tensor) -> None:
+    if values:
+        torch._foreach_mul_(values, scale)
 
 
 def _norm_and_scale(op: str, values: list[torch.Tensor], max_norm: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from .._checks import check_choice, check_int, check_number, fail_type, fail_value
-from ..optim import RowwiseAdagrad, grad_norm_and_scale
+from ..optim import RowwiseAdagrad, grad_norm_and_scale, scale_gradients
 
 TABLE_OPTIMIZERS = ("sparse_adam", "rowwise_adagrad")
 
@@ -116,7 +116,7 @@ class Optimizers:
             if isinstance(optimizer, RowwiseAdagrad):
                 optimizer.step(scale=scale)
             else:
-                _scale_gradients(optimizer, scale)
+                scale_gradients([p for group in optimizer.param_groups for p in group["params"]], scale)
                 optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
@@ -160,10 +160,3 @@ class Optimizers:
                 slots.setdefault(int(index), {}).update(numbers)
             optimizer.load_state_dict({"state": slots, "param_groups": rest[i]["param_groups"]})
             scheduler.load_state_dict(rest[i]["schedule"])
-
-
-def _scale_gradients(optimizer: torch.optim.Optimizer, scale: torch.Tensor) -> None:
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    values = [grad._values() if grad.is_sparse else grad for grad in grads]
-    if values:
-        torch._foreach_mul_(values, scale)

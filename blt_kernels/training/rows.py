@@ -28,7 +28,8 @@ class RowShape:
     Attributes:
         row_tokens: N, at least 1. A layout counts tokens in int32, so N is below 2^31.
         longest_sequence: L, 1 .. N: tokens of the longest sequence. A batch of many short sequences gets fullest: with
-            L at most N / 16 and N at least 8192, 97 % of tokens and patches are used.
+            L at most N / 16 and N at least 8192, 97 % of tokens and patches are used, and somewhat fewer where the
+            density of the text drifts from file to file.
         row_patches: C, 1 .. N; None for a model without patches. See `patches_of_row`.
     """
 

@@ -12,6 +12,12 @@ constexpr int kRowLanes = kDots;
 constexpr int kRowElements = kRowWidth / kRowLanes;
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
+// Whether heads and slots are such that the kernels for these rows serve them; they also need a window of 1 and aligned
+// rows of 16-bit elements.
+inline bool has_row64_shape(const CrossAttentionArgs& args) {
+  return args.width == kRowWidth && args.heads == args.kv_heads && args.slots <= 4;
+}
+
 // ---- a lane's eight elements: packed in four words, or widened to fp32 ----------------------------------------------
 
 struct WideRow {

@@ -17,8 +17,7 @@ void forward(const CrossAttentionArgs& args, Stream stream) {
 // Whether the fast path serves these tensors. Its kernels count rows of heads in 32 bits, which is enough for tensors
 // that fit on a device.
 bool is_row64(const CrossAttentionArgs& args) {
-  return args.width == kRowWidth && args.heads == args.kv_heads && args.slots <= 4 &&
-         args.heads <= INT32_MAX / (kRow64Tile * kRowWidth) &&
+  return has_row64_shape(args) && args.heads <= INT32_MAX / (kRow64Tile * kRowWidth) &&
          args.batch * (args.num_bytes + args.capacity) <= INT32_MAX / args.heads;
 }
 

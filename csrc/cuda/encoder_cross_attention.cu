@@ -70,8 +70,7 @@ bool encoder_is_row64(const CrossAttentionArgs& args) {
   BLT_DISPATCH_FLOAT(args.dtype, T, { plain = sizeof(T) == 2 && is_plain<T>(args); })
   // The kernels count rows of heads in 32 bits, and may count a step beyond the last row.
   const int64_t items = attention_parts(args) + args.batch * (args.capacity * args.slots + args.num_bytes);
-  return plain && args.encoder && args.window == 1 && args.width == kRowWidth && args.heads == args.kv_heads &&
-         args.slots <= 4 && items + kDots < INT32_MAX / args.heads;
+  return plain && args.encoder && args.window == 1 && has_row64_shape(args) && items + kDots < INT32_MAX / args.heads;
 }
 
 void encoder_forward(const CrossAttentionArgs& args, Stream stream) {

@@ -33,7 +33,10 @@ JOBS = 2
 
 
 def nvcc() -> str | None:
-    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    """The compiler that CMakeLists.txt finds."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    folders = [*(f"{home}/bin" for home in homes), "/usr/local/cuda/bin", os.environ.get("PATH", "")]
+    return shutil.which(os.environ.get("CUDACXX", "nvcc"), path=os.pathsep.join(folders))
 
 
 @functools.cache
@@ -65,8 +68,8 @@ def _digest() -> str:
     """What the PTX of the library depends on: the sources, the compiler, the flags and how lines are numbered."""
     variables = (os.environ.get(f"NVCC_{name}_FLAGS", "") for name in ("PREPEND", "APPEND"))
     digest = hashlib.sha256(" ".join([nvcc_version(), *FLAGS[:-1], *variables]).encode())
-    for path in sorted((REPOSITORY / "csrc").rglob("*.[ch]*")):  # .cu, .cuh, .h and what else can be included
-        if "testing" not in path.parts:
+    for path in sorted((REPOSITORY / "csrc").rglob("*")):  # what is compiled, and all that it can include
+        if path.suffix in (".cu", ".cuh", ".h") and "testing" not in path.parts:
             digest.update(path.name.encode() + path.read_bytes())
     digest.update(Path(inspect.getfile(numbered)).read_bytes())
     return digest.hexdigest()[:16]
@@ -81,7 +84,9 @@ def library_ptx() -> list[Path]:
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=cache))
         compile_ptx(sorted(SOURCES.glob("*.cu")), unfinished)
-        if not folder.exists():  # another process may have been faster
+        if folder.exists():  # another process was faster
+            shutil.rmtree(unfinished)
+        else:
             unfinished.rename(folder)
     return sorted(folder.glob("*.ptx"))
 
