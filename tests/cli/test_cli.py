@@ -29,6 +29,7 @@ from rich.console import Console
 from blt_kernels.cli import demo
 from blt_kernels.cli import main as cli
 from blt_kernels.cli.console import describe, printable
+from blt_kernels.cli.options import threshold_or_auto
 from blt_kernels.cli.progress import training_progress
 from blt_kernels.cli.show import print_bits, print_flops, show_patches
 from blt_kernels.training import runs as runs_
@@ -352,7 +353,7 @@ def test_every_setting_that_a_resumed_run_would_change_is_named(texts: Path, run
         assert f"--{name}: the run has {saved}, got {value}" in message
     assert "--autocast: the run has False, got True" in message
     assert "--include: the run has" in message and "--entropy-model: the run has" in message
-    assert cli.threshold_or_auto("1") == cli.threshold_or_auto("1.0") != cli.threshold_or_auto("auto")
+    assert threshold_or_auto("1") == threshold_or_auto("1.0") != threshold_or_auto("auto")
     one = fails("train-entropy", texts, "--run", runs / "entropy", "--resume", "--preset", "100M")
     assert one.endswith("/entropy: a resumed run keeps its settings: --preset: the run has tiny, got 100M\n")
 

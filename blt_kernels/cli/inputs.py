@@ -1,0 +1,60 @@
+"""What commands read before they compute: text, models, the shape of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..data import Corpus
+from ..model import EntropyModel
+from ..training.checkpoint import list_checkpoints
+from ..training.rows import RowShape
+from ..training.runs import without_metrics
+from ..training.trainer import load_model
+from .console import messages, say
+from .show import report_left_out
+
+
+def open_corpus(
+    data: list[Path],
+    include: list[str] | None,
+    exclude: list[str] | None,
+    text_key: str,
+    on_error: str,
+    max_document_bytes: int,
+    run: Path | None = None,
+) -> Corpus:
+    """The corpus that the options describe, without what runs have written there (`run`: also before its first
+    checkpoint). What it leaves out, and patterns that match nothing, are said on stderr."""
+    patterns: dict[str, Any] = {} if include is None else {"include": include}
+    corpus = Corpus(
+        data,
+        text_key=text_key,
+        on_error=on_error,
+        exclude=exclude or (),
+        max_document_bytes=max_document_bytes,
+        **patterns,
+    )
+    corpus = without_metrics(corpus, data, run)
+    report_left_out(corpus)
+    return corpus
+
+
+def load_entropy_model(path: Path) -> EntropyModel:
+    model, _, _ = load_model(path)
+    if not isinstance(model, EntropyModel):
+        raise ValueError(f"{path}: expected an entropy model, got a {type(model).__name__}")
+    return model
+
+
+def rows_of(path: Path, state: dict[str, Any]) -> RowShape:
+    """The shape of the rows that a model was trained on."""
+    try:
+        return RowShape(**state["notes"]["rows"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its checkpoint does not say in rows of which shape it was trained") from error
+
+
+def say_where_it_starts(run: Path, resume: bool) -> None:
+    if resume and not list_checkpoints(run):
+        say(messages, f"{run}: no checkpoint yet: training starts at the first step")

@@ -1,0 +1,223 @@
+"""Commands that train a model, or fit a patcher to text."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..training.checkpoint import list_checkpoints
+from ..training.optim import OptimConfig
+from ..training.rows import MAX_TOKENS, RowShape, patches_of_row
+from ..training.runs import entropy_patcher, new_blt, new_entropy_model, open_run, split, train_model
+from ..training.trainer import TrainConfig, load_model
+from .console import console, say
+from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_starts
+from .options import (
+    Autocast,
+    BLTPreset,
+    CheckpointEvery,
+    Data,
+    Delta,
+    EvalEvery,
+    Exclude,
+    HoldOut,
+    Include,
+    LearningRate,
+    LongestSequence,
+    MaxDocument,
+    MaxPatch,
+    OnError,
+    PatchSize,
+    Resume,
+    RowTokens,
+    Rule,
+    Run,
+    Seed,
+    Steps,
+    TextKey,
+    positive,
+    threshold_or_auto,
+)
+from .progress import training_progress
+from .resume import run_options
+from .show import report_skipped
+
+
+def train_entropy(
+    ctx: typer.Context,
+    data: Data,
+    run: Run,
+    preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "tiny",
+    steps: Steps = 1000,
+    row_tokens: RowTokens = 8192,
+    longest_sequence: LongestSequence = None,
+    learning_rate: LearningRate = 2e-3,
+    autocast: Autocast = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    text_key: TextKey = "text",
+    on_error: OnError = "raise",
+    max_document_bytes: MaxDocument = 1 << 16,
+    holdout_bytes: HoldOut = None,
+    eval_every: EvalEvery = 500,
+    checkpoint_every: CheckpointEvery = 500,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Train the byte model whose entropies cut text into patches."""
+    open_run(run, resume)
+    shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8))
+    model = new_entropy_model(preset, seed)
+    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
+    train_part, held_out = split(corpus, holdout_bytes, seed)
+    config = TrainConfig(
+        steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed
+    )
+    say_where_it_starts(run, resume)
+    with training_progress(console, "entropy model", steps) as on_step:
+        train_model(
+            model,
+            train_part,
+            held_out,
+            shape,
+            config,
+            run,
+            resume=resume,
+            on_step=on_step,
+            notes=run_options(ctx),
+        )
+    report_skipped(train_part, held_out)
+    say(console, f"checkpoint and metrics: {run}")
+
+
+def calibrate(
+    data: Data,
+    entropy_model: Annotated[Path, typer.Option(help="Run or checkpoint of an entropy model.")],
+    patch_size: PatchSize = 4.5,
+    rule: Rule = "threshold",
+    delta: Delta = None,
+    max_patch_length: MaxPatch = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    text_key: TextKey = "text",
+    on_error: OnError = "raise",
+    max_document_bytes: MaxDocument = 1 << 16,
+    seed: Seed = 0,
+) -> None:
+    """Print the entropy threshold (nats) that gives patches of a wanted mean size."""
+    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
+    patcher = entropy_patcher(
+        load_entropy_model(entropy_model),
+        corpus,
+        threshold=None,
+        patch_size=patch_size,
+        seed=seed,
+        rule=rule,
+        delta=delta,
+        max_patch_length=max_patch_length,
+    )
+    report_skipped(corpus)
+    say(console, repr(patcher.config.threshold))
+
+
+def train(
+    ctx: typer.Context,
+    data: Data,
+    run: Run,
+    entropy_model: Annotated[
+        Path | None, typer.Option(help="Run or checkpoint of an entropy model; a resumed run has its own.")
+    ] = None,
+    preset: BLTPreset = "tiny",
+    threshold: Annotated[
+        str, typer.Option(help="Entropy threshold in nats, or auto: calibrate it.", callback=threshold_or_auto)
+    ] = "auto",
+    patch_size: PatchSize = 4.5,
+    rule: Rule = "threshold",
+    delta: Delta = None,
+    max_patch_length: MaxPatch = None,
+    steps: Steps = 1000,
+    row_tokens: RowTokens = 8192,
+    longest_sequence: LongestSequence = None,
+    row_patches: Annotated[
+        int | None,
+        typer.Option(
+            help="Patches of a batch, the latent transformer's length; by default as many as the tokens hold, by the "
+            "mean patch of the training text.",
+            min=1,
+            max=MAX_TOKENS,
+        ),
+    ] = None,
+    learning_rate: LearningRate = 2e-3,
+    table_learning_rate: Annotated[
+        float, typer.Option(help="Peak learning rate of the hash tables.", callback=positive)
+    ] = 3e-2,
+    table_optimizer: Annotated[
+        str,
+        typer.Option(
+            help="Optimiser of the hash tables: sparse_adam (two tables of state) or rowwise_adagrad (one number of "
+            "state for each row)."
+        ),
+    ] = "sparse_adam",
+    autocast: Autocast = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    text_key: TextKey = "text",
+    on_error: OnError = "raise",
+    max_document_bytes: MaxDocument = 1 << 16,
+    holdout_bytes: HoldOut = None,
+    eval_every: EvalEvery = 500,
+    checkpoint_every: CheckpointEvery = 500,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Train a Byte Latent Transformer on patches from a trained entropy model."""
+    open_run(run, resume)
+    shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8), row_patches)
+    optim = OptimConfig(
+        learning_rate=learning_rate,
+        table_optimizer=table_optimizer,
+        sparse_learning_rate=table_learning_rate,
+    )
+    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed)
+    patcher = None
+    if resume and list_checkpoints(run):
+        _, patcher, state = load_model(run)
+        shape = rows_of(run, state)
+    elif entropy_model is None:
+        raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
+    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
+    train_part, held_out = split(corpus, holdout_bytes, seed)
+    if patcher is None:
+        assert entropy_model is not None
+        patcher = entropy_patcher(
+            load_entropy_model(entropy_model),
+            train_part,
+            threshold=None if threshold == "auto" else float(threshold),
+            patch_size=patch_size,
+            seed=seed,
+            rule=rule,
+            delta=delta,
+            max_patch_length=max_patch_length,
+        )
+        if row_patches is None:
+            shape = dataclasses.replace(shape, row_patches=patches_of_row(row_tokens, train_part, patcher))
+    say_where_it_starts(run, resume)
+    say(console, f"threshold {patcher.config.threshold:.6f} nats, {shape.row_patches} patches a batch")
+    with training_progress(console, "BLT", steps) as on_step:
+        train_model(
+            new_blt(preset, seed),
+            train_part,
+            held_out,
+            shape,
+            config,
+            run,
+            patcher=patcher,
+            resume=resume,
+            on_step=on_step,
+            notes=run_options(ctx),
+        )
+    report_skipped(train_part, held_out)
+    say(console, f"checkpoint and metrics: {run}")
