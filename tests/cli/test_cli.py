@@ -26,7 +26,7 @@ from blt_kernels.model.flops import blt_flops
 pytest.importorskip("typer")
 from rich.console import Console
 
-from blt_kernels.cli import demo
+from blt_kernels.cli import demo, look
 from blt_kernels.cli import main as cli
 from blt_kernels.cli.console import describe, printable
 from blt_kernels.cli.options import threshold_or_auto
@@ -575,7 +575,7 @@ def test_whatever_goes_wrong_is_one_line(error: Exception, line: str, monkeypatc
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load_model", fail)
+    monkeypatch.setattr(look, "load_model", fail)
     assert line in fails("patch", "x", "--model", "run")
     monkeypatch.setenv("BLT_KERNELS_DEBUG", "1")
     with pytest.raises(type(error)):
@@ -583,7 +583,7 @@ def test_whatever_goes_wrong_is_one_line(error: Exception, line: str, monkeypatc
 
 
 def test_an_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "load_model", interrupt)
+    monkeypatch.setattr(look, "load_model", interrupt)
     result = run("patch", "x", "--model", "run", check=False)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
