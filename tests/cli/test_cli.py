@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import blt_kernels
 from blt_kernels.model import BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
@@ -648,3 +649,34 @@ def test_text_of_users_is_never_markup() -> None:
 def test_what_could_drive_a_terminal_is_escaped() -> None:
     assert printable("a\x1b[2J\n\u202e\udcff\x07日é") == "a\\x1b[2J\\n\\u202e\\udcff\\x07日é"
     assert describe(OSError(13, "Permission denied", "a\nb")) == "a b: Permission denied"
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train-entropy", "DATA", "--run", "RUN"),
+        ("calibrate", "DATA", "--entropy-model", "RUN"),
+        ("train", "DATA", "--run", "RUN", "--entropy-model", "RUN"),
+        ("eval", "RUN", "DATA"),
+        ("patch", "text", "--model", "RUN"),
+        ("demo", "--run", "RUN"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_command_that_computes_takes_a_device(
+    command: tuple[str, ...], texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    places = {"DATA": texts, "RUN": tmp_path / "run"}
+    line = fails(*(places.get(word, word) for word in command), "--device", "cuda")
+    assert "device: expected cpu, because torch sees no GPU here, got cuda" in line
+
+
+def test_the_device_does_not_decide_the_run(texts: Path, tmp_path: Path) -> None:
+    arguments = ("train-entropy", texts, "--run", tmp_path / "run", "--row-tokens", 128, "--steps", 2, *SHARED)
+    run(*arguments, "--device", "cpu")
+    assert "device" not in json.loads((tmp_path / "run" / "step-00000002" / "state.json").read_text())["state"]["notes"]
+    run(*arguments, "--device", "auto", "--resume")
