@@ -19,6 +19,7 @@ from .._checks import (
 )
 from ..layout import PatchLayout, check_layout
 from ..nn import HashNgramEmbedding
+from .activations import LayerStack
 from .config import BLTConfig
 from .decoder import LocalDecoder
 from .encoder import LocalEncoder
@@ -28,7 +29,7 @@ from .transformer import Sequences, init_weights, make_layers, plan_attention
 _MULTIPLE = 128  # Capacities are rounded up to a multiple of this many slots.
 
 
-class LatentTransformer(nn.Module):
+class LatentTransformer(LayerStack):
     """Causal layers over patches. They hold nearly all the parameters that are not in hash tables."""
 
     def __init__(self, config: BLTConfig):
@@ -48,7 +49,7 @@ class LatentTransformer(nn.Module):
         x = self.token_embedding_projection(patches).type_as(patches)
         plan = plan_attention(self.config.latent, x, sequences)
         for layer in self.layers:
-            x = layer(x, plan)
+            x = self.run_layer(layer, x, plan)
         return x
 
 

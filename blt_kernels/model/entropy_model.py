@@ -16,12 +16,13 @@ from .._checks import (
 )
 from ..nn import HashNgramEmbedding
 from ..ops.linear_entropy import linear_entropy
+from .activations import LayerStack
 from .config import EntropyModelConfig
 from .loss import NextByteLoss, next_byte_loss
 from .transformer import Sequences, init_weights, make_layers, plan_attention
 
 
-class EntropyModel(nn.Module):
+class EntropyModel(LayerStack):
     """A causal transformer over bytes whose attention is windowed and stays within sequences.
 
     Batches are padded on the right, where padding cannot be seen, or packed in one row with `cu_seqlens`. Parameters
@@ -79,7 +80,7 @@ class EntropyModel(nn.Module):
             sequences = None if cu_seqlens is None else Sequences.packed(cu_seqlens, tokens.shape[1], longest_sequence)
             plan = plan_attention(self.config.transformer, x, sequences)
             for layer in self.layers:
-                x = layer(x, plan)
+                x = self.run_layer(layer, x, plan)
         return self.norm(x)
 
     def forward(
