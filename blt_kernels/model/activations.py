@@ -1,6 +1,6 @@
 """Activation checkpointing: each layer keeps its input alone, and backward computes its other activations again.
 
-Of models with four layers a stack, 4.6 to 9 times fewer bytes are kept for backward, and the more layers the more times.
+In models with four layers a stack, 4.6 to 9 times fewer bytes are kept for backward; the more layers, the more times.
 A step costs a third more FLOPs: those of one more forward pass of the layers.
 """
 
