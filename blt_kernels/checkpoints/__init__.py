@@ -1,4 +1,4 @@
-"""Checkpoints of any kind, in and out: our own runs, and the formats in which Byte Latent Transformers are published."""
+"""Checkpoints of any kind, in and out: our own runs, and the formats in which BLTs are published."""
 
 from .load import load_any
 
