@@ -25,6 +25,7 @@ from .options import (
     Exclude,
     HoldOut,
     Include,
+    Lanes,
     LearningRate,
     LongestSequence,
     MaxDocument,
@@ -54,6 +55,7 @@ def train_entropy(
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
+    lanes: Lanes = 1,
     learning_rate: LearningRate = 2e-3,
     autocast: Autocast = False,
     include: Include = None,
@@ -74,7 +76,7 @@ def train_entropy(
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, held_out = split(corpus, holdout_bytes, seed)
     config = TrainConfig(
-        steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed
+        steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed, lanes
     )
     say_where_it_starts(run, resume)
     with training_progress(console, "entropy model", steps) as on_step:
@@ -141,6 +143,7 @@ def train(
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
+    lanes: Lanes = 1,
     row_patches: Annotated[
         int | None,
         typer.Option(
@@ -181,7 +184,7 @@ def train(
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
     )
-    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed)
+    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
     patcher = None
     if resume and list_checkpoints(run):
         _, patcher, state = load_model(run)
