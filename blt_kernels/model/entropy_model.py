@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .._checks import INT_DTYPES, check_range, check_sequence_values, check_sequences, check_tensor, fail_type
+from ..nn import HashNgramEmbedding
 from ..ops.linear_entropy import linear_entropy
 from .config import EntropyModelConfig
 from .loss import NextByteLoss, next_byte_loss
@@ -16,7 +17,11 @@ class EntropyModel(nn.Module):
     """A causal transformer over bytes whose attention is windowed and stays within sequences.
 
     Batches are padded on the right, where padding cannot be seen, or packed in one row with `cu_seqlens`. Parameters
-    carry the names of the published `patcher`.
+    carry the names of the published `patcher`, which has no tables.
+
+    With `ngram_sizes` the rows of hashed n-grams are added to the byte embeddings, from tables that get a sparse
+    gradient. Without layers such a model computes each byte by itself, so that its entropies are the same to the last
+    bit whatever else is in the batch. A row may then be padded with token 0 on the left, too.
     """
 
     def __init__(self, config: EntropyModelConfig):
@@ -30,6 +35,16 @@ class EntropyModel(nn.Module):
         self.norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
         self.lm_head = nn.Linear(shape.dim, config.vocab_size, bias=False)
         init_weights(self, shape.num_layers)
+        self.hash_tok_embedding: HashNgramEmbedding | None = None
+        if config.ngram_sizes:
+            self.hash_tok_embedding = HashNgramEmbedding(
+                config.hash_rows, shape.dim, config.ngram_sizes, sparse_grad=True
+            )
+
+    def embed(self, tokens: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+        """Byte plus n-gram embeddings [B, N, dim] of tokens [B, N]. N-grams stay within their sequence."""
+        x = self.embed_tokens(tokens)
+        return x if self.hash_tok_embedding is None else self.hash_tok_embedding(tokens, x, cu_seqlens=cu_seqlens)
 
     def hidden(
         self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None, longest_sequence: int | None = None
@@ -49,11 +64,12 @@ class EntropyModel(nn.Module):
         check_range(op, "tokens", tokens, 0, self.config.vocab_size - 1)
         check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens, tokens.shape[1])
         check_sequence_values(op, tokens.shape[1], None, cu_seqlens)
-        x = self.embed_tokens(tokens)
-        sequences = None if cu_seqlens is None else Sequences.packed(cu_seqlens, tokens.shape[1], longest_sequence)
-        plan = plan_attention(self.config.transformer, x, sequences)
-        for layer in self.layers:
-            x = layer(x, plan)
+        x = self.embed(tokens, cu_seqlens)
+        if self.layers:
+            sequences = None if cu_seqlens is None else Sequences.packed(cu_seqlens, tokens.shape[1], longest_sequence)
+            plan = plan_attention(self.config.transformer, x, sequences)
+            for layer in self.layers:
+                x = layer(x, plan)
         return self.norm(x)
 
     def forward(

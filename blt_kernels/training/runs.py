@@ -96,6 +96,8 @@ def train_model(
 ) -> Trainer:
     """Trains `model` on `train` as `config` says, watching bits per byte on the beginning of `held_out`.
 
+    It trains on the device of the model. The patcher cuts documents on the device of its entropy model.
+
     With `resume` it goes on from the newest checkpoint of `run`, and starts anew where there is none; see `open_run`.
     """
     optional("safetensors.torch")  # if it is missing, that is said now and not at the first checkpoint
@@ -129,16 +131,16 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def new_entropy_model(preset: str, seed: int) -> EntropyModel:
-    """An untrained entropy model with weights that depend on `seed` alone."""
+def new_entropy_model(preset: str, seed: int, device: str | torch.device = "cpu") -> EntropyModel:
+    """An untrained entropy model on `device`, with weights that depend on `seed` alone."""
     with seeded(seed):
-        return EntropyModel(EntropyModelConfig.preset(preset))
+        return EntropyModel(EntropyModelConfig.preset(preset)).to(device)
 
 
-def new_blt(preset: str, seed: int) -> BLT:
-    """An untrained BLT with weights that depend on `seed` alone."""
+def new_blt(preset: str, seed: int, device: str | torch.device = "cpu") -> BLT:
+    """An untrained BLT on `device`, with weights that depend on `seed` alone."""
     with seeded(seed):
-        return BLT(BLTConfig.preset(preset))
+        return BLT(BLTConfig.preset(preset)).to(device)
 
 
 def entropy_patcher(

@@ -234,8 +234,10 @@ class Trainer:
         save_checkpoint(self.run, self.step, groups, state)
 
 
-def load_model(path: Path) -> tuple[EntropyModel | BLT, Patcher | None, dict[str, Any]]:
-    """A model from a checkpoint, or from the newest one of a run, in eval mode on the CPU.
+def load_model(
+    path: Path, device: str | torch.device = "cpu"
+) -> tuple[EntropyModel | BLT, Patcher | None, dict[str, Any]]:
+    """A model from a checkpoint, or from the newest one of a run, in eval mode on `device`, its patcher too.
 
     Returns:
         The model; for a BLT the patcher it was trained with, else None; the state that was saved with them.
@@ -254,8 +256,8 @@ def load_model(path: Path) -> tuple[EntropyModel | BLT, Patcher | None, dict[str
         _load_weights(model, tensors["model"], path)
         patcher = None
         if state["patcher"] is not None:
-            patcher = Patcher.from_state(state["patcher"], tensors.get("entropy_model", {}))
-    return model.eval(), patcher, state
+            patcher = Patcher.from_state(state["patcher"], tensors.get("entropy_model", {})).to(device)
+    return model.eval().to(device), patcher, state
 
 
 def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

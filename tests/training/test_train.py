@@ -28,7 +28,14 @@ from blt_kernels.training.optim import OptimConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.prefetch import prefetch
 from blt_kernels.training.rows import RowShape, mean_patch_length, patches_of_row
-from blt_kernels.training.runs import entropy_patcher, open_run, train_model, without_metrics
+from blt_kernels.training.runs import (
+    entropy_patcher,
+    new_blt,
+    new_entropy_model,
+    open_run,
+    train_model,
+    without_metrics,
+)
 from blt_kernels.training.step import layout_of
 from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer, load_model
 
@@ -457,3 +464,16 @@ def test_the_seconds_of_training_include_the_loader(corpus: Corpus, tmp_path: Pa
     trainer = Trainer(EntropyModel(ENTROPY), Lanes([batches]), dataclasses.replace(CONFIG, steps=4), tmp_path / "run")
     trainer.train()
     assert trainer.seconds > 4 * 0.05
+
+
+def test_models_and_their_patchers_are_made_on_a_device(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    """The device "meta" stands for a GPU."""
+    train_model(
+        make_blt(), corpus, None, SHAPE, dataclasses.replace(CONFIG, steps=1), tmp_path / "run", patcher=patcher
+    )
+    model, loaded, _ = load_model(tmp_path / "run", "meta")
+    assert loaded is not None and loaded.entropy_model is not None
+    made = new_blt("tiny", 0, "meta"), new_entropy_model("tiny", 0, torch.device("meta"))
+    for module in (model, loaded.entropy_model, *made):
+        assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
+    assert Patcher(PatcherConfig("spaces")).to("meta").entropy_model is None  # it cuts where its tokens are
