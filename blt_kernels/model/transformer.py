@@ -14,6 +14,9 @@ from .config import TransformerConfig
 from .packed_attention import Buckets, Varlen, plan_packed
 
 
+_BLOCK_KEYS = 1.5  # of windowed attention: keys computed for each key of the window
+
+
 @dataclasses.dataclass(frozen=True)
 class Sequences:
     """The sequences of rows of L positions, within which attention stays.
@@ -21,7 +24,8 @@ class Sequences:
     Attributes:
         ids: int64 [1 or B, L], non-decreasing: the sequence of each position.
         cu_seqlens: [S+1], of a packed row (B = 1): where its sequences start and end. `ids` follow from it.
-        longest: no sequence of a packed row has more positions; None where nobody has said.
+        longest: no sequence of a packed row has more positions; None where nobody has said. It bounds the work where
+            attention needs a mask, and the kernels for CUDA are launched by it.
     """
 
     ids: torch.Tensor
@@ -68,15 +72,18 @@ def plan_attention(config: TransformerConfig, x: torch.Tensor, sequences: Sequen
     angles = positions[..., None, None] * config.rope_theta ** (-pairs / config.head_dim)  # [1 or B, L, 1, E/2]
     rotation = torch.stack((angles.cos(), angles.sin()), -1)
 
-    if config.window is not None and config.window < length:
-        block = -(-config.window // 2)
-        return AttentionPlan(rotation, _window_mask(sequence_ids, batch, length, config.window, block, x.device), block)
-    if sequences is None or sequence_ids is None:
-        return AttentionPlan(rotation, None, 0)
-    if sequences.cu_seqlens is not None:
+    # No position sees more keys than the longest sequence has.
+    longest = length if sequences is None or sequences.longest is None else min(length, sequences.longest)
+    if config.window is None and sequences is not None and sequences.cu_seqlens is not None:
         packed = plan_packed(x, sequences.cu_seqlens, sequences.longest, config.head_dim)
         if packed is not None:
             return AttentionPlan(rotation, None, 0, packed)
+    window = min(longest, config.window or length)
+    if _BLOCK_KEYS * window < length or (config.window is not None and window < length):
+        block = -(-window // 2)
+        return AttentionPlan(rotation, _window_mask(sequence_ids, batch, length, window, block, x.device), block)
+    if sequence_ids is None:
+        return AttentionPlan(rotation, None, 0)
     mask = (sequence_ids[:, :, None] == sequence_ids[:, None, :]).tril()
     return AttentionPlan(rotation, mask[:, None], 0)
 
