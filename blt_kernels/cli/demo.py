@@ -118,7 +118,7 @@ def run_demo(
     blt.eval()
     bits, count = bits_per_byte(blt, held_out_batches(held_out, shape, patcher))
     entropy_bits, _ = bits_per_byte(entropy_model, held_out_batches(held_out, ENTROPY.shape))
-    seen = documents_seen(train, seed, trainer.batches.state_dict())
+    seen = documents_seen(train, seed, trainer.lanes.loaders[0].state_dict())
     rows = {"BLT": bits, "entropy model": entropy_bits} | compress_bits_per_byte(held_out, dictionary=seen)
 
     show_patches(console, patcher, SAMPLE.encode(), html=run / "patches.html", png=run / "patches.png")
@@ -212,7 +212,7 @@ def _measure(model: EntropyModel | BLT, train: Corpus, stage: Stage, patcher: Pa
     for step, batch in enumerate(batches):
         autocast = step % 2 == 1
         begin = time.perf_counter()
-        _, norm = training_step(copied, batch, optimizers, autocast=autocast)
+        _, norm = training_step(copied, [batch], optimizers, autocast=autocast)
         norm.item()  # waits for the device
         times[autocast].append(time.perf_counter() - begin)
     medians = {autocast: statistics.median(seconds[2:]) for autocast, seconds in times.items()}

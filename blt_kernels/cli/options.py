@@ -71,6 +71,15 @@ RowTokens = Annotated[
     int,
     typer.Option(help="Tokens of a batch: one row, packed with sequences of many documents.", min=1, max=MAX_TOKENS),
 ]
+Lanes = Annotated[
+    int,
+    typer.Option(
+        help="Batches of a step, each from documents of its own. Their gradients are accumulated, or divided among the "
+        "processes of torchrun, whose number must divide this one.",
+        min=1,
+        max=MAX_STEPS,
+    ),
+]
 LongestSequence = Annotated[
     int | None,
     typer.Option(

@@ -27,6 +27,7 @@ from .options import (
     Exclude,
     HoldOut,
     Include,
+    Lanes,
     LearningRate,
     LongestSequence,
     MaxDocument,
@@ -56,6 +57,7 @@ def train_entropy(
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
+    lanes: Lanes = 1,
     learning_rate: LearningRate = 2e-3,
     device: Device = "auto",
     autocast: Autocast = False,
@@ -78,7 +80,7 @@ def train_entropy(
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, held_out = split(corpus, holdout_bytes, seed)
     config = TrainConfig(
-        steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed
+        steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed, lanes
     )
     say_where_it_starts(run, resume, where)
     with training_progress(console, "entropy model", steps) as on_step:
@@ -147,6 +149,7 @@ def train(
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
+    lanes: Lanes = 1,
     row_patches: Annotated[
         int | None,
         typer.Option(
@@ -189,7 +192,7 @@ def train(
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
     )
-    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed)
+    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
     patcher = None
     if resume and list_checkpoints(run):
         _, patcher, state = load_model(run, where)

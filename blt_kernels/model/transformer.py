@@ -122,11 +122,14 @@ def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-    """Attention of q, k, v [B, L, H, E] under `plan`: [B, L, H, E].
+    """Attention of q [B, L, H, E] to k and v [B, L, Hkv, E] under `plan`: [B, L, H, E]. Hkv divides H.
 
     Windowed attention costs time and memory linear in L. Queries go in blocks of half a window, and a block sees
     itself and the two blocks before it: 1.5 keys computed for each key seen.
     """
+    if k.shape[2] != q.shape[2]:
+        # Grouped heads are copied, which is right for every kernel behind these calls.
+        k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
     if plan.packed is not None:
         return plan.packed.attend(q, k, v)
     if plan.block == 0 or plan.mask is None:
@@ -155,15 +158,15 @@ def _attend_block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch
 class SelfAttention(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.num_heads = config.num_heads
+        self.head_dim = config.head_dim
         self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
-        self.k_proj = nn.Linear(config.dim, config.dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, config.kv_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, config.kv_dim, bias=False)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         x = cast_once(x)
-        q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         y = attend(rotate(q, plan.rotation), rotate(k, plan.rotation), v, plan)  # [B, L, H, E]
         return self.o_proj(y.flatten(-2))
 

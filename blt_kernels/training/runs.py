@@ -19,6 +19,7 @@ from ..data import Corpus, DocumentStream, split_corpus
 from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from .checkpoint import list_checkpoints
 from .evaluate import held_out_batches, watch
+from .lanes import Lanes
 from .patcher import Patcher, PatcherConfig, calibrate
 from .rows import RowShape
 from .trainer import METRICS_FILE, TrainConfig, Trainer
@@ -103,12 +104,12 @@ def train_model(
     open_run(run, resume)
     with _locked(run):
         open_run(run, resume)  # again: another process may have trained here just before
-        batches = shape.batches(DocumentStream(train, seed=config.seed), patcher)
+        lanes = Lanes.over(train, shape, patcher, seed=config.seed, num_lanes=config.lanes, mine=range(config.lanes))
         watched = [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
 
         trainer = Trainer(
             model,
-            batches,
+            lanes,
             config,
             run,
             patcher=patcher,
