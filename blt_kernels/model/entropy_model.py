@@ -101,9 +101,12 @@ class EntropyModel(LayerStack):
         return next_byte_loss(self(tokens, cu_seqlens=cu_seqlens, longest_sequence=longest_sequence), targets)
 
     @torch.no_grad()
-    def entropies(self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+    def entropies(
+        self, tokens: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None, longest_sequence: int | None = None
+    ) -> torch.Tensor:
         """Next-byte entropies in nats, float32 [B, N]: [b, i] is of the prediction made at byte i, for byte i + 1.
 
         The logits never reach memory whole, and their arithmetic is fp32 under autocast too.
         """
-        return linear_entropy(self.hidden(tokens, cu_seqlens=cu_seqlens), self.lm_head.weight)
+        hidden = self.hidden(tokens, cu_seqlens=cu_seqlens, longest_sequence=longest_sequence)
+        return linear_entropy(hidden, self.lm_head.weight)

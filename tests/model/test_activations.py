@@ -98,7 +98,5 @@ def test_under_compile(name: str) -> None:
 
 
 def test_a_model_without_layers_of_ours_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="model: expected a BLT or an EntropyModel, got Linear"
-    ):
+    with pytest.raises(ValueError, match="model: expected a BLT or an EntropyModel, got Linear"):
         checkpoint_activations(nn.Linear(2, 2))
