@@ -96,6 +96,14 @@ Device = Annotated[
         "otherwise. Under torchrun, cuda and auto give each process a GPU of its own."
     ),
 ]
+TableLearningRate = Annotated[float, typer.Option(help="Peak learning rate of the hash tables.", callback=positive)]
+TableOptimizer = Annotated[
+    str,
+    typer.Option(
+        help="Optimiser of the hash tables: sparse_adam (two tables of state) or rowwise_adagrad (one number of state "
+        "for each row)."
+    ),
+]
 Autocast = Annotated[bool, typer.Option(help="bfloat16 autocast for matrix products.")]
 EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations of held-out text.", min=1, max=MAX_STEPS)]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, max=MAX_STEPS)]
@@ -118,7 +126,10 @@ MaxPatch = Annotated[int | None, typer.Option(help="Longest patch, in bytes.", m
 PatchSize = Annotated[
     float,
     typer.Option(
-        help="Mean bytes per patch that the threshold is calibrated to.", min=1, max=MAX_TOKENS, callback=finite
+        help="Mean bytes per patch that the threshold is calibrated to, on text that no model has read.",
+        min=1,
+        max=MAX_TOKENS,
+        callback=finite,
     ),
 ]
 BLTPreset = Annotated[str, typer.Option(help="Shape of the BLT: tiny, 400M, 1B or 7B.")]

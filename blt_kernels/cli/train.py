@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from .._devices import resolve_device
+from ..training.calibration import entropy_patcher, set_apart
 from ..training.checkpoint import list_checkpoints
 from ..training.optim import OptimConfig
 from ..training.ranks import from_first
 from ..training.rows import MAX_TOKENS, RowShape, patches_of_row
-from ..training.runs import entropy_patcher, new_blt, new_entropy_model, open_run, split, train_model
+from ..training.runs import new_blt, new_entropy_model, open_run, split, train_model
 from ..training.trainer import TrainConfig, load_patcher
 from .console import console, say
 from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_starts
@@ -41,8 +42,9 @@ from .options import (
     Run,
     Seed,
     Steps,
+    TableLearningRate,
+    TableOptimizer,
     TextKey,
-    positive,
     threshold_or_auto,
 )
 from .progress import training_progress
@@ -54,12 +56,14 @@ def train_entropy(
     ctx: typer.Context,
     data: Data,
     run: Run,
-    preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny, ngram or 100M.")] = "tiny",
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
     lanes: Lanes = 1,
     learning_rate: LearningRate = 2e-3,
+    table_learning_rate: TableLearningRate = 3e-2,
+    table_optimizer: TableOptimizer = "sparse_adam",
     device: Device = "auto",
     autocast: Autocast = False,
     include: Include = None,
@@ -79,10 +83,13 @@ def train_entropy(
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8))
     model = new_entropy_model(preset, seed, where)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
-    train_part, held_out = split(corpus, holdout_bytes, seed)
-    config = TrainConfig(
-        steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed, lanes
+    train_part, _, held_out = split(corpus, holdout_bytes, seed)
+    optim = OptimConfig(
+        learning_rate=learning_rate,
+        table_optimizer=table_optimizer,
+        sparse_learning_rate=table_learning_rate,
     )
+    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
     say_where_it_starts(run, resume, where)
     with training_progress(console, "entropy model", steps) as on_step:
         train_model(
@@ -113,22 +120,24 @@ def calibrate(
     text_key: TextKey = "text",
     on_error: OnError = "raise",
     max_document_bytes: MaxDocument = 1 << 16,
-    seed: Seed = 0,
 ) -> None:
-    """Print the entropy threshold (nats) that gives patches of a wanted mean size."""
+    """Print the entropy threshold (nats) that gives patches of a wanted mean size.
+
+    It is measured on 1 MiB, or a tenth of the files where that is less: the part that no model that was trained on this
+    text has read.
+    """
     where = resolve_device(device)
-    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
+    _, text = set_apart(open_corpus(data, include, exclude, text_key, on_error, max_document_bytes))
     patcher = entropy_patcher(
         load_entropy_model(entropy_model, where),
-        corpus,
+        text,
         threshold=None,
         patch_size=patch_size,
-        seed=seed,
         rule=rule,
         delta=delta,
         max_patch_length=max_patch_length,
     )
-    report_skipped(corpus)
+    report_skipped(text)
     say(console, repr(patcher.config.threshold))
 
 
@@ -161,16 +170,8 @@ def train(
         ),
     ] = None,
     learning_rate: LearningRate = 2e-3,
-    table_learning_rate: Annotated[
-        float, typer.Option(help="Peak learning rate of the hash tables.", callback=positive)
-    ] = 3e-2,
-    table_optimizer: Annotated[
-        str,
-        typer.Option(
-            help="Optimiser of the hash tables: sparse_adam (two tables of state) or rowwise_adagrad (one number of "
-            "state for each row)."
-        ),
-    ] = "sparse_adam",
+    table_learning_rate: TableLearningRate = 3e-2,
+    table_optimizer: TableOptimizer = "sparse_adam",
     device: Device = "auto",
     autocast: Autocast = False,
     include: Include = None,
@@ -201,15 +202,14 @@ def train(
     elif entropy_model is None:
         raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
-    train_part, held_out = split(corpus, holdout_bytes, seed)
+    train_part, calibration, held_out = split(corpus, holdout_bytes, seed)
     if patcher is None:
         assert entropy_model is not None
         patcher = entropy_patcher(
             load_entropy_model(entropy_model, where),
-            train_part,
+            calibration,
             threshold=None if threshold == "auto" else float(threshold),
             patch_size=patch_size,
-            seed=seed,
             rule=rule,
             delta=delta,
             max_patch_length=max_patch_length,
@@ -233,5 +233,5 @@ def train(
             on_step=on_step,
             notes=run_options(ctx),
         )
-    report_skipped(train_part, held_out)
+    report_skipped(train_part, calibration, held_out)
     say(console, f"checkpoint and metrics: {run}")
