@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from .._files import naming
+from .._files import flush, naming
 from .._optional import optional
 
 STATE_FILE = "state.json"
@@ -67,10 +67,10 @@ def save_checkpoint(
             path = partial / STATE_FILE
             record = {"format": FORMAT, "step": step, "files": files, "state": dict(state)}
             path.write_text(json.dumps(record | {"sha256": _digest_of_record(record)}, indent=1))
-            _flush(path)
+            flush(path)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(partial, target)
-        _flush(run)
+        flush(run)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
@@ -196,7 +196,7 @@ def _save_tensors(path: Path, named: Mapping[str, torch.Tensor]) -> None:
         optional("safetensors.torch").save_file(contiguous, path)
     except optional("safetensors").SafetensorError as error:  # a full disk, for one
         raise OSError(str(error)) from error
-    _flush(path)
+    flush(path)
 
 
 def _digest_of_record(record: dict[str, Any]) -> str:
@@ -209,12 +209,3 @@ def _digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file (or the names in a directory) is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
