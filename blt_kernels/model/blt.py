@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
@@ -25,6 +28,9 @@ from .decoder import LocalDecoder
 from .encoder import LocalEncoder
 from .loss import NextByteLoss, next_byte_loss
 from .transformer import Sequences, init_weights, make_layers, plan_attention
+
+if TYPE_CHECKING:
+    from ..training.patcher import Patcher
 
 _MULTIPLE = 128  # Capacities are rounded up to a multiple of this many slots.
 
@@ -86,6 +92,15 @@ class BLT(nn.Module):
         for module in (self.hash_projection, self.lm_head):
             if module is not None:
                 init_weights(module, 1)
+
+    @staticmethod
+    def from_pretrained(
+        path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> tuple[BLT, Patcher | None]:
+        """A BLT and its patcher from a published checkpoint or a run: see `blt_kernels.checkpoints.from_pretrained`."""
+        from ..checkpoints import from_pretrained  # which is built on this module
+
+        return from_pretrained(path, dtype=dtype, device=device)
 
     def embed(self, tokens: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
         """Byte plus n-gram embeddings [B, N, d] of tokens [B, N]."""
