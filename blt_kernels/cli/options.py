@@ -122,11 +122,15 @@ Resume = Annotated[
 ]
 Rule = Annotated[str, typer.Option(help="Where a patch starts: threshold, monotonic or combined.")]
 Delta = Annotated[float | None, typer.Option(help="Entropy difference (nats) of the combined rule.", callback=finite)]
+ResetAtNewline = Annotated[
+    bool, typer.Option("--reset-at-newline", help="The entropy model forgets what it has read at the end of each line.")
+]
 MaxPatch = Annotated[int | None, typer.Option(help="Longest patch, in bytes.", min=1, max=MAX_TOKENS)]
 PatchSize = Annotated[
     float,
     typer.Option(
-        help="Mean bytes per patch that the threshold is calibrated to, on text that no model has read.",
+        help="Mean bytes per patch that the threshold is calibrated to, on text that no model has read. With "
+        "--patching fixed: the bytes of each patch.",
         min=1,
         max=MAX_TOKENS,
         callback=finite,

@@ -36,6 +36,7 @@ from .options import (
     MaxPatch,
     OnError,
     PatchSize,
+    ResetAtNewline,
     Resume,
     RowTokens,
     Rule,
@@ -47,6 +48,7 @@ from .options import (
     TextKey,
     threshold_or_auto,
 )
+from .patching import check_patching, describe_patching, patcher_without_model
 from .progress import training_progress
 from .resume import run_options
 from .show import report_skipped
@@ -114,6 +116,7 @@ def calibrate(
     rule: Rule = "threshold",
     delta: Delta = None,
     max_patch_length: MaxPatch = None,
+    reset_at_newline: ResetAtNewline = False,
     device: Device = "auto",
     include: Include = None,
     exclude: Exclude = None,
@@ -136,6 +139,7 @@ def calibrate(
         rule=rule,
         delta=delta,
         max_patch_length=max_patch_length,
+        reset_at_newline=reset_at_newline,
     )
     report_skipped(text)
     say(console, repr(patcher.config.threshold))
@@ -149,6 +153,13 @@ def train(
         Path | None, typer.Option(help="Run or checkpoint of an entropy model; a resumed run has its own.")
     ] = None,
     preset: BLTPreset = "tiny",
+    patching: Annotated[
+        str,
+        typer.Option(
+            help="Where patches end: entropy (before bytes that are hard to guess), spaces, or fixed (after every "
+            "--patch-size bytes). The last two need no entropy model."
+        ),
+    ] = "entropy",
     threshold: Annotated[
         str, typer.Option(help="Entropy threshold in nats, or auto: calibrate it.", callback=threshold_or_auto)
     ] = "auto",
@@ -156,6 +167,7 @@ def train(
     rule: Rule = "threshold",
     delta: Delta = None,
     max_patch_length: MaxPatch = None,
+    reset_at_newline: ResetAtNewline = False,
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
@@ -185,7 +197,7 @@ def train(
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
-    """Train a Byte Latent Transformer on patches from a trained entropy model."""
+    """Train a Byte Latent Transformer, by default on patches from a trained entropy model."""
     open_run(run, resume)
     where = resolve_device(device)
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8), row_patches)
@@ -199,27 +211,30 @@ def train(
     if resume and list_checkpoints(run):
         patcher, state = load_patcher(run, where)
         shape = rows_of(run, state)
-    elif entropy_model is None:
-        raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
+    else:
+        check_patching(ctx)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, calibration, held_out = split(corpus, holdout_bytes, seed)
     if patcher is None:
-        assert entropy_model is not None
-        patcher = entropy_patcher(
-            load_entropy_model(entropy_model, where),
-            calibration,
-            threshold=None if threshold == "auto" else float(threshold),
-            patch_size=patch_size,
-            rule=rule,
-            delta=delta,
-            max_patch_length=max_patch_length,
-        )
+        if entropy_model is None:
+            patcher = patcher_without_model(patching, patch_size, max_patch_length)
+        else:
+            patcher = entropy_patcher(
+                load_entropy_model(entropy_model, where),
+                calibration,
+                threshold=None if threshold == "auto" else float(threshold),
+                patch_size=patch_size,
+                rule=rule,
+                delta=delta,
+                max_patch_length=max_patch_length,
+                reset_at_newline=reset_at_newline,
+            )
         if row_patches is None:
             found = patcher
             row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
             shape = dataclasses.replace(shape, row_patches=row_patches)
     say_where_it_starts(run, resume, where)
-    say(console, f"threshold {patcher.config.threshold:.6f} nats, {shape.row_patches} patches a batch")
+    say(console, f"{describe_patching(patcher.config)}, {shape.row_patches} patches a batch")
     with training_progress(console, "BLT", steps) as on_step:
         train_model(
             new_blt(preset, seed, where),
