@@ -21,7 +21,9 @@ from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_start
 from .options import (
     Autocast,
     BLTPreset,
+    CheckpointActivations,
     CheckpointEvery,
+    Compile,
     Data,
     Delta,
     Device,
@@ -68,6 +70,8 @@ def train_entropy(
     table_optimizer: TableOptimizer = "sparse_adam",
     device: Device = "auto",
     autocast: Autocast = False,
+    compile_model: Compile = False,
+    checkpoint_activations: CheckpointActivations = False,
     include: Include = None,
     exclude: Exclude = None,
     text_key: TextKey = "text",
@@ -91,7 +95,18 @@ def train_entropy(
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
     )
-    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
+    config = TrainConfig(
+        steps,
+        optim,
+        autocast,
+        10,
+        eval_every,
+        checkpoint_every,
+        seed,
+        lanes,
+        compile_model,
+        checkpoint_activations,
+    )
     say_where_it_starts(run, resume, where)
     with training_progress(console, "entropy model", steps) as on_step:
         train_model(
@@ -186,6 +201,8 @@ def train(
     table_optimizer: TableOptimizer = "sparse_adam",
     device: Device = "auto",
     autocast: Autocast = False,
+    compile_model: Compile = False,
+    checkpoint_activations: CheckpointActivations = False,
     include: Include = None,
     exclude: Exclude = None,
     text_key: TextKey = "text",
@@ -206,7 +223,18 @@ def train(
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
     )
-    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
+    config = TrainConfig(
+        steps,
+        optim,
+        autocast,
+        10,
+        eval_every,
+        checkpoint_every,
+        seed,
+        lanes,
+        compile_model,
+        checkpoint_activations,
+    )
     patcher = None
     if resume and list_checkpoints(run):
         patcher, state = load_patcher(run, where)
