@@ -37,7 +37,7 @@ class DecoderStepper:
         slots = self._slots(patches, x)
         for number, cross in enumerate(self.model.cross_attn_layers):
             context = cross.k_norm(slots)
-            head_dim = cross.q_proj.out_features // cross.num_heads
+            head_dim = cross.head_dim
             new = [proj(context).unflatten(-1, (-1, head_dim)) for proj in (cross.k_proj, cross.v_proj)]
             if number == len(self.slots):
                 self.slots.append(tuple(part.new_zeros((self.rows, *part.shape[1:])) for part in new))
