@@ -51,7 +51,9 @@ def step(model: Model, optimizers: Optimizers, seed: int) -> tuple[float, float,
     return loss.item(), optimizers.step().item(), rate
 
 
-SPARSE_ADAM = OptimConfig(learning_rate=0.1, sparse_learning_rate=0.2, min_ratio=0.1, warmup_steps=4)
+SPARSE_ADAM = OptimConfig(
+    learning_rate=0.1, sparse_learning_rate=0.2, min_ratio=0.1, warmup_steps=4, table_optimizer="sparse_adam"
+)
 CONFIG = dataclasses.replace(SPARSE_ADAM, table_optimizer="rowwise_adagrad")
 
 
