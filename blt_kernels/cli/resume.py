@@ -11,8 +11,9 @@ from typer.core import TyperCommand
 from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
 
 # A resumed run takes these from its own command line. All other options decide what it computes, and stay what they
-# were. The trainer checks that the text is the same, because it knows the files.
-_FREE = ("data", "run", "resume", "eval_every", "checkpoint_every")
+# were. (The device decides how operations round, and nothing else.) The trainer checks that the text is the same,
+# because it knows the files.
+_FREE = ("data", "run", "resume", "eval_every", "checkpoint_every", "device")
 
 
 class TrainingCommand(TyperCommand):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .._devices import resolve_device
 from ..training.calibration import entropy_patcher, set_apart
 from ..training.checkpoint import list_checkpoints
 from ..training.optim import OptimConfig
@@ -22,10 +23,12 @@ from .options import (
     CheckpointEvery,
     Data,
     Delta,
+    Device,
     EvalEvery,
     Exclude,
     HoldOut,
     Include,
+    Lanes,
     LearningRate,
     LongestSequence,
     MaxDocument,
@@ -56,7 +59,9 @@ def train_entropy(
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
+    lanes: Lanes = 1,
     learning_rate: LearningRate = 2e-3,
+    device: Device = "auto",
     table_learning_rate: TableLearningRate = 3e-2,
     table_optimizer: TableOptimizer = "sparse_adam",
     autocast: Autocast = False,
@@ -73,8 +78,9 @@ def train_entropy(
 ) -> None:
     """Train the byte model whose entropies cut text into patches."""
     open_run(run, resume)
+    where = resolve_device(device)
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8))
-    model = new_entropy_model(preset, seed)
+    model = new_entropy_model(preset, seed, where)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, _, held_out = split(corpus, holdout_bytes, seed)
     optim = OptimConfig(
@@ -82,8 +88,8 @@ def train_entropy(
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
     )
-    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed)
-    say_where_it_starts(run, resume)
+    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
+    say_where_it_starts(run, resume, where)
     with training_progress(console, "entropy model", steps) as on_step:
         train_model(
             model,
@@ -107,6 +113,7 @@ def calibrate(
     rule: Rule = "threshold",
     delta: Delta = None,
     max_patch_length: MaxPatch = None,
+    device: Device = "auto",
     include: Include = None,
     exclude: Exclude = None,
     text_key: TextKey = "text",
@@ -115,12 +122,13 @@ def calibrate(
 ) -> None:
     """Print the entropy threshold (nats) that gives patches of a wanted mean size.
 
-    It is measured on 1 MiB, or a tenth of the files where that is less: the part that no model that was trained on this text has
-    read.
+    It is measured on 1 MiB, or a tenth of the files where that is less: the part of the text that is read by no model
+    which is trained on it.
     """
+    where = resolve_device(device)
     _, text = set_apart(open_corpus(data, include, exclude, text_key, on_error, max_document_bytes))
     patcher = entropy_patcher(
-        load_entropy_model(entropy_model),
+        load_entropy_model(entropy_model, where),
         text,
         threshold=None,
         patch_size=patch_size,
@@ -150,6 +158,7 @@ def train(
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
+    lanes: Lanes = 1,
     row_patches: Annotated[
         int | None,
         typer.Option(
@@ -162,6 +171,7 @@ def train(
     learning_rate: LearningRate = 2e-3,
     table_learning_rate: TableLearningRate = 3e-2,
     table_optimizer: TableOptimizer = "sparse_adam",
+    device: Device = "auto",
     autocast: Autocast = False,
     include: Include = None,
     exclude: Exclude = None,
@@ -176,16 +186,17 @@ def train(
 ) -> None:
     """Train a Byte Latent Transformer on patches from a trained entropy model."""
     open_run(run, resume)
+    where = resolve_device(device)
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8), row_patches)
     optim = OptimConfig(
         learning_rate=learning_rate,
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
     )
-    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed)
+    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
     patcher = None
     if resume and list_checkpoints(run):
-        _, patcher, state = load_model(run)
+        _, patcher, state = load_model(run, where)
         shape = rows_of(run, state)
     elif entropy_model is None:
         raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
@@ -194,7 +205,7 @@ def train(
     if patcher is None:
         assert entropy_model is not None
         patcher = entropy_patcher(
-            load_entropy_model(entropy_model),
+            load_entropy_model(entropy_model, where),
             calibration,
             threshold=None if threshold == "auto" else float(threshold),
             patch_size=patch_size,
@@ -204,11 +215,11 @@ def train(
         )
         if row_patches is None:
             shape = dataclasses.replace(shape, row_patches=patches_of_row(row_tokens, train_part, patcher))
-    say_where_it_starts(run, resume)
+    say_where_it_starts(run, resume, where)
     say(console, f"threshold {patcher.config.threshold:.6f} nats, {shape.row_patches} patches a batch")
     with training_progress(console, "BLT", steps) as on_step:
         train_model(
-            new_blt(preset, seed),
+            new_blt(preset, seed, where),
             train_part,
             held_out,
             shape,

@@ -8,6 +8,7 @@ from torch import nn
 from .._checks import (
     INT_DTYPES,
     can_look_at,
+    check_longest,
     check_range,
     check_sequence_values,
     check_sequences,
@@ -102,6 +103,7 @@ class BLT(nn.Module):
         *,
         cu_seqlens: torch.Tensor | None = None,
         longest_sequence: int | None = None,
+        longest_patches: int | None = None,
     ) -> torch.Tensor:
         """Next-byte logits: [b, i] predicts byte i + 1 from bytes 0 .. i and the patches finished by then.
 
@@ -112,7 +114,9 @@ class BLT(nn.Module):
                 128.
             cu_seqlens: [S+1], B = 1: the sequences that `layout` was made with. N-grams, self-attention and the latent
                 transformer stay within them.
-            longest_sequence: no sequence has more tokens. Kernels for CUDA are launched by it; None: N.
+            longest_sequence, longest_patches: no sequence has more tokens, none has more patches. They bound the work
+                of attention where it needs a mask, and the kernels for CUDA are launched by them. None: N tokens, and
+                as many patches as tokens.
 
         Returns:
             float32 [B, N, V]. Rows of padding hold finite values without meaning.
@@ -124,13 +128,16 @@ class BLT(nn.Module):
                 every byte, and more than 128 of them, is looked at on CUDA too, which waits for the device once.
         """
         self._check(tokens, layout, cu_seqlens)
+        longest_patches = longest_sequence if longest_patches is None else longest_patches
         if cu_seqlens is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
             sequences = Sequences((positions >= layout.offsets[:, :1]).long())  # left padding is sequence 0
             slot_sequences = None
         else:
+            check_longest("BLT", "longest_sequence", longest_sequence, cu_seqlens)
+            check_longest("BLT", "longest_patches", longest_patches, layout.cu_patches)
             sequences = Sequences.packed(cu_seqlens, tokens.shape[1], longest_sequence)
-            slot_sequences = Sequences.packed(layout.cu_patches, layout.capacity, longest_sequence)
+            slot_sequences = Sequences.packed(layout.cu_patches, layout.capacity, longest_patches)
         x, patches = self.local_encoder(self.embed(tokens, cu_seqlens), layout, sequences)
         patches = self.global_transformer(patches, slot_sequences)
         x = self.local_decoder(x, patches, layout, sequences)
@@ -144,9 +151,16 @@ class BLT(nn.Module):
         *,
         cu_seqlens: torch.Tensor | None = None,
         longest_sequence: int | None = None,
+        longest_patches: int | None = None,
     ) -> NextByteLoss:
         """Loss of targets [B, N] int, the byte after each byte of `tokens`; -100 does not count."""
-        logits = self(tokens, layout, cu_seqlens=cu_seqlens, longest_sequence=longest_sequence)
+        logits = self(
+            tokens,
+            layout,
+            cu_seqlens=cu_seqlens,
+            longest_sequence=longest_sequence,
+            longest_patches=longest_patches,
+        )
         return next_byte_loss(logits, targets)
 
     def _check(self, tokens: torch.Tensor, layout: PatchLayout, cu_seqlens: torch.Tensor | None) -> None:

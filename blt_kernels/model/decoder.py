@@ -20,7 +20,8 @@ class LocalDecoder(nn.Module):
         shape = config.decoder
         self.patch_embedding_projection = nn.Linear(config.latent.dim, config.slots_per_patch * shape.dim, bias=False)
         self.cross_attn_layers = nn.ModuleList(
-            DecoderCrossAttention(shape.dim, shape.num_heads, eps=shape.norm_eps) for _ in range(shape.num_layers)
+            DecoderCrossAttention(shape.dim, shape.num_heads, eps=shape.norm_eps, num_kv_heads=shape.num_kv_heads)
+            for _ in range(shape.num_layers)
         )
         self.layers = make_layers(shape)
         self.norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)

@@ -23,7 +23,9 @@ class LocalEncoder(nn.Module):
         self.layers = make_layers(shape)
         self.patch_embedding_projection = nn.Linear(shape.dim, config.slots_per_patch * shape.dim, bias=False)
         # There is one, after the last layer. It is in a list so that its parameters have their published names.
-        self.cross_attn_layers = nn.ModuleList([EncoderCrossAttention(shape.dim, shape.num_heads, eps=shape.norm_eps)])
+        self.cross_attn_layers = nn.ModuleList(
+            [EncoderCrossAttention(shape.dim, shape.num_heads, eps=shape.norm_eps, num_kv_heads=shape.num_kv_heads)]
+        )
         init_weights(self, shape.num_layers)
 
     def forward(self, x: torch.Tensor, layout: PatchLayout, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:

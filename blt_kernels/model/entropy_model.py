@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .._checks import INT_DTYPES, check_range, check_sequence_values, check_sequences, check_tensor, fail_type
+from .._checks import (
+    INT_DTYPES,
+    check_longest,
+    check_range,
+    check_sequence_values,
+    check_sequences,
+    check_tensor,
+    fail_type,
+)
 from ..nn import HashNgramEmbedding
 from ..ops.linear_entropy import linear_entropy
 from .config import EntropyModelConfig
@@ -53,7 +61,7 @@ class EntropyModel(nn.Module):
 
         Args:
             cu_seqlens: [S+1], B = 1: the sequences of a packed row.
-            longest_sequence: no sequence has more tokens. Kernels for CUDA are launched by it; None: N.
+            longest_sequence: no sequence has more tokens; None: N. It bounds the work of attention.
 
         Raises:
             TypeError, ValueError: tokens outside the vocabulary, cu_seqlens that do not rise from 0 to at most N.
@@ -64,6 +72,8 @@ class EntropyModel(nn.Module):
         check_range(op, "tokens", tokens, 0, self.config.vocab_size - 1)
         check_sequences(op, tokens.shape[0], tokens.device, "tokens", None, cu_seqlens, tokens.shape[1])
         check_sequence_values(op, tokens.shape[1], None, cu_seqlens)
+        if cu_seqlens is not None:
+            check_longest(op, "longest_sequence", longest_sequence, cu_seqlens)
         x = self.embed(tokens, cu_seqlens)
         if self.layers:
             sequences = None if cu_seqlens is None else Sequences.packed(cu_seqlens, tokens.shape[1], longest_sequence)

@@ -77,6 +77,12 @@ class Patcher:
         self.config = config
         self.entropy_model = entropy_model.eval().requires_grad_(False) if entropy_model is not None else None
 
+    def to(self, device: str | torch.device) -> Patcher:
+        """Moves the entropy model, and with it the cutting, to `device`. Returns this patcher."""
+        if self.entropy_model is not None:
+            self.entropy_model.to(device)
+        return self
+
     def layout(self, tokens: torch.Tensor) -> PatchLayout:
         """The patches of tokens int64 [B, N], one document a row; C = N."""
         return self._layout_and_entropies(tokens)[0]

@@ -20,6 +20,7 @@ from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from .calibration import set_apart
 from .checkpoint import list_checkpoints
 from .evaluate import held_out_batches, watch
+from .lanes import Lanes
 from .patcher import Patcher
 from .rows import RowShape
 from .trainer import METRICS_FILE, TrainConfig, Trainer
@@ -95,18 +96,20 @@ def train_model(
 ) -> Trainer:
     """Trains `model` on `train` as `config` says, watching bits per byte on the beginning of `held_out`.
 
+    It trains on the device of the model. The patcher cuts documents on the device of its entropy model.
+
     With `resume` it goes on from the newest checkpoint of `run`, and starts anew where there is none; see `open_run`.
     """
     optional("safetensors.torch")  # if it is missing, that is said now and not at the first checkpoint
     open_run(run, resume)
     with _locked(run):
         open_run(run, resume)  # again: another process may have trained here just before
-        batches = shape.batches(DocumentStream(train, seed=config.seed), patcher)
+        lanes = Lanes.over(train, shape, patcher, seed=config.seed, num_lanes=config.lanes, mine=range(config.lanes))
         watched = [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
 
         trainer = Trainer(
             model,
-            batches,
+            lanes,
             config,
             run,
             patcher=patcher,
@@ -128,16 +131,16 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def new_entropy_model(preset: str, seed: int) -> EntropyModel:
-    """An untrained entropy model with weights that depend on `seed` alone."""
+def new_entropy_model(preset: str, seed: int, device: str | torch.device = "cpu") -> EntropyModel:
+    """An untrained entropy model on `device`, with weights that depend on `seed` alone."""
     with seeded(seed):
-        return EntropyModel(EntropyModelConfig.preset(preset))
+        return EntropyModel(EntropyModelConfig.preset(preset)).to(device)
 
 
-def new_blt(preset: str, seed: int) -> BLT:
-    """An untrained BLT with weights that depend on `seed` alone."""
+def new_blt(preset: str, seed: int, device: str | torch.device = "cpu") -> BLT:
+    """An untrained BLT on `device`, with weights that depend on `seed` alone."""
     with seeded(seed):
-        return BLT(BLTConfig.preset(preset))
+        return BLT(BLTConfig.preset(preset)).to(device)
 
 
 def split(corpus: Corpus, holdout_bytes: int | None, seed: int) -> tuple[Corpus, Corpus, Corpus]:

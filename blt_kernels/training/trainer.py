@@ -16,7 +16,7 @@ from torch import nn
 
 from .._checks import check_bool, check_int, fail_type
 from .._files import atomic_path, naming
-from ..data import Batch, CorpusError, PackedBatches
+from ..data import Batch, CorpusError
 from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from ..model.loss import bits_per_byte
 from .checkpoint import (
@@ -29,6 +29,7 @@ from .checkpoint import (
     remove_partial,
     save_checkpoint,
 )
+from .lanes import Lanes
 from .optim import OptimConfig, Optimizers
 from .patcher import Patcher
 from .prefetch import prefetch
@@ -51,6 +52,7 @@ class TrainConfig:
         eval_every: steps between evaluations of the held-out text (and one at the end).
         checkpoint_every: steps between checkpoints (and one at the end).
         seed: of the initial weights and the order of documents, an int64.
+        lanes: G, batches of a step, each of a loader of its own; see Lanes. The mean loss is over all of them.
     """
 
     steps: int
@@ -60,10 +62,11 @@ class TrainConfig:
     eval_every: int = 500
     checkpoint_every: int = 500
     seed: int = 0
+    lanes: int = 1
 
     def __post_init__(self) -> None:
         check_int("TrainConfig", "steps", self.steps, 1, MAX_STEPS)
-        for name in ("log_every", "eval_every", "checkpoint_every"):
+        for name in ("log_every", "eval_every", "checkpoint_every", "lanes"):
             check_int("TrainConfig", name, getattr(self, name), 1)
         check_int("TrainConfig", "seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         if not isinstance(self.optim, OptimConfig):
@@ -76,7 +79,7 @@ class Trainer:
 
     Args:
         model: an EntropyModel or a BLT.
-        batches: the loader; its state goes into every checkpoint.
+        lanes: the loaders of the lanes, as many as `config` says; their states go into every checkpoint.
         config: see TrainConfig.
         run: directory for `metrics.jsonl` and checkpoints.
         patcher: saved with a BLT, so that a checkpoint is all that evaluation needs.
@@ -88,7 +91,7 @@ class Trainer:
     def __init__(
         self,
         model: EntropyModel | BLT,
-        batches: PackedBatches,
+        lanes: Lanes,
         config: TrainConfig,
         run: Path,
         *,
@@ -97,7 +100,7 @@ class Trainer:
         on_step: Callable[[dict[str, Any]], None] = lambda metrics: None,
         notes: dict[str, Any] | None = None,
     ):
-        self.model, self.batches, self.config, self.run, self.patcher = model, batches, config, Path(run), patcher
+        self.model, self.lanes, self.config, self.run, self.patcher = model, lanes, config, Path(run), patcher
         self.evaluate, self.on_step, self.notes = evaluate, on_step, notes or {}
         self.optimizers = Optimizers(model, config.optim, config.steps)
         self.step = 0
@@ -120,16 +123,17 @@ class Trainer:
         with reading(path / STATE_FILE, passing=(CorpusError,)):
             _refuse_changes(path, "model", state["model"], self.model.config.to_dict())
             _refuse_changes(path, "training", _decisive(state["train"]), _decisive(dataclasses.asdict(self.config)))
-            _refuse_changes(path, "row", state["batches"]["settings"], self.batches.state_dict()["settings"])
-            corpus = self.batches.documents.corpus
-            if state["batches"]["documents"]["corpus"] != corpus.fingerprint():
+            states = state["lanes"]
+            _refuse_changes(path, "row", states[0]["settings"], self.lanes.state_dict()[0]["settings"])
+            corpus = self.lanes.loaders[0].documents.corpus
+            if states[0]["documents"]["corpus"] != corpus.fingerprint():
                 raise CheckpointError(
                     f"{path}: the run was trained on other text than {corpus.origin}: the files, their sizes, the part "
                     "that is held out or the way they are read differ"
                 )
             _load_weights(self.model, tensors["model"], path)
             self.optimizers.load_state_dict(tensors.get("optimizer", {}), state["optimizer"])
-            self.batches.load_state_dict(state["batches"])
+            self.lanes.load_state_dict(states)
             self.step, self.bytes_seen, self.seconds = step, state["bytes_seen"], state["seconds"]
         _truncate_metrics(self.run / METRICS_FILE, step)
         return True
@@ -146,10 +150,10 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         device = next(self.model.parameters()).device
         self.model.train()
-        with contextlib.closing(prefetch(self.batches, ahead=device.type != "cpu")) as batches:
+        with contextlib.closing(prefetch(self.lanes, ahead=device.type != "cpu")) as steps:
             begin = time.perf_counter()
-            for batch, position in batches:
-                metrics = self._step(batch, begin)
+            for batches, position in steps:
+                metrics = self._step(batches, begin)
                 last = self.step == self.config.steps
                 evaluate = self.evaluate is not None and (last or self.step % self.config.eval_every == 0)
                 if evaluate:
@@ -164,32 +168,35 @@ class Trainer:
                 begin = time.perf_counter()
         raise ValueError(f"train: the corpus ended at step {self.step} of {self.config.steps}")
 
-    def _step(self, batch: Batch, begin: float) -> dict[str, Any]:
-        """`begin`: when the wait for the batch began, so that seconds hold what the loader cost."""
+    def _step(self, batches: list[Batch], begin: float) -> dict[str, Any]:
+        """`begin`: when the wait for the batches began, so that seconds hold what the loader cost."""
         rate = self.optimizers.learning_rate
-        loss, norm = training_step(self.model, batch, self.optimizers, autocast=self.config.autocast)
+        loss, norm = training_step(self.model, batches, self.optimizers, autocast=self.config.autocast)
         mean = loss.mean.item()
         if not (math.isfinite(mean) and math.isfinite(norm.item())):
             raise FloatingPointError(
                 f"train: step {self.step + 1}: expected a finite loss and gradient norm, got {mean} and {norm.item()}; "
                 "a lower learning rate may help"
             )
+        num_bytes = sum(batch.num_bytes for batch in batches)
         seconds = time.perf_counter() - begin
         self.step += 1
-        self.bytes_seen += batch.num_bytes
+        self.bytes_seen += num_bytes
         self.seconds += seconds
         metrics = {
             "step": self.step,
             "bytes": self.bytes_seen,
             "seconds": round(self.seconds, 3),
             "loss": mean,
-            "bits_per_byte": bits_per_byte(loss.text_total.item(), max(1, batch.num_bytes)),
+            "bits_per_byte": bits_per_byte(loss.text_total.item(), max(1, num_bytes)),
             "learning_rate": rate,
             "gradient_norm": norm.item(),
-            "bytes_per_second": batch.num_bytes / seconds,
+            "bytes_per_second": num_bytes / seconds,
         }
-        if batch.patch_lengths is not None:
-            metrics["bytes_per_patch"] = batch.num_tokens / max(1, batch.num_patches)
+        if batches[0].patch_lengths is not None:
+            num_tokens = sum(batch.num_tokens for batch in batches)
+            num_patches = sum(batch.num_patches for batch in batches)
+            metrics["bytes_per_patch"] = num_tokens / max(1, num_patches)
         return metrics
 
     def _log(self, metrics: dict[str, Any]) -> None:
@@ -206,7 +213,7 @@ class Trainer:
         finally:
             self.model.train()
 
-    def _save(self, position: dict[str, Any]) -> None:
+    def _save(self, position: list[dict[str, Any]]) -> None:
         optimizer_tensors, optimizer_state = self.optimizers.state_dict()
         groups = {"model": self.model.state_dict(), "optimizer": optimizer_tensors}
         patcher = None
@@ -218,7 +225,7 @@ class Trainer:
             "model": self.model.config.to_dict(),
             "train": dataclasses.asdict(self.config),
             "optimizer": optimizer_state,
-            "batches": position,
+            "lanes": position,
             "patcher": patcher,
             "bytes_seen": self.bytes_seen,
             "seconds": self.seconds,
@@ -227,8 +234,10 @@ class Trainer:
         save_checkpoint(self.run, self.step, groups, state)
 
 
-def load_model(path: Path) -> tuple[EntropyModel | BLT, Patcher | None, dict[str, Any]]:
-    """A model from a checkpoint, or from the newest one of a run, in eval mode on the CPU.
+def load_model(
+    path: Path, device: str | torch.device = "cpu"
+) -> tuple[EntropyModel | BLT, Patcher | None, dict[str, Any]]:
+    """A model from a checkpoint, or from the newest one of a run, in eval mode on `device`, its patcher too.
 
     Returns:
         The model; for a BLT the patcher it was trained with, else None; the state that was saved with them.
@@ -247,8 +256,8 @@ def load_model(path: Path) -> tuple[EntropyModel | BLT, Patcher | None, dict[str
         _load_weights(model, tensors["model"], path)
         patcher = None
         if state["patcher"] is not None:
-            patcher = Patcher.from_state(state["patcher"], tensors.get("entropy_model", {}))
-    return model.eval(), patcher, state
+            patcher = Patcher.from_state(state["patcher"], tensors.get("entropy_model", {})).to(device)
+    return model.eval().to(device), patcher, state
 
 
 def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
