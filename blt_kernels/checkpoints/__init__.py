@@ -1,5 +1,6 @@
 """Checkpoints of any kind, in and out: our own runs, and the formats in which BLTs are published."""
 
-from .load import load_any
+from .load import from_pretrained, load_any
+from .save import save_pretrained
 
-__all__ = ["load_any"]
+__all__ = ["from_pretrained", "load_any", "save_pretrained"]

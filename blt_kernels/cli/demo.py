@@ -17,7 +17,7 @@ from rich.console import Console
 
 from .._files import atomic_path
 from .._optional import optional
-from ..data import Corpus, DocumentStream
+from ..data import Address, Corpus, DocumentStream
 from ..model import BLT, EntropyModel
 from ..training.calibration import entropy_patcher
 from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
@@ -133,12 +133,11 @@ def run_demo(
 
 def documents_seen(train: Corpus, seed: int, state: dict[str, Any]) -> Iterator[bytes]:
     """What a run has read of each document, given the state of its loader."""
-    opened = {json.dumps(document["begin"]): document["offset"] for document in state["open"]}
+    opened = {(document["epoch"], Address(*document["address"])): document["offset"] for document in state["open"]}
     stream = DocumentStream(train, seed=seed)
-    while (before := stream.state_dict()) != state["documents"]:
+    while stream.state_dict() != state["documents"]:
         document = next(stream)
-        begin = {name: before[name] for name in ("position", "emitted")}
-        tokens = opened.get(json.dumps(begin), len(document) + 1)
+        tokens = opened.get((stream.epoch, stream.address), len(document) + 1)
         yield document[: max(0, tokens - 1)]  # less BOS
 
 

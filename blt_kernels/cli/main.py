@@ -13,6 +13,7 @@ import typer
 from .. import doctor as doctor_
 from .._devices import resolve_device
 from .._files import naming
+from ..training.ranks import FirstRankFailedError
 from . import look, train
 from .console import console, describe, say_warning
 from .demo import run_demo
@@ -54,7 +55,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("BLT_KERNELS_DEBUG") == "1":
             raise
-        status = f"blt-kernels: {describe(error)}"
+        # Rank 0 of a run on many says itself what it could not do.
+        status = 1 if isinstance(error, FirstRankFailedError) else f"blt-kernels: {describe(error)}"
     try:
         sys.stdout.flush()
     except OSError as error:  # the disk is full, or nobody reads any more, and then there is nothing to say

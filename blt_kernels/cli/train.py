@@ -12,9 +12,10 @@ from .._devices import resolve_device
 from ..training.calibration import entropy_patcher, set_apart
 from ..training.checkpoint import list_checkpoints
 from ..training.optim import OptimConfig
+from ..training.ranks import from_first
 from ..training.rows import MAX_TOKENS, RowShape, patches_of_row
 from ..training.runs import new_blt, new_entropy_model, open_run, split, train_model
-from ..training.trainer import TrainConfig, load_model
+from ..training.trainer import TrainConfig, load_patcher
 from .console import console, say
 from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_starts
 from .options import (
@@ -196,7 +197,7 @@ def train(
     config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
     patcher = None
     if resume and list_checkpoints(run):
-        _, patcher, state = load_model(run, where)
+        patcher, state = load_patcher(run, where)
         shape = rows_of(run, state)
     elif entropy_model is None:
         raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
@@ -214,7 +215,9 @@ def train(
             max_patch_length=max_patch_length,
         )
         if row_patches is None:
-            shape = dataclasses.replace(shape, row_patches=patches_of_row(row_tokens, train_part, patcher))
+            found = patcher
+            row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
+            shape = dataclasses.replace(shape, row_patches=row_patches)
     say_where_it_starts(run, resume, where)
     say(console, f"threshold {patcher.config.threshold:.6f} nats, {shape.row_patches} patches a batch")
     with training_progress(console, "BLT", steps) as on_step:

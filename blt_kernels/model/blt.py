@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
@@ -19,16 +22,20 @@ from .._checks import (
 )
 from ..layout import PatchLayout, check_layout
 from ..nn import HashNgramEmbedding
+from .activations import LayerStack
 from .config import BLTConfig
 from .decoder import LocalDecoder
 from .encoder import LocalEncoder
 from .loss import NextByteLoss, next_byte_loss
 from .transformer import Sequences, init_weights, make_layers, plan_attention
 
+if TYPE_CHECKING:
+    from ..training.patcher import Patcher
+
 _MULTIPLE = 128  # Capacities are rounded up to a multiple of this many slots.
 
 
-class LatentTransformer(nn.Module):
+class LatentTransformer(LayerStack):
     """Causal layers over patches. They hold nearly all the parameters that are not in hash tables."""
 
     def __init__(self, config: BLTConfig):
@@ -48,7 +55,7 @@ class LatentTransformer(nn.Module):
         x = self.token_embedding_projection(patches).type_as(patches)
         plan = plan_attention(self.config.latent, x, sequences)
         for layer in self.layers:
-            x = layer(x, plan)
+            x = self.run_layer(layer, x, plan)
         return x
 
 
@@ -85,6 +92,15 @@ class BLT(nn.Module):
         for module in (self.hash_projection, self.lm_head):
             if module is not None:
                 init_weights(module, 1)
+
+    @staticmethod
+    def from_pretrained(
+        path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> tuple[BLT, Patcher | None]:
+        """A BLT and its patcher from a published checkpoint or a run: see `blt_kernels.checkpoints.from_pretrained`."""
+        from ..checkpoints import from_pretrained  # which is built on this module
+
+        return from_pretrained(path, dtype=dtype, device=device)
 
     def embed(self, tokens: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
         """Byte plus n-gram embeddings [B, N, d] of tokens [B, N]."""

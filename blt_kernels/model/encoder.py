@@ -8,11 +8,12 @@ from torch import nn
 from ..layout import PatchLayout
 from ..nn import EncoderCrossAttention
 from ..ops.patch_pool import patch_pool
+from .activations import LayerStack
 from .config import BLTConfig
 from .transformer import Sequences, init_weights, make_layers, plan_attention
 
 
-class LocalEncoder(nn.Module):
+class LocalEncoder(LayerStack):
     """Layers over bytes; then each patch pools its bytes into K queries that read the same bytes by cross-attention."""
 
     def __init__(self, config: BLTConfig):
@@ -32,7 +33,7 @@ class LocalEncoder(nn.Module):
         """Byte embeddings x [B, N, d] -> byte states [B, N, d] and patches [B, C, K*d]."""
         plan = plan_attention(self.config.encoder, x, sequences)
         for layer in self.layers:
-            x = layer(x, plan)
+            x = self.run_layer(layer, x, plan)
         slots = self.patch_embedding_projection(patch_pool(x, layout, reduce="max")).type_as(x)  # [B, C, K*d]
         slots = slots.unflatten(-1, (-1, x.shape[-1])).flatten(1, 2)  # [B, C*K, d]
         # The published residual is added twice.

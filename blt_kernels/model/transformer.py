@@ -13,7 +13,6 @@ from ..nn import cast_once
 from .config import TransformerConfig
 from .packed_attention import Buckets, Varlen, plan_packed
 
-
 _BLOCK_KEYS = 1.5  # of windowed attention: keys computed for each key of the window
 
 

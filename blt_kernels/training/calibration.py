@@ -16,6 +16,7 @@ from ..data import Corpus, DocumentStream, PackedBatches, split_corpus
 from ..model import EntropyModel
 from ..ops.segment import calibrate_threshold
 from .patcher import Patcher, PatcherConfig
+from .ranks import from_first
 from .rows import RowShape
 
 CALIBRATION_BYTES = 1 << 20
@@ -67,14 +68,16 @@ def entropy_patcher(
     )
     if threshold is None:
         batches = RowShape(CALIBRATION_ROW, CALIBRATION_ROW).batches(DocumentStream(text, epochs=1), open_documents=1)
-        threshold = calibrate(
-            model,
-            batches,
-            patch_size,
-            num_bytes=num_bytes,
-            rule=rule,
-            delta=delta,
-            max_patch_length=max_patch_length,
+        threshold = from_first(
+            lambda: calibrate(
+                model,
+                batches,
+                patch_size,
+                num_bytes=num_bytes,
+                rule=rule,
+                delta=delta,
+                max_patch_length=max_patch_length,
+            )
         )
     return Patcher(dataclasses.replace(config, threshold=threshold), model)
 

@@ -36,7 +36,7 @@ class Lanes:
         """
         return Lanes(
             [
-                shape.batches(DocumentStream(corpus, seed=seed, rank=lane, world_size=num_lanes), patcher)
+                shape.batches(DocumentStream(corpus, seed=seed, lane=lane, lanes=num_lanes), patcher)
                 for lane in mine
             ]
         )

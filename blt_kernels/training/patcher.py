@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .._checks import check_choice, check_int, check_number, fail_value
+from .._checks import check_bool, check_choice, check_int, check_number, fail_value
 from ..layout import PatchLayout
 from ..model import EntropyModel, EntropyModelConfig
 from ..ops._segment_options import RULES
 from ..ops.segment import segment, segment_fixed, segment_spaces
+from .lines import entropies_of
 
 METHODS = ("entropy", "spaces", "fixed")
 
@@ -30,6 +31,8 @@ class PatcherConfig:
         delta: of the rule "combined": a finite number of nats.
         patch_size: of method "fixed": bytes, at least 1.
         max_patch_length: bytes of the longest patch, at least 1; None for no bound.
+        reset_at_newline: of method "entropy": whether the entropy model forgets what it has read at the end of each
+            line; see `lines`.
     """
 
     method: str = "entropy"
@@ -38,6 +41,7 @@ class PatcherConfig:
     delta: float | None = None
     patch_size: int | None = None
     max_patch_length: int | None = None
+    reset_at_newline: bool = False
 
     def __post_init__(self) -> None:
         name = "PatcherConfig"
@@ -51,6 +55,9 @@ class PatcherConfig:
         for field, (meaning, needed) in owners.items():
             if (getattr(self, field) is not None) != needed:
                 raise fail_value(name, field, f"{meaning}, and None otherwise", getattr(self, field))
+        check_bool(name, "reset_at_newline", self.reset_at_newline)
+        if self.reset_at_newline and self.method != "entropy":
+            raise fail_value(name, "reset_at_newline", "False for a method without an entropy model", True)
         for field in ("threshold", "delta"):
             if getattr(self, field) is not None:
                 check_number(name, field, getattr(self, field), -math.inf)
@@ -110,7 +117,7 @@ class Patcher:
             assert config.patch_size is not None
             return segment_fixed(tokens, config.patch_size, max_patch_length=config.max_patch_length), None
         assert config.threshold is not None and self.entropy_model is not None
-        entropies = self.entropy_model.entropies(tokens)
+        entropies = entropies_of(self.entropy_model, tokens, reset_at_newline=config.reset_at_newline)
         layout = segment(
             entropies,
             config.threshold,

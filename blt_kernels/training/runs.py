@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from .._optional import optional
-from ..data import Corpus, DocumentStream, split_corpus
+from ..data import Batch, Corpus, split_corpus
 from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from .calibration import set_apart
 from .checkpoint import list_checkpoints
 from .evaluate import held_out_batches, watch
 from .lanes import Lanes
 from .patcher import Patcher
+from .ranks import from_first, lanes_of_rank, world_size
 from .rows import RowShape
 from .trainer import METRICS_FILE, TrainConfig, Trainer
 
@@ -96,17 +97,22 @@ def train_model(
 ) -> Trainer:
     """Trains `model` on `train` as `config` says, watching bits per byte on the beginning of `held_out`.
 
-    It trains on the device of the model. The patcher cuts documents on the device of its entropy model.
+    It trains on the device of the model. On many ranks (see `ranks.joined`) all call it together, with equal
+    arguments, and the model is divided among them. The patcher cuts documents on the device of its entropy model.
 
     With `resume` it goes on from the newest checkpoint of `run`, and starts anew where there is none; see `open_run`.
     """
     optional("safetensors.torch")  # if it is missing, that is said now and not at the first checkpoint
-    open_run(run, resume)
-    with _locked(run):
-        open_run(run, resume)  # again: another process may have trained here just before
-        lanes = Lanes.over(train, shape, patcher, seed=config.seed, num_lanes=config.lanes, mine=range(config.lanes))
-        watched = [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
+    mine = lanes_of_rank(config.lanes)
+    with contextlib.ExitStack() as stack:
+        from_first(lambda: _take(run, resume, stack))
+        lanes = Lanes.over(train, shape, patcher, seed=config.seed, num_lanes=config.lanes, mine=mine)
+        watched = from_first(lambda: _watched(held_out, shape, patcher))
+        sharding = None
+        if world_size() > 1:
+            from .sharding import Sharding  # it takes seconds to import
 
+            sharding = Sharding(model, next(model.parameters()).device, autocast=config.autocast)
         trainer = Trainer(
             model,
             lanes,
@@ -116,11 +122,23 @@ def train_model(
             evaluate=watch(watched) if watched else None,
             on_step=on_step,
             notes={"rows": dataclasses.asdict(shape), **(notes or {})},
+            sharding=sharding,
         )
         if resume:
             trainer.resume()
         trainer.train()
     return trainer
+
+
+def _take(run: Path, resume: bool, stack: contextlib.ExitStack) -> None:
+    """Takes the directory of a run until `stack` is closed."""
+    open_run(run, resume)
+    stack.enter_context(_locked(run))
+    open_run(run, resume)  # again: another process may have trained here just before
+
+
+def _watched(held_out: Corpus | None, shape: RowShape, patcher: Patcher | None) -> list[Batch]:
+    return [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from ..layout import PatchLayout
 from ..model import BLT, EntropyModel, NextByteLoss
 from ..tokens import IGNORE_INDEX
 from .optim import Optimizers
+from .ranks import sum_of_tensor, sum_over_ranks
 
 
 def training_step(
@@ -19,27 +20,27 @@ def training_step(
 ) -> tuple[NextByteLoss, torch.Tensor]:
     """Forward and backward of one batch after the other, and one update. Does not wait for the device.
 
-    Gradients are those of the mean over the targets of all batches. That is not the mean of their means, in which a
-    target of a batch that is less full would weigh more.
+    Gradients are those of the mean over the targets of all batches on all ranks. That is not the mean of
+    their means, in which a target of a batch that is less full would weigh more.
 
     Args:
         batches: at least one; the lanes of the global batch that this process runs.
         autocast: bfloat16 autocast of the forward pass.
 
     Returns:
-        The loss before the update, over all batches, without a graph; and the 2-norm of all gradients before they are
-        clipped (a scalar tensor).
+        The loss before the update, over all batches on all ranks, without a graph; and the 2-norm of all
+        gradients before they are clipped (a scalar tensor).
     """
     device = next(model.parameters()).device
-    targets = sum(int(np.count_nonzero(batch.targets != IGNORE_INDEX)) for batch in batches)
+    [targets] = sum_over_ranks([sum(int(np.count_nonzero(batch.targets != IGNORE_INDEX)) for batch in batches)])
     num_targets = torch.tensor(targets, device=device)
-    total, text_total = torch.zeros((), device=device), torch.zeros((), device=device)
+    totals = torch.zeros(2, device=device)  # of all targets, and of those that stand for text
     for batch in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss = loss_of(model, batch)
         (loss.total / num_targets.clamp(min=1)).backward()
-        total += loss.total.detach()
-        text_total += loss.text_total
+        totals += torch.stack((loss.total.detach(), loss.text_total))
+    total, text_total = sum_of_tensor(totals)
     return NextByteLoss(total / num_targets.clamp(min=1), total, num_targets, text_total), optimizers.step()
 
 

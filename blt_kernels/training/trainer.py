@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -33,7 +33,11 @@ from .lanes import Lanes
 from .optim import OptimConfig, Optimizers
 from .patcher import Patcher
 from .prefetch import prefetch
+from .ranks import from_all, from_first, is_first, lanes_of_rank, sum_over_ranks
 from .step import training_step
+
+if TYPE_CHECKING:
+    from .sharding import Sharding
 
 METRICS_FILE = "metrics.jsonl"
 MAX_STEPS = 99_999_999  # the name of a checkpoint has eight digits
@@ -83,9 +87,10 @@ class Trainer:
         config: see TrainConfig.
         run: directory for `metrics.jsonl` and checkpoints.
         patcher: saved with a BLT, so that a checkpoint is all that evaluation needs.
-        evaluate: called with the model; returns figures for the metrics, such as held-out bits per byte.
-        on_step: called with each line of metrics (a progress bar).
+        evaluate: called with the model, on all ranks; returns figures for the metrics, such as held-out bits per byte.
+        on_step: called with each line of metrics (a progress bar), on rank 0.
         notes: JSON-able facts to keep with every checkpoint.
+        sharding: how the model is divided among ranks; None: this process has all of it.
     """
 
     def __init__(
@@ -99,10 +104,13 @@ class Trainer:
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
         on_step: Callable[[dict[str, Any]], None] = lambda metrics: None,
         notes: dict[str, Any] | None = None,
+        sharding: Sharding | None = None,
     ):
         self.model, self.lanes, self.config, self.run, self.patcher = model, lanes, config, Path(run), patcher
         self.evaluate, self.on_step, self.notes = evaluate, on_step, notes or {}
-        self.optimizers = Optimizers(model, config.optim, config.steps)
+        self.sharding = sharding
+        self.optimizers = Optimizers(model, config.optim, config.steps, sharding)
+        self._parameters = dict(model.named_parameters())
         self.step = 0
         self.bytes_seen = 0
         self.seconds = 0.0
@@ -110,16 +118,16 @@ class Trainer:
     def resume(self) -> bool:
         """Continues from the newest checkpoint of the run; False, and from the start, where there is none yet.
 
+        The checkpoint may be of any number of ranks.
+
         Raises:
             CheckpointError: it is damaged, or was made with another model, other settings or other text; names each
                 setting that differs.
         """
-        remove_partial(self.run)
-        if not list_checkpoints(self.run):
-            _truncate_metrics(self.run / METRICS_FILE, 0)
+        path = from_first(self._newest)
+        if path is None:
             return False
-        path = latest_checkpoint(self.run)
-        tensors, state, step = load_checkpoint(path)
+        tensors, state, step = load_checkpoint(path, read=None if self.sharding is None else self._read)
         with reading(path / STATE_FILE, passing=(CorpusError,)):
             _refuse_changes(path, "model", state["model"], self.model.config.to_dict())
             _refuse_changes(path, "training", _decisive(state["train"]), _decisive(dataclasses.asdict(self.config)))
@@ -133,10 +141,25 @@ class Trainer:
                 )
             _load_weights(self.model, tensors["model"], path)
             self.optimizers.load_state_dict(tensors.get("optimizer", {}), state["optimizer"])
-            self.lanes.load_state_dict(states)
+            self.lanes.load_state_dict([states[lane] for lane in lanes_of_rank(self.config.lanes)])
             self.step, self.bytes_seen, self.seconds = step, state["bytes_seen"], state["seconds"]
-        _truncate_metrics(self.run / METRICS_FILE, step)
+        from_first(lambda: _truncate_metrics(self.run / METRICS_FILE, step))
         return True
+
+    def _newest(self) -> Path | None:
+        """The newest checkpoint of the run, or None. What was written without one is dropped."""
+        remove_partial(self.run)
+        if list_checkpoints(self.run):
+            return latest_checkpoint(self.run)
+        _truncate_metrics(self.run / METRICS_FILE, 0)
+        return None
+
+    def _read(self, file: Path) -> dict[str, torch.Tensor]:
+        """This rank's part of the tensors in a file of a checkpoint."""
+        assert self.sharding is not None
+        owners: dict[str, Callable[[str], nn.Parameter | None]]
+        owners = {"model": self._parameters.get, "optimizer": self.optimizers.owner}
+        return self.sharding.read(file, owners.get(file.stem, lambda name: None))
 
     def train(self) -> None:
         """Trains until `config.steps`, writing metrics and checkpoints.
@@ -147,7 +170,8 @@ class Trainer:
         """
         if self.step >= self.config.steps:
             return
-        self.run.mkdir(parents=True, exist_ok=True)
+        if is_first():
+            self.run.mkdir(parents=True, exist_ok=True)
         device = next(self.model.parameters()).device
         self.model.train()
         with contextlib.closing(prefetch(self.lanes, ahead=device.type != "cpu")) as steps:
@@ -158,9 +182,10 @@ class Trainer:
                 evaluate = self.evaluate is not None and (last or self.step % self.config.eval_every == 0)
                 if evaluate:
                     metrics |= self._evaluate()
-                if last or evaluate or self.step % self.config.log_every == 0:
-                    self._log(metrics)
-                self.on_step(metrics)
+                if is_first():
+                    if last or evaluate or self.step % self.config.log_every == 0:
+                        self._log(metrics)
+                    self.on_step(metrics)
                 if last or self.step % self.config.checkpoint_every == 0:
                     self._save(position)
                 if last:
@@ -178,7 +203,9 @@ class Trainer:
                 f"train: step {self.step + 1}: expected a finite loss and gradient norm, got {mean} and {norm.item()}; "
                 "a lower learning rate may help"
             )
-        num_bytes = sum(batch.num_bytes for batch in batches)
+        num_bytes, num_tokens, num_patches = sum_over_ranks(
+            [sum(getattr(batch, name) for batch in batches) for name in ("num_bytes", "num_tokens", "num_patches")]
+        )
         seconds = time.perf_counter() - begin
         self.step += 1
         self.bytes_seen += num_bytes
@@ -194,8 +221,6 @@ class Trainer:
             "bytes_per_second": num_bytes / seconds,
         }
         if batches[0].patch_lengths is not None:
-            num_tokens = sum(batch.num_tokens for batch in batches)
-            num_patches = sum(batch.num_patches for batch in batches)
             metrics["bytes_per_patch"] = num_tokens / max(1, num_patches)
         return metrics
 
@@ -208,14 +233,23 @@ class Trainer:
         assert self.evaluate is not None
         self.model.eval()
         try:
-            with torch.inference_mode():
+            with torch.no_grad():  # inference mode would leave FSDP tensors that cannot be trained with
                 return self.evaluate(self.model)
         finally:
             self.model.train()
 
     def _save(self, position: list[dict[str, Any]]) -> None:
+        model_tensors = self.model.state_dict()
         optimizer_tensors, optimizer_state = self.optimizers.state_dict()
-        groups = {"model": self.model.state_dict(), "optimizer": optimizer_tensors}
+        if self.sharding is not None:
+            model_tensors = {
+                name: self.sharding.to_save(self._parameters[name], tensor) for name, tensor in model_tensors.items()
+            }
+            optimizer_tensors = {
+                name: self.sharding.to_save(self.optimizers.owner(name), tensor)
+                for name, tensor in optimizer_tensors.items()
+            }
+        groups = {"model": model_tensors, "optimizer": optimizer_tensors}
         patcher = None
         if self.patcher is not None:
             patcher = self.patcher.state()
@@ -225,13 +259,25 @@ class Trainer:
             "model": self.model.config.to_dict(),
             "train": dataclasses.asdict(self.config),
             "optimizer": optimizer_state,
-            "lanes": position,
+            "lanes": [state for states in from_all(position) for state in states],
             "patcher": patcher,
             "bytes_seen": self.bytes_seen,
             "seconds": self.seconds,
             "notes": self.notes,
         }
         save_checkpoint(self.run, self.step, groups, state)
+
+
+def load_patcher(path: Path, device: str | torch.device = "cpu") -> tuple[Patcher | None, dict[str, Any]]:
+    """What `load_model` returns besides the model, which is not read.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = latest_checkpoint(Path(path))
+    tensors, state, _ = load_checkpoint(path, groups=("entropy_model",))
+    with reading(path / STATE_FILE):
+        return _patcher_of(tensors, state, device), state
 
 
 def load_model(
@@ -254,10 +300,14 @@ def load_model(
         else:
             model = EntropyModel(EntropyModelConfig.from_dict(state["model"]))
         _load_weights(model, tensors["model"], path)
-        patcher = None
-        if state["patcher"] is not None:
-            patcher = Patcher.from_state(state["patcher"], tensors.get("entropy_model", {})).to(device)
+        patcher = _patcher_of(tensors, state, device)
     return model.eval().to(device), patcher, state
+
+
+def _patcher_of(tensors: dict[str, Any], state: dict[str, Any], device: str | torch.device) -> Patcher | None:
+    if state["patcher"] is None:
+        return None
+    return Patcher.from_state(state["patcher"], tensors.get("entropy_model", {})).to(device)
 
 
 def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
