@@ -34,8 +34,12 @@ class LocalEncoder(LayerStack):
         plan = plan_attention(self.config.encoder, x, sequences)
         for layer in self.layers:
             x = self.run_layer(layer, x, plan)
+        return x, self.pool(x, layout)
+
+    def pool(self, x: torch.Tensor, layout: PatchLayout) -> torch.Tensor:
+        """Byte states x [B, N, d], after the last layer -> patches [B, C, K*d]."""
         slots = self.patch_embedding_projection(patch_pool(x, layout, reduce="max")).type_as(x)  # [B, C, K*d]
         slots = slots.unflatten(-1, (-1, x.shape[-1])).flatten(1, 2)  # [B, C*K, d]
         # The published residual is added twice.
         slots = torch.add(self.cross_attn_layers[0](slots, x, layout), slots, alpha=2)
-        return x, slots.unflatten(1, (-1, self.config.slots_per_patch)).flatten(2)
+        return slots.unflatten(1, (-1, self.config.slots_per_patch)).flatten(2)

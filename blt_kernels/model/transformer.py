@@ -55,6 +55,17 @@ class AttentionPlan:
     block: int
     packed: Varlen | Buckets | None = None
 
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """See the function `attend`. Generation gives layers a plan of its own, which adds k and v to a cache."""
+        return attend(q, k, v, self)
+
+
+def make_rotation(config: TransformerConfig, positions: torch.Tensor) -> torch.Tensor:
+    """Cosine and sine of the angles of rotary positions int64 [...]: float32 [..., 1, E/2, 2]."""
+    pairs = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
+    angles = positions[..., None, None] * config.rope_theta ** (-pairs / config.head_dim)
+    return torch.stack((angles.cos(), angles.sin()), -1)
+
 
 def plan_attention(config: TransformerConfig, x: torch.Tensor, sequences: Sequences | None) -> AttentionPlan:
     """The plan for a stack of shape `config` over x [B, L, dim].
@@ -67,9 +78,7 @@ def plan_attention(config: TransformerConfig, x: torch.Tensor, sequences: Sequen
     positions = torch.arange(length, device=x.device)[None]
     if sequence_ids is not None:
         positions = positions - torch.searchsorted(sequence_ids, sequence_ids)
-    pairs = torch.arange(0, config.head_dim, 2, device=x.device, dtype=torch.float32)
-    angles = positions[..., None, None] * config.rope_theta ** (-pairs / config.head_dim)  # [1 or B, L, 1, E/2]
-    rotation = torch.stack((angles.cos(), angles.sin()), -1)
+    rotation = make_rotation(config, positions)
 
     # No position sees more keys than the longest sequence has.
     longest = length if sequences is None or sequences.longest is None else min(length, sequences.longest)
@@ -167,7 +176,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         x = cast_once(x)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = attend(rotate(q, plan.rotation), rotate(k, plan.rotation), v, plan)  # [B, L, H, E]
+        y = plan.attend(rotate(q, plan.rotation), rotate(k, plan.rotation), v)  # [B, L, H, E]
         return self.o_proj(y.flatten(-2))
 
 

@@ -109,23 +109,30 @@ class Patcher:
     def __call__(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.cut(tokens)[0]
 
-    def _layout_and_entropies(self, tokens: torch.Tensor) -> tuple[PatchLayout, torch.Tensor | None]:
+    def segment(
+        self, tokens: torch.Tensor, entropies: torch.Tensor | None, *, seq_lens: torch.Tensor | None = None
+    ) -> PatchLayout:
+        """The patches of tokens int64 [B, N], one document a row, by entropies that are known; C = N.
+
+        Args:
+            entropies: float32 [B, N], nats, with method "entropy"; otherwise they are not looked at.
+            seq_lens: [B], tokens of each row that are real; default N.
+        """
         config = self.config
+        common: dict[str, Any] = {"max_patch_length": config.max_patch_length, "seq_lens": seq_lens}
         if config.method == "spaces":
-            return segment_spaces(tokens, max_patch_length=config.max_patch_length), None
+            return segment_spaces(tokens, **common)
         if config.method == "fixed":
             assert config.patch_size is not None
-            return segment_fixed(tokens, config.patch_size, max_patch_length=config.max_patch_length), None
-        assert config.threshold is not None and self.entropy_model is not None
-        entropies = entropies_of(self.entropy_model, tokens, reset_at_newline=config.reset_at_newline)
-        layout = segment(
-            entropies,
-            config.threshold,
-            rule=config.rule,
-            delta=config.delta,
-            max_patch_length=config.max_patch_length,
-        )
-        return layout, entropies
+            return segment_fixed(tokens, config.patch_size, **common)
+        assert config.threshold is not None and entropies is not None
+        return segment(entropies, config.threshold, rule=config.rule, delta=config.delta, **common)
+
+    def _layout_and_entropies(self, tokens: torch.Tensor) -> tuple[PatchLayout, torch.Tensor | None]:
+        entropies = None
+        if self.entropy_model is not None:
+            entropies = entropies_of(self.entropy_model, tokens, reset_at_newline=self.config.reset_at_newline)
+        return self.segment(tokens, entropies), entropies
 
     def _row(self, tokens: NDArray[np.int64]) -> torch.Tensor:
         """int64 [1, n], on the device of the entropy model."""
