@@ -40,8 +40,8 @@ DESIGN = REPOSITORY / "docs" / "design.md"
 PLOTS = REPOSITORY / "docs" / "plots"
 
 ROWS_EXPLAINED = (
-    "Packed rows of `PackedBatches` with 64 open documents, by `python -m benchmarks rows`. The last two columns are of "
-    "rows that each hold one document or a part of one, of 1.3 times the tokens of the longest sequence."
+    "Packed rows of `PackedBatches` with 64 open documents, by `python -m benchmarks rows`. The last two columns are "
+    "of rows that each hold one document or a part of one, of 1.3 times the tokens of the longest sequence."
 )
 
 Kernels = dict[str, dict[str, Any]]  # results of the ops on one device, by op
