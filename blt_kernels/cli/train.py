@@ -141,8 +141,8 @@ def calibrate(
 ) -> None:
     """Print the entropy threshold (nats) that gives patches of a wanted mean size.
 
-    It is measured on 1 MiB, or a tenth of the files where that is less: the part that no model that was trained on this
-    text has read.
+    It is measured on 1 MiB, or a tenth of the files where that is less: the part of the text that is read by no model
+    which is trained on it.
     """
     where = resolve_device(device)
     _, text = set_apart(open_corpus(data, include, exclude, text_key, on_error, max_document_bytes))

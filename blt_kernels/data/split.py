@@ -17,10 +17,12 @@ def split_corpus(corpus: Corpus, holdout_bytes: int = 1 << 20, *, seed: int = 0)
     some files more no other text file of the first is held out than before. Text files that are longer than a 32nd of
     what is held out come last, unless the others are fewer than twice as many bytes: a few long files, each of them
     perhaps out of the ordinary, would not stand for the text. Of Python's standard library it halves the error of the
-    mean patch, to 1.6 %. A text file is held out whole while others remain for training. JSON lines and Parquet
-    files, and a text file that would be the last, give an equal share each: their first records (lines of text) are
-    held out, the rest is for training. So a file smaller than its share is held out whole. No record is in both parts;
-    equal records in different places may be. Only what is held out is read.
+    mean patch, to 1.6 %.
+
+    A text file is held out whole while others remain for training. JSON lines and Parquet files, and a text file that
+    would be the last, give an equal share each: their first records (lines of text) are held out, the rest is for
+    training. So a file smaller than its share is held out whole. No record is in both parts; equal records in different
+    places may be. Only what is held out is read.
 
     Raises TypeError/ValueError for bad arguments, CorpusError where nothing would be left for training.
     """
