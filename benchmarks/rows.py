@@ -89,7 +89,7 @@ def packed(batches: PackedBatches) -> Fullness:
         densities.append(density(opened))
         before, latest = latest, {}
         for document in opened:
-            name, piece = str(document["begin"]), document["latest"]
+            name, piece = str((document["epoch"], document["address"])), document["latest"]
             known = before.get(name)
             latest[name] = known if known is not None and known[0] == piece else (piece, number)
             longest_wait = max(longest_wait, number - latest[name][1])

@@ -61,9 +61,13 @@ def check_tensor(
 def check_shape(op: str, argument: str, value: torch.Tensor, expected: Sequence[int | None]) -> None:
     """`value.shape` equals `expected`, where None stands for any size."""
     shape = value.shape
-    if len(shape) != len(expected) or any(e is not None and s != e for s, e in zip(shape, expected, strict=True)):
-        wanted = "(" + ", ".join("*" if e is None else str(e) for e in expected) + ")"
-        raise fail_value(op, argument, f"shape {wanted}", f"shape {tuple(shape)}")
+    fits = len(shape) == len(expected)
+    for size, wanted in zip(shape, expected):  # noqa: B905 - a loop, because any() of a generator takes twice as long
+        if wanted is not None and size != wanted:
+            fits = False
+    if not fits:
+        sizes = ", ".join("*" if e is None else str(e) for e in expected)
+        raise fail_value(op, argument, f"shape ({sizes})", f"shape {tuple(shape)}")
 
 
 def check_device(op: str, argument: str, value: torch.Tensor, device: torch.device, owner: str) -> None:
@@ -169,6 +173,17 @@ def check_sequence_values(
         cu = cu_seqlens.tolist()
         if cu[0] != 0 or cu[-1] > num_bytes or cu != sorted(cu):
             raise fail_value(op, "cu_seqlens", f"values that rise from 0 to at most {num_bytes}", cu)
+
+
+def check_longest(op: str, argument: str, longest: int | None, cu_seqlens: torch.Tensor) -> None:
+    """`longest` is at least 1 and no sequence between `cu_seqlens` is longer, where checks may look at them."""
+    if longest is None:
+        return
+    check_int(op, argument, longest, 1)
+    if can_look_at(cu_seqlens) and cu_seqlens.numel() > 1:
+        found = int(cu_seqlens.diff().max())
+        if found > longest:
+            raise fail_value(op, argument, f"at least {found}, as the longest sequence has", longest)
 
 
 def check_sequences(

@@ -12,6 +12,7 @@ from blt_kernels.data import Batch, DocumentStream, PackedBatches
 from blt_kernels.model import BLT, EntropyModel
 from blt_kernels.model.flops import entropy_model_flops
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches, watch
+from blt_kernels.training.lanes import Lanes
 from blt_kernels.training.optim import OptimConfig
 from blt_kernels.training.rows import RowShape
 from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer
@@ -123,7 +124,7 @@ def fit(
                 bench.save(job, result)
             bench.check_time()
 
-        trainer = Trainer(model, batches, config, run, evaluate=watch(valid), on_step=on_step)
+        trainer = Trainer(model, Lanes([batches]), config, run, evaluate=watch(valid), on_step=on_step)
         trainer.resume()
         trainer.train()
     result["curve"] = curve(run, training_flops)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..data import Corpus
 from ..model import EntropyModel
 from ..training.checkpoint import list_checkpoints
@@ -40,8 +42,8 @@ def open_corpus(
     return corpus
 
 
-def load_entropy_model(path: Path) -> EntropyModel:
-    model, _, _ = load_model(path)
+def load_entropy_model(path: Path, device: torch.device) -> EntropyModel:
+    model, _, _ = load_model(path, device)
     if not isinstance(model, EntropyModel):
         raise ValueError(f"{path}: expected an entropy model, got a {type(model).__name__}")
     return model
@@ -55,6 +57,8 @@ def rows_of(path: Path, state: dict[str, Any]) -> RowShape:
         raise ValueError(f"{path}: its checkpoint does not say in rows of which shape it was trained") from error
 
 
-def say_where_it_starts(run: Path, resume: bool) -> None:
+def say_where_it_starts(run: Path, resume: bool, device: torch.device) -> None:
     if resume and not list_checkpoints(run):
         say(messages, f"{run}: no checkpoint yet: training starts at the first step")
+    if device.type != "cpu":
+        say(messages, f"{run}: training on {device}")

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from .._devices import resolve_device
 from .._files import naming
 from .._optional import optional
 from ..model import BLTConfig, EntropyModel, EntropyModelConfig
@@ -24,6 +25,7 @@ from .options import (
     MAX_BYTES,
     BLTPreset,
     Data,
+    Device,
     Exclude,
     Include,
     MaxDocument,
@@ -45,11 +47,13 @@ def evaluate(
     text_key: TextKey = "text",
     on_error: OnError = "raise",
     max_document_bytes: MaxDocument = 1 << 16,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Bits per byte on text, beside what gzip, xz, zstd and PPMd reach on the same bytes."""
+    where = resolve_device(device)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
-    loaded, patcher, state = load_model(model)
+    loaded, patcher, state = load_model(model, where)
     shape = rows_of(model, state)
     bits, num_bytes = bits_per_byte(loaded, held_out_batches(corpus, shape, patcher))
     rows = {type(loaded).__name__: bits} | compress_bits_per_byte(corpus)
@@ -68,6 +72,7 @@ def patch(
         float | None,
         typer.Option(help="Entropy threshold in nats; by default the one the BLT was trained with.", callback=finite),
     ] = None,
+    device: Device = "auto",
     png: Annotated[Path | None, typer.Option(help="Write the entropy curve with the patches to this PNG.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the coloured patches to this HTML page.")] = None,
 ) -> None:
@@ -84,7 +89,7 @@ def patch(
             raise ValueError(f"patch: {option}: expected a file in a directory that exists, got {path}")
     if png is not None:
         optional("matplotlib")  # if it is missing, that is said before the model has read the text
-    loaded, patcher, _ = load_model(model)
+    loaded, patcher, _ = load_model(model, resolve_device(device))
     if isinstance(loaded, EntropyModel):
         if threshold is None:
             raise ValueError("patch: --threshold: expected a number for an entropy model, which has none of its own")

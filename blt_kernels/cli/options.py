@@ -71,6 +71,15 @@ RowTokens = Annotated[
     int,
     typer.Option(help="Tokens of a batch: one row, packed with sequences of many documents.", min=1, max=MAX_TOKENS),
 ]
+Lanes = Annotated[
+    int,
+    typer.Option(
+        help="Batches of a step, each from documents of its own. Their gradients are accumulated, or divided among the "
+        "processes of torchrun, whose number must divide this one.",
+        min=1,
+        max=MAX_STEPS,
+    ),
+]
 LongestSequence = Annotated[
     int | None,
     typer.Option(
@@ -80,6 +89,13 @@ LongestSequence = Annotated[
     ),
 ]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate of AdamW.", callback=positive)]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where to compute: cpu, cuda, cuda:i, or auto, which is a GPU if the kernels run on one and the CPU "
+        "otherwise. Under torchrun, cuda and auto give each process a GPU of its own."
+    ),
+]
 Autocast = Annotated[bool, typer.Option(help="bfloat16 autocast for matrix products.")]
 EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations of held-out text.", min=1, max=MAX_STEPS)]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, max=MAX_STEPS)]

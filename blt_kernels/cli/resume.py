@@ -9,20 +9,28 @@ import typer
 from typer.core import TyperCommand
 
 from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
+from ..training.ranks import is_first, joined
+from .console import console, messages
 
 # A resumed run takes these from its own command line. All other options decide what it computes, and stay what they
-# were. The trainer checks that the text is the same, because it knows the files.
-_FREE = ("data", "run", "resume", "eval_every", "checkpoint_every")
+# were. (The device decides how operations round, and nothing else.) The trainer checks that the text is the same,
+# because it knows the files.
+_FREE = ("data", "run", "resume", "eval_every", "checkpoint_every", "device")
 
 
 class TrainingCommand(TyperCommand):
-    """A command that trains. With --resume, an option that is given must be what the run has; others are the run's."""
+    """A command that trains. With --resume, an option that is given must be what the run has; others are the run's.
+
+    Processes of torchrun train together, and only the first one prints what is not an error of its own.
+    """
 
     def invoke(self, ctx: Any) -> Any:
-        run = Path(ctx.params["run"])
-        if ctx.params["resume"] and list_checkpoints(run):
-            ctx.params.update(_settled(ctx, latest_checkpoint(run)))
-        return super().invoke(ctx)
+        with joined():
+            console.quiet = messages.quiet = not is_first()
+            run = Path(ctx.params["run"])
+            if ctx.params["resume"] and list_checkpoints(run):
+                ctx.params.update(_settled(ctx, latest_checkpoint(run)))
+            return super().invoke(ctx)
 
 
 def run_options(ctx: typer.Context) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from .._devices import resolve_device
 from ..training.checkpoint import list_checkpoints
 from ..training.optim import OptimConfig
+from ..training.ranks import from_first
 from ..training.rows import MAX_TOKENS, RowShape, patches_of_row
 from ..training.runs import entropy_patcher, new_blt, new_entropy_model, open_run, split, train_model
-from ..training.trainer import TrainConfig, load_model
+from ..training.trainer import TrainConfig, load_patcher
 from .console import console, say
 from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_starts
 from .options import (
@@ -21,10 +23,12 @@ from .options import (
     CheckpointEvery,
     Data,
     Delta,
+    Device,
     EvalEvery,
     Exclude,
     HoldOut,
     Include,
+    Lanes,
     LearningRate,
     LongestSequence,
     MaxDocument,
@@ -54,7 +58,9 @@ def train_entropy(
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
+    lanes: Lanes = 1,
     learning_rate: LearningRate = 2e-3,
+    device: Device = "auto",
     autocast: Autocast = False,
     include: Include = None,
     exclude: Exclude = None,
@@ -69,14 +75,15 @@ def train_entropy(
 ) -> None:
     """Train the byte model whose entropies cut text into patches."""
     open_run(run, resume)
+    where = resolve_device(device)
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8))
-    model = new_entropy_model(preset, seed)
+    model = new_entropy_model(preset, seed, where)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, held_out = split(corpus, holdout_bytes, seed)
     config = TrainConfig(
-        steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed
+        steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed, lanes
     )
-    say_where_it_starts(run, resume)
+    say_where_it_starts(run, resume, where)
     with training_progress(console, "entropy model", steps) as on_step:
         train_model(
             model,
@@ -100,6 +107,7 @@ def calibrate(
     rule: Rule = "threshold",
     delta: Delta = None,
     max_patch_length: MaxPatch = None,
+    device: Device = "auto",
     include: Include = None,
     exclude: Exclude = None,
     text_key: TextKey = "text",
@@ -108,9 +116,10 @@ def calibrate(
     seed: Seed = 0,
 ) -> None:
     """Print the entropy threshold (nats) that gives patches of a wanted mean size."""
+    where = resolve_device(device)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
     patcher = entropy_patcher(
-        load_entropy_model(entropy_model),
+        load_entropy_model(entropy_model, where),
         corpus,
         threshold=None,
         patch_size=patch_size,
@@ -141,6 +150,7 @@ def train(
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
+    lanes: Lanes = 1,
     row_patches: Annotated[
         int | None,
         typer.Option(
@@ -161,6 +171,7 @@ def train(
             "state for each row)."
         ),
     ] = "sparse_adam",
+    device: Device = "auto",
     autocast: Autocast = False,
     include: Include = None,
     exclude: Exclude = None,
@@ -175,16 +186,17 @@ def train(
 ) -> None:
     """Train a Byte Latent Transformer on patches from a trained entropy model."""
     open_run(run, resume)
+    where = resolve_device(device)
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8), row_patches)
     optim = OptimConfig(
         learning_rate=learning_rate,
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
     )
-    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed)
+    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
     patcher = None
     if resume and list_checkpoints(run):
-        _, patcher, state = load_model(run)
+        patcher, state = load_patcher(run, where)
         shape = rows_of(run, state)
     elif entropy_model is None:
         raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
@@ -193,7 +205,7 @@ def train(
     if patcher is None:
         assert entropy_model is not None
         patcher = entropy_patcher(
-            load_entropy_model(entropy_model),
+            load_entropy_model(entropy_model, where),
             train_part,
             threshold=None if threshold == "auto" else float(threshold),
             patch_size=patch_size,
@@ -203,12 +215,14 @@ def train(
             max_patch_length=max_patch_length,
         )
         if row_patches is None:
-            shape = dataclasses.replace(shape, row_patches=patches_of_row(row_tokens, train_part, patcher))
-    say_where_it_starts(run, resume)
+            found = patcher
+            row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
+            shape = dataclasses.replace(shape, row_patches=row_patches)
+    say_where_it_starts(run, resume, where)
     say(console, f"threshold {patcher.config.threshold:.6f} nats, {shape.row_patches} patches a batch")
     with training_progress(console, "BLT", steps) as on_step:
         train_model(
-            new_blt(preset, seed),
+            new_blt(preset, seed, where),
             train_part,
             held_out,
             shape,

@@ -37,7 +37,7 @@ def split_corpus(corpus: Corpus, holdout_bytes: int = 1 << 20, *, seed: int = 0)
             file = training.pop(index)
             held[index] = replace(file, start=corpus.files[index].start)
             whole = bool(training) and kind_of(file.path) == "text"
-            for cursor, documents in reader.read(index, file.start):
+            for cursor, documents, _ in reader.read(index, file.start):
                 size = sum(map(len, documents))
                 missing -= size
                 share -= size
@@ -46,7 +46,7 @@ def split_corpus(corpus: Corpus, holdout_bytes: int = 1 << 20, *, seed: int = 0)
                     break
     rest = [training[index] for index in sorted(training)]
     probe = corpus.with_files(rest)
-    if missing > 0 or not any(documents for index in range(len(rest)) for _, documents in probe.read(index)):
+    if missing > 0 or not any(documents for index in range(len(rest)) for _, documents, _ in probe.read(index)):
         raise _nothing_left(holdout_bytes, holdout_bytes - missing, reader, probe)
     return corpus.with_files(rest), corpus.with_files([held[index] for index in sorted(held)])
 

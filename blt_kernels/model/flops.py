@@ -161,7 +161,10 @@ def token_flops(
 
 
 def entropy_model_flops(config: EntropyModelConfig, *, context_bytes: float, count: str = "inclusive") -> Ledger:
-    """FLOPs per byte of an entropy model that is trained or run by itself: `token_flops` at one byte a token."""
+    """FLOPs per byte of an entropy model that is trained or run by itself: `token_flops` at one byte a token.
+
+    Tables of n-grams are lookups, so that a model without layers costs its head alone.
+    """
     _check_type("entropy_model_flops", "config", config, EntropyModelConfig)
     return token_flops(config.transformer, config.vocab_size, 1, context_bytes=context_bytes, count=count)
 

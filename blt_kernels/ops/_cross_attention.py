@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .._autograd import autocast_dtype, register_no_double_backward
+from .._autograd import autocast_dtype, register_derivative, register_no_double_backward
 from .._checks import (
     FLOAT_DTYPES,
     INT64_MAX,
@@ -73,8 +74,8 @@ def _cast_for_autocast(x: torch.Tensor) -> torch.Tensor:
     return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
 
 
-def register(op: str, num_layout_tensors: int) -> None:
-    """Fake kernels and autograd of `op(q, k, v, *layout tensors, scale, window) -> (out, lse)`."""
+def register(op: str, num_layout_tensors: int) -> Callable[..., Any]:
+    """Fake kernels and autograd of `op(q, k, v, *layout tensors, scale, window) -> (out, lse)`; returns the op."""
 
     def fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -99,11 +100,10 @@ def register(op: str, num_layout_tensors: int) -> None:
         needed = ctx.needs_input_grad[:3]
         if grad is None:
             return (None, None, None, *nothing)
-        op_backward = getattr(torch.ops.blt_kernels, f"{op}_backward")
         grads = op_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.window, *needed)
         return (*(x if need else None for x, need in zip(grads, needed, strict=True)), *nothing)
 
     torch.library.register_fake(f"blt_kernels::{op}", fake)
     torch.library.register_fake(f"blt_kernels::{op}_backward", fake_backward)
-    torch.library.register_autograd(f"blt_kernels::{op}", backward, setup_context=setup_context)
-    register_no_double_backward(op)
+    op_backward = register_no_double_backward(op)
+    return register_derivative(op, backward, setup_context)

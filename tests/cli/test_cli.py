@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import blt_kernels
 from blt_kernels.model import BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
@@ -26,7 +27,7 @@ from blt_kernels.model.flops import blt_flops
 pytest.importorskip("typer")
 from rich.console import Console
 
-from blt_kernels.cli import demo
+from blt_kernels.cli import demo, look
 from blt_kernels.cli import main as cli
 from blt_kernels.cli.console import describe, printable
 from blt_kernels.cli.options import threshold_or_auto
@@ -575,7 +576,7 @@ def test_whatever_goes_wrong_is_one_line(error: Exception, line: str, monkeypatc
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load_model", fail)
+    monkeypatch.setattr(look, "load_model", fail)
     assert line in fails("patch", "x", "--model", "run")
     monkeypatch.setenv("BLT_KERNELS_DEBUG", "1")
     with pytest.raises(type(error)):
@@ -583,7 +584,7 @@ def test_whatever_goes_wrong_is_one_line(error: Exception, line: str, monkeypatc
 
 
 def test_an_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "load_model", interrupt)
+    monkeypatch.setattr(look, "load_model", interrupt)
     result = run("patch", "x", "--model", "run", check=False)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
@@ -648,3 +649,34 @@ def test_text_of_users_is_never_markup() -> None:
 def test_what_could_drive_a_terminal_is_escaped() -> None:
     assert printable("a\x1b[2J\n\u202e\udcff\x07日é") == "a\\x1b[2J\\n\\u202e\\udcff\\x07日é"
     assert describe(OSError(13, "Permission denied", "a\nb")) == "a b: Permission denied"
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train-entropy", "DATA", "--run", "RUN"),
+        ("calibrate", "DATA", "--entropy-model", "RUN"),
+        ("train", "DATA", "--run", "RUN", "--entropy-model", "RUN"),
+        ("eval", "RUN", "DATA"),
+        ("patch", "text", "--model", "RUN"),
+        ("demo", "--run", "RUN"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_command_that_computes_takes_a_device(
+    command: tuple[str, ...], texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    places = {"DATA": texts, "RUN": tmp_path / "run"}
+    line = fails(*(places.get(word, word) for word in command), "--device", "cuda")
+    assert "device: expected cpu, because torch sees no GPU here, got cuda" in line
+
+
+def test_the_device_does_not_decide_the_run(texts: Path, tmp_path: Path) -> None:
+    arguments = ("train-entropy", texts, "--run", tmp_path / "run", "--row-tokens", 128, "--steps", 2, *SHARED)
+    run(*arguments, "--device", "cpu")
+    assert "device" not in json.loads((tmp_path / "run" / "step-00000002" / "state.json").read_text())["state"]["notes"]
+    run(*arguments, "--device", "auto", "--resume")

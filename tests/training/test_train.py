@@ -23,11 +23,19 @@ from blt_kernels.data import Corpus, DocumentStream, PackedBatches, encode, spli
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
 from blt_kernels.training.checkpoint import CheckpointError, list_checkpoints
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
+from blt_kernels.training.lanes import Lanes
 from blt_kernels.training.optim import OptimConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.prefetch import prefetch
 from blt_kernels.training.rows import RowShape, mean_patch_length, patches_of_row
-from blt_kernels.training.runs import entropy_patcher, open_run, train_model, without_metrics
+from blt_kernels.training.runs import (
+    entropy_patcher,
+    new_blt,
+    new_entropy_model,
+    open_run,
+    train_model,
+    without_metrics,
+)
 from blt_kernels.training.step import layout_of
 from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer, load_model
 
@@ -204,6 +212,7 @@ def test_damaged_metrics_do_not_stop_a_run_with_a_checkpoint(corpus: Corpus, pat
         (TrainConfig, "seed", [2**63, -(2**63) - 1, 0.5, None]),
         (TrainConfig, "optim", [None, {}]),
         (TrainConfig, "autocast", [1]),
+        (TrainConfig, "lanes", [0, -1, 1.0]),
         (RowShape, "row_tokens", [0, 2**31, 1.0]),
         (RowShape, "longest_sequence", [0, 65]),
         (RowShape, "row_patches", [0, 65]),
@@ -323,7 +332,9 @@ def test_a_loss_that_is_not_finite_stops_training(corpus: Corpus, patcher: Patch
 def test_the_end_of_the_corpus_is_said(corpus: Corpus, tmp_path: Path) -> None:
     torch.manual_seed(0)
     batches = RowShape(512, 256).batches(DocumentStream(corpus, epochs=1))
-    trainer = Trainer(EntropyModel(ENTROPY), batches, dataclasses.replace(CONFIG, steps=1000), tmp_path / "run")
+    trainer = Trainer(
+        EntropyModel(ENTROPY), Lanes([batches]), dataclasses.replace(CONFIG, steps=1000), tmp_path / "run"
+    )
     with pytest.raises(ValueError, match=r"the corpus ended at step \d+ of 1000"):
         trainer.train()
 
@@ -335,7 +346,7 @@ def test_an_error_in_the_loader_reaches_the_training_loop(ahead: bool, corpus: C
 
     batches = PackedBatches(DocumentStream(corpus), 96, 24, segmenter=broken, row_patches=16)
     with (
-        contextlib.closing(prefetch(batches, ahead=ahead)) as taken,
+        contextlib.closing(prefetch(Lanes([batches]), ahead=ahead)) as taken,
         pytest.raises(RuntimeError, match="broken segmenter"),
     ):
         next(taken)
@@ -344,8 +355,8 @@ def test_an_error_in_the_loader_reaches_the_training_loop(ahead: bool, corpus: C
 def test_reading_ahead_gives_the_same_batches_and_states(corpus: Corpus, patcher: Patcher) -> None:
     def first(ahead: bool) -> list[tuple[list[int], dict[str, Any]]]:
         batches = SHAPE.batches(DocumentStream(corpus, seed=2), patcher)
-        with contextlib.closing(prefetch(batches, ahead=ahead)) as taken:
-            return [(batch.tokens.ravel().tolist(), state) for batch, state in itertools.islice(taken, 6)]
+        with contextlib.closing(prefetch(Lanes([batches]), ahead=ahead)) as taken:
+            return [(batch.tokens.ravel().tolist(), state) for [batch], [state] in itertools.islice(taken, 6)]
 
     assert first(ahead=True) == first(ahead=False)
 
@@ -382,7 +393,7 @@ def test_training_and_evaluation_count_alike(corpus: Corpus, tmp_path: Path) -> 
     expected, _ = bits_per_byte(model, held_out_batches(texts, shape))
     logged = []
     batches = shape.batches(DocumentStream(texts, shuffle=False, epochs=1))
-    Trainer(model, batches, TrainConfig(1), tmp_path / "run", on_step=logged.append).train()
+    Trainer(model, Lanes([batches]), TrainConfig(1), tmp_path / "run", on_step=logged.append).train()
     assert logged[0]["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
     assert abs(logged[0]["loss"] / math.log(2) - expected) > 0.01
 
@@ -450,6 +461,19 @@ def test_the_seconds_of_training_include_the_loader(corpus: Corpus, tmp_path: Pa
 
     torch.manual_seed(0)
     batches = Slow(DocumentStream(corpus), 64, 32)
-    trainer = Trainer(EntropyModel(ENTROPY), batches, dataclasses.replace(CONFIG, steps=4), tmp_path / "run")
+    trainer = Trainer(EntropyModel(ENTROPY), Lanes([batches]), dataclasses.replace(CONFIG, steps=4), tmp_path / "run")
     trainer.train()
     assert trainer.seconds > 4 * 0.05
+
+
+def test_models_and_their_patchers_are_made_on_a_device(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    """The device "meta" stands for a GPU."""
+    train_model(
+        make_blt(), corpus, None, SHAPE, dataclasses.replace(CONFIG, steps=1), tmp_path / "run", patcher=patcher
+    )
+    model, loaded, _ = load_model(tmp_path / "run", "meta")
+    assert loaded is not None and loaded.entropy_model is not None
+    made = new_blt("tiny", 0, "meta"), new_entropy_model("tiny", 0, torch.device("meta"))
+    for module in (model, loaded.entropy_model, *made):
+        assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
+    assert Patcher(PatcherConfig("spaces")).to("meta").entropy_model is None  # it cuts where its tokens are
