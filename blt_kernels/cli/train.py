@@ -6,14 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from .._devices import resolve_device
+from ..checkpoints import from_pretrained
 from ..training.checkpoint import list_checkpoints
 from ..training.optim import OptimConfig
 from ..training.ranks import from_first
 from ..training.rows import MAX_TOKENS, RowShape, patches_of_row
-from ..training.runs import entropy_patcher, new_blt, new_entropy_model, open_run, split, train_model
+from ..training.runs import empty_model, entropy_patcher, new_blt, new_entropy_model, open_run, split, train_model
 from ..training.trainer import TrainConfig, load_patcher
 from .console import console, say
 from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_starts
@@ -140,6 +142,13 @@ def train(
         Path | None, typer.Option(help="Run or checkpoint of an entropy model; a resumed run has its own.")
     ] = None,
     preset: BLTPreset = "tiny",
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from the weights of a run, a checkpoint or a published BLT in place of those of a preset, and "
+            "with its patches, unless an entropy model is given."
+        ),
+    ] = None,
     threshold: Annotated[
         str, typer.Option(help="Entropy threshold in nats, or auto: calibrate it.", callback=threshold_or_auto)
     ] = "auto",
@@ -171,6 +180,12 @@ def train(
             "state for each row)."
         ),
     ] = "sparse_adam",
+    latent_lr_scale: Annotated[
+        float,
+        typer.Option(
+            help="The layers of the latent transformer learn at this multiple of the learning rate.", callback=positive
+        ),
+    ] = 1.0,
     device: Device = "auto",
     autocast: Autocast = False,
     include: Include = None,
@@ -192,18 +207,28 @@ def train(
         learning_rate=learning_rate,
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
+        latent_lr_scale=latent_lr_scale,
     )
     config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
-    patcher = None
-    if resume and list_checkpoints(run):
+    model, patcher = None, None
+    resumed = resume and bool(list_checkpoints(run))
+    if resumed:
         patcher, state = load_patcher(run, where)
         shape = rows_of(run, state)
-    elif entropy_model is None:
+        model = empty_model(state, where)
+    elif init is not None:
+        _refuse_given(ctx, "preset", because="--init has a shape of its own")
+        model, patcher = from_pretrained(init, dtype=torch.float32, device=where)
+        if entropy_model is None:
+            of_rule = ("threshold", "patch_size", "rule", "delta", "max_patch_length")
+            _refuse_given(
+                ctx, *of_rule, because="--init has a rule of its own; give its --entropy-model to make another"
+            )
+    if patcher is None and entropy_model is None:
         raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, held_out = split(corpus, holdout_bytes, seed)
-    if patcher is None:
-        assert entropy_model is not None
+    if not resumed and entropy_model is not None:
         patcher = entropy_patcher(
             load_entropy_model(entropy_model, where),
             train_part,
@@ -214,15 +239,18 @@ def train(
             delta=delta,
             max_patch_length=max_patch_length,
         )
-        if row_patches is None:
-            found = patcher
-            row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
-            shape = dataclasses.replace(shape, row_patches=row_patches)
+    assert patcher is not None
+    if shape.row_patches is None:
+        found = patcher
+        row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
+        shape = dataclasses.replace(shape, row_patches=row_patches)
     say_where_it_starts(run, resume, where)
-    say(console, f"threshold {patcher.config.threshold:.6f} nats, {shape.row_patches} patches a batch")
+    threshold_in_use = patcher.config.threshold
+    rule_in_use = patcher.config.method if threshold_in_use is None else f"threshold {threshold_in_use:.6f} nats"
+    say(console, f"{rule_in_use}, {shape.row_patches} patches a batch")
     with training_progress(console, "BLT", steps) as on_step:
         train_model(
-            new_blt(preset, seed, where),
+            model or new_blt(preset, seed, where),
             train_part,
             held_out,
             shape,
@@ -235,3 +263,10 @@ def train(
         )
     report_skipped(train_part, held_out)
     say(console, f"checkpoint and metrics: {run}")
+
+
+def _refuse_given(ctx: typer.Context, *options: str, because: str) -> None:
+    """Refuses options of the command line that would have no effect."""
+    for name in options:
+        if ctx.get_parameter_source(name).name == "COMMANDLINE":  # type: ignore[union-attr]
+            raise ValueError(f"train: --{name.replace('_', '-')}: expected none, because {because}")

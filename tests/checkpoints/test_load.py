@@ -138,7 +138,7 @@ def test_dtypes(pair, format: str, tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor.bfloat16(), rtol=0, atol=0)
     assert {tensor.dtype for tensor in cutter.weights().values()} == {torch.float32}
-    with pytest.raises(ValueError, match="load_any: dtype: expected a floating-point dtype, got torch.int32"):
+    with pytest.raises(ValueError, match=r"load_any: dtype: expected a floating-point dtype, got torch\.int32"):
         load_any(tmp_path, dtype=torch.int32)
     # What is saved in several dtypes is loaded in one that holds them all.
     save_pretrained(tmp_path / "half", loaded, None)
@@ -186,13 +186,13 @@ def test_runs_and_their_checkpoints(pair, kind: str, tmp_path: Path) -> None:
             assert from_pretrained(path)[1].state() == cutter.state() == patcher.state()
             assert cutter.entropy_model.lm_head.weight.dtype == torch.float32
         else:
-            with pytest.raises(ValueError, match="path: expected a directory that holds a BLT, got .*: EntropyModel"):
+            with pytest.raises(ValueError, match=r"path: expected a directory that holds a BLT, got .*: EntropyModel"):
                 BLT.from_pretrained(path)
 
 
 def test_directories_without_a_model(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(CheckpointError, match=f"{path}: no checkpoint here"):
+        with pytest.raises(CheckpointError, match="no checkpoint here"):
             load_any(path)
 
 
