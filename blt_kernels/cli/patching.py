@@ -16,8 +16,7 @@ def check_patching(ctx: typer.Context) -> None:
     check_choice("train", "--patching", method, METHODS)
     fitting = {name: ("entropy",) for name in _OF_ENTROPY} | {"patch_size": ("entropy", "fixed")}
     for name, methods in fitting.items():
-        is_given = ctx.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
-        if is_given and method not in methods:
+        if _is_given(ctx, name) and method not in methods:
             raise ValueError(
                 f"train: --{name.replace('_', '-')}: expected with --patching {' or '.join(methods)} alone, "
                 f"got --patching {method}"
@@ -27,6 +26,33 @@ def check_patching(ctx: typer.Context) -> None:
     patch_size = ctx.params["patch_size"]
     if method == "fixed" and patch_size != int(patch_size):
         raise ValueError(f"train: --patch-size: expected a whole number with --patching fixed, got {patch_size:g}")
+
+
+def check_patching_of_init(ctx: typer.Context, patcher: Patcher | None) -> Patcher | None:
+    """Which patcher a model of `--init` is trained with: its own, or None where options make another one.
+
+    Raises:
+        ValueError: it has none and no option makes one, or an option would have no effect.
+    """
+    if ctx.params["entropy_model"] is not None or _is_given(ctx, "patching"):
+        check_patching(ctx)
+        return None
+    if patcher is None:
+        raise ValueError("train: --init: its model has no patcher: give --entropy-model, or --patching spaces or fixed")
+    rule = ("threshold", "patch_size", "rule", "delta", "max_patch_length", "reset_at_newline")
+    refuse_given(ctx, *rule, because="--init has a rule of its own; --entropy-model or --patching makes another")
+    return patcher
+
+
+def refuse_given(ctx: typer.Context, *options: str, because: str) -> None:
+    """Refuses options of the command line that would have no effect."""
+    for name in options:
+        if _is_given(ctx, name):
+            raise ValueError(f"train: --{name.replace('_', '-')}: expected none, because {because}")
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
 
 
 def patcher_without_model(method: str, patch_size: float, max_patch_length: int | None) -> Patcher:

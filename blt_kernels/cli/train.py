@@ -6,15 +6,17 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from .._devices import resolve_device
+from ..checkpoints import from_pretrained
 from ..training.calibration import entropy_patcher, set_apart
 from ..training.checkpoint import list_checkpoints
 from ..training.optim import OptimConfig
 from ..training.ranks import from_first
 from ..training.rows import MAX_TOKENS, RowShape, patches_of_row
-from ..training.runs import new_blt, new_entropy_model, open_run, split, train_model
+from ..training.runs import empty_model, new_blt, new_entropy_model, open_run, split, train_model
 from ..training.trainer import TrainConfig, load_patcher
 from .console import console, say
 from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_starts
@@ -48,9 +50,10 @@ from .options import (
     TableLearningRate,
     TableOptimizer,
     TextKey,
+    positive,
     threshold_or_auto,
 )
-from .patching import check_patching, describe_patching, patcher_without_model
+from .patching import check_patching, check_patching_of_init, describe_patching, patcher_without_model, refuse_given
 from .progress import training_progress
 from .resume import run_options
 from .show import report_skipped
@@ -168,6 +171,13 @@ def train(
         Path | None, typer.Option(help="Run or checkpoint of an entropy model; a resumed run has its own.")
     ] = None,
     preset: BLTPreset = "tiny",
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from the weights of a run, a checkpoint or a published BLT in place of those of a preset, and "
+            "with its patches, unless --entropy-model or --patching makes others."
+        ),
+    ] = None,
     patching: Annotated[
         str,
         typer.Option(
@@ -199,6 +209,12 @@ def train(
     learning_rate: LearningRate = 2e-3,
     table_learning_rate: TableLearningRate = 3e-2,
     table_optimizer: TableOptimizer = "sparse_adam",
+    latent_lr_scale: Annotated[
+        float,
+        typer.Option(
+            help="The layers of the latent transformer learn at this multiple of the learning rate.", callback=positive
+        ),
+    ] = 1.0,
     device: Device = "auto",
     autocast: Autocast = False,
     compile_model: Compile = False,
@@ -222,6 +238,7 @@ def train(
         learning_rate=learning_rate,
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
+        latent_lr_scale=latent_lr_scale,
     )
     config = TrainConfig(
         steps,
@@ -235,10 +252,15 @@ def train(
         compile_model,
         checkpoint_activations,
     )
-    patcher = None
+    model, patcher = None, None
     if resume and list_checkpoints(run):
         patcher, state = load_patcher(run, where)
         shape = rows_of(run, state)
+        model = empty_model(state, where)
+    elif init is not None:
+        refuse_given(ctx, "preset", because="--init has a shape of its own")
+        model, patcher = from_pretrained(init, dtype=torch.float32, device=where)
+        patcher = check_patching_of_init(ctx, patcher)
     else:
         check_patching(ctx)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
@@ -257,15 +279,15 @@ def train(
                 max_patch_length=max_patch_length,
                 reset_at_newline=reset_at_newline,
             )
-        if row_patches is None:
-            found = patcher
-            row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
-            shape = dataclasses.replace(shape, row_patches=row_patches)
+    if shape.row_patches is None:
+        found = patcher
+        row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
+        shape = dataclasses.replace(shape, row_patches=row_patches)
     say_where_it_starts(run, resume, where)
     say(console, f"{describe_patching(patcher.config)}, {shape.row_patches} patches a batch")
     with training_progress(console, "BLT", steps) as on_step:
         train_model(
-            new_blt(preset, seed, where),
+            model or new_blt(preset, seed, where),
             train_part,
             held_out,
             shape,
