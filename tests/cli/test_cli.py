@@ -576,10 +576,10 @@ def test_damaged_checkpoints_are_not_resumed(damage: Any, named: str, runs: Path
     ],
 )
 def test_whatever_goes_wrong_is_one_line(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(look, "load_model", fail)
+    monkeypatch.setattr(look, "load_any", fail)
     assert line in fails("patch", "x", "--model", "run")
     monkeypatch.setenv("BLT_KERNELS_DEBUG", "1")
     with pytest.raises(type(error)):
@@ -587,7 +587,7 @@ def test_whatever_goes_wrong_is_one_line(error: Exception, line: str, monkeypatc
 
 
 def test_an_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "load_model", interrupt)
+    monkeypatch.setattr(look, "load_any", interrupt)
     result = run("patch", "x", "--model", "run", check=False)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
