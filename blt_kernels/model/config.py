@@ -53,6 +53,9 @@ class TransformerConfig:
     """A stack of pre-norm layers. A position sees `window` keys, itself included; with None, all keys up to itself.
 
     An entropy model may have no layers at all; the stacks of a BLT have at least one.
+
+    `num_kv_heads` heads of keys and values are each shared by num_heads / num_kv_heads heads of queries, in self- and
+    in cross-attention; None: every head has its own.
     """
 
     dim: int
@@ -62,6 +65,7 @@ class TransformerConfig:
     window: int | None = None
     rope_theta: float = 500000.0
     norm_eps: float = 1e-5
+    num_kv_heads: int | None = None
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -71,12 +75,21 @@ class TransformerConfig:
             _check_counts(name, self, "window")
         if self.dim % (2 * self.num_heads):
             raise fail_value(name, "dim", f"a multiple of 2 * num_heads = {2 * self.num_heads}", self.dim)
+        if self.num_kv_heads is not None:
+            _check_counts(name, self, "num_kv_heads")
+            if self.num_heads % self.num_kv_heads:
+                raise fail_value(name, "num_kv_heads", f"a divisor of num_heads = {self.num_heads}", self.num_kv_heads)
         check_number(name, "rope_theta", self.rope_theta, 0, above=True)
         check_number(name, "norm_eps", self.norm_eps, 0, above=True)
 
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of the keys of all heads together, and of the values."""
+        return self.head_dim * (self.num_kv_heads or self.num_heads)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

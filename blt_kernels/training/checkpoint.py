@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from .._files import naming
+from .._files import flush, naming
 from .._optional import optional
 from .ranks import RankLostError, from_first, is_first
 
@@ -94,10 +94,10 @@ def _finish(partial: Path, target: Path, step: int, paths: list[Path], state: di
     path = partial / STATE_FILE
     path.write_text(json.dumps(record | {"sha256": _digest_of_record(record)}, indent=1))
     for written in (*paths, path):
-        _flush(written)
+        flush(written)
     shutil.rmtree(target, ignore_errors=True)
     os.rename(partial, target)
-    _flush(target.parent)
+    flush(target.parent)
     for old in list_checkpoints(target.parent)[:-KEPT]:
         shutil.rmtree(old)
 
@@ -232,7 +232,7 @@ def _save_tensors(path: Path, named: Mapping[str, torch.Tensor]) -> None:
         optional("safetensors.torch").save_file(contiguous, path)
     except optional("safetensors").SafetensorError as error:  # a full disk, for one
         raise OSError(str(error)) from error
-    _flush(path)
+    flush(path)
 
 
 def _digest_of_record(record: dict[str, Any]) -> str:
@@ -245,12 +245,3 @@ def _digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file (or the names in a directory) is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

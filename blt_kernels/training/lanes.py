@@ -35,10 +35,7 @@ class Lanes:
         begins. One lane takes every document.
         """
         return Lanes(
-            [
-                shape.batches(DocumentStream(corpus, seed=seed, rank=lane, world_size=num_lanes), patcher)
-                for lane in mine
-            ]
+            [shape.batches(DocumentStream(corpus, seed=seed, lane=lane, lanes=num_lanes), patcher) for lane in mine]
         )
 
     def __iter__(self) -> Iterator[list[Batch]]:

@@ -53,7 +53,14 @@ def loss_of(model: EntropyModel | BLT, batch: Batch) -> NextByteLoss:
     longest = batch.longest_sequence
     if isinstance(model, BLT):
         layout = layout_of(batch, device)
-        return model.loss(tokens, targets, layout, cu_seqlens=cu_seqlens, longest_sequence=longest)
+        return model.loss(
+            tokens,
+            targets,
+            layout,
+            cu_seqlens=cu_seqlens,
+            longest_sequence=longest,
+            longest_patches=batch.longest_patches,
+        )
     return model.loss(tokens, targets, cu_seqlens=cu_seqlens, longest_sequence=longest)
 
 

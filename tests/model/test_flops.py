@@ -154,8 +154,13 @@ def even_layout(batch: int, num_bytes: int, capacity: int) -> PatchLayout:
         {"latent": TransformerConfig(64, 2, 2, 128)},  # no projection into the latent width: 2 * 32
         {"slots_per_patch": 3, "ngram_sizes": (), "encoder": TransformerConfig(32, 2, 2, 88)},
         {"decoder": TransformerConfig(32, 3, 2, 80, window=13)},  # blocks of 7, the last one padded
+        {
+            "encoder": TransformerConfig(32, 1, 4, 88, window=16, num_kv_heads=2),
+            "latent": TransformerConfig(48, 3, 6, 128, num_kv_heads=2),
+            "decoder": TransformerConfig(32, 2, 4, 88, window=16, num_kv_heads=1),
+        },
     ],
-    ids=["small", "hash_dim", "equal_width", "no_window", "odd_window"],
+    ids=["small", "hash_dim", "equal_width", "no_window", "odd_window", "grouped_heads"],
 )
 @pytest.mark.parametrize(("batch", "num_bytes", "capacity"), [(2, 100, 25), (1, 97, 41)])
 def test_blt_agrees_with_the_counter(change: dict[str, Any], batch: int, num_bytes: int, capacity: int) -> None:

@@ -162,6 +162,12 @@ def test_entropy_config_from_before_there_were_tables() -> None:
             "norm_eps: expected a finite number above 0",
         ),
         (lambda: TransformerConfig(8, 1, 2, 8, rope_theta="x"), TypeError, "rope_theta: expected a number"),
+        (lambda: TransformerConfig(8, 1, 2, 8, num_kv_heads=0), ValueError, "num_kv_heads: expected at least 1, got 0"),
+        (
+            lambda: TransformerConfig(8, 1, 4, 8, num_kv_heads=3),
+            ValueError,
+            "num_kv_heads: expected a divisor of num_heads = 4, got 3",
+        ),
         (lambda: EntropyModelConfig(None), TypeError, "transformer: expected a TransformerConfig, got NoneType"),
         (
             lambda: EntropyModelConfig(SMALL.encoder, ngram_sizes=3),
@@ -229,6 +235,20 @@ def test_attention_equals_a_dense_mask(length: int, window: int | None, packed: 
     plan = plan_attention(config, q.flatten(2), None if sequence_ids is None else Sequences(sequence_ids))
     everything = torch.zeros(2, length) if sequence_ids is None else sequence_ids
     torch.testing.assert_close(attend(q, k, v, plan), naive_attention(q, k, v, everything, window))
+
+
+@pytest.mark.parametrize("window", [5, None])
+@pytest.mark.parametrize("packed", [False, True])
+def test_grouped_heads_share_their_keys(window: int | None, packed: bool) -> None:
+    """As copies of the keys and values would: one in turn for each head of a group."""
+    config = TransformerConfig(24, 1, 6, 8, window=window, num_kv_heads=2)
+    assert config.head_dim == 4 and config.kv_dim == 8 and dataclasses.replace(config, num_kv_heads=None).kv_dim == 24
+    q, k, v = torch.randn(1, 20, 6, 4), *torch.randn(2, 1, 20, 2, 4)
+    sequences = Sequences.packed(torch.tensor([0, 7, 7, 18]), 20, None) if packed else None
+    plan = plan_attention(config, q.flatten(2), sequences)
+    assert (plan.packed is not None) == (packed and window is None)
+    copies = (x[:, :, [0, 0, 0, 1, 1, 1]] for x in (k, v))
+    torch.testing.assert_close(attend(q, k, v, plan), attend(q, *copies, plan), rtol=0, atol=0)
 
 
 def test_rotation_is_the_published_one() -> None:
@@ -362,9 +382,13 @@ def packed_and_padded(rows: list[torch.Tensor]) -> tuple[tuple, tuple]:
     return (tokens, packed, cu_seqlens), (padded_tokens, padded, None)
 
 
-@pytest.mark.parametrize("hash_dim", [None, 5])
-def test_packed_equals_padded_equals_alone(hash_dim: int | None) -> None:
-    model = make_blt(dataclasses.replace(SMALL, hash_dim=hash_dim))
+@pytest.mark.parametrize(("hash_dim", "num_kv_heads"), [(None, None), (5, 1)])
+def test_packed_equals_padded_equals_alone(hash_dim: int | None, num_kv_heads: int | None) -> None:
+    grouped = {
+        part: dataclasses.replace(getattr(SMALL, part), num_kv_heads=num_kv_heads)
+        for part in ("encoder", "latent", "decoder")
+    }
+    model = make_blt(dataclasses.replace(SMALL, hash_dim=hash_dim, **grouped))
     rows = [make_tokens(1, n)[0] for n in SEQUENCES]
     (tokens, layout, cu_seqlens), (padded_tokens, padded_layout, _) = packed_and_padded(rows)
     packed = model(tokens.int(), layout, cu_seqlens=cu_seqlens)[0, : sum(SEQUENCES)].split(SEQUENCES)
