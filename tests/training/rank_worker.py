@@ -97,7 +97,16 @@ def gradients(corpus: Corpus, dim: int, *, autocast: bool = False) -> dict[str, 
     optimizers.step = step  # type: ignore[method-assign]
     lanes = Lanes.over(corpus, SHAPE, PATCHER, seed=1, num_lanes=LANES, mine=lanes_of_rank(LANES))
     loss, norm = training_step(model, next(lanes), optimizers, autocast=autocast)
-    return kept | {"norm": norm, "loss": loss.mean, "targets": loss.num_targets}
+    kept |= {"norm": norm, "loss": loss.mean, "targets": loss.num_targets}
+    if sharding is not None:
+        state, _ = optimizers.state_dict()
+        held = [sum(map(local_bytes, tensors)) for tensors in (model.parameters(), state.values())]
+        kept |= {"held": torch.tensor(from_all(held))}
+    return kept
+
+
+def local_bytes(tensor: torch.Tensor) -> int:
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).nbytes
 
 
 def main(folder: Path) -> None:
