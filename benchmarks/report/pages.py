@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import overhead
 from ..flop_matched import results
 from ..flop_matched.summary import SMOKE, backends, realisation_line, tables, where
 from ..machine import REPOSITORY
@@ -117,6 +118,8 @@ def full(root: Path, plots_at: str) -> str:
             parts += [shown["time_against_n"]] if "time_against_n" in shown else []
             parts += ["### Where ours is slower", slower.title]
             parts += [slower.markdown()] if slower.rows else []
+        if (calls := root / folder / overhead.FILE).exists():
+            parts += overhead.section(overhead.read(calls))
         for scale, rows in jobs.items():
             parts += [f"### BLT and token models, {scale} scale", f"{where(rows)}."]
             parts += [f"**{SMOKE}.**"] if any(row["smoke"] for row in rows) else []
