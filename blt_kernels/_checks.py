@@ -176,6 +176,17 @@ def check_sequence_values(
             raise fail_value(op, "cu_seqlens", f"values that rise from 0 to at most {num_bytes}", cu)
 
 
+def check_longest(op: str, argument: str, longest: int | None, cu_seqlens: torch.Tensor) -> None:
+    """`longest` is at least 1 and no sequence between `cu_seqlens` is longer, where checks may look at them."""
+    if longest is None:
+        return
+    check_int(op, argument, longest, 1)
+    if can_look_at(cu_seqlens) and cu_seqlens.numel() > 1:
+        found = int(cu_seqlens.diff().max())
+        if found > longest:
+            raise fail_value(op, argument, f"at least {found}, as the longest sequence has", longest)
+
+
 def check_sequences(
     op: str,
     batch: int,
