@@ -14,7 +14,8 @@ ABOVE = {
     "data": (),
     "model": (),
     "training": ("data", "model"),
-    "cli": ("data", "model", "training"),
+    "generation": ("data", "model", "training"),
+    "cli": ("data", "generation", "model", "training"),
 }
 
 

@@ -142,7 +142,7 @@ def stepper(model: BLT | EntropyModel, optim: OptimConfig) -> Callable[[Batch], 
     """The training step of the Trainer, in the precision of the suite. It returns the mean loss in nats."""
     autocast = next(model.parameters()).device.type == "cuda"
     optimizers = Optimizers(model, optim, 1 << 30)
-    return lambda batch: training_step(model, batch, optimizers, autocast=autocast)[0].mean.item()
+    return lambda batch: training_step(model, [batch], optimizers, autocast=autocast)[0].mean.item()
 
 
 def preparation_speed(texts: Texts, scale: Scale, model: Model) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import rows
+from .. import rows, table_optimizers
 from ..flop_matched import results
 from ..flop_matched.summary import SMOKE, backends, realisation_line, tables, where
 from ..machine import REPOSITORY
@@ -31,6 +31,7 @@ from .tables import (
     shown_in,
     slower_table,
     speedup,
+    step_line,
 )
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -119,10 +120,13 @@ def full(root: Path, plots_at: str) -> str:
             growing, slower = growth_table(kernels), slower_table(kernels)
             parts += ["### Kernels", legend(kernels), kernel_table(kernels).markdown()]
             parts += [shown["speedup"], shown["roofline"]]
-            parts += [f"### {growing.title}", growing.markdown() if growing.rows else "Not measured: one size of N."]
+            parts += [f"### {growing.title}", "N is bytes of text, or the rows that a gradient lists."]
+            parts += [growing.markdown() if growing.rows else "Not measured: one size of N."]
             parts += [shown["time_against_n"]] if "time_against_n" in shown else []
             parts += ["### Where ours is slower", slower.title]
             parts += [slower.markdown()] if slower.rows else []
+        if (optimizers := table_optimizers.read(root / folder / table_optimizers.FILE)) is not None:
+            parts += ["### Optimisers of hash tables", *table_optimizers.markdown(optimizers), *step_line(kernels)]
         for scale, done in jobs.items():
             parts += [f"### BLT and token models, {scale} scale", f"{where(done)}."]
             parts += [f"**{SMOKE}.**"] if any(job["smoke"] for job in done) else []

@@ -57,6 +57,13 @@ class Batch:
     num_bytes: int = 0
 
     @property
+    def longest_patches(self) -> int | None:
+        """No sequence has more patches, in any batch of the loader; None without a segmenter."""
+        if self.patch_lengths is None:
+            return None
+        return -(-self.longest_sequence * self.patch_lengths.shape[1] // self.tokens.shape[1])
+
+    @property
     def num_tokens(self) -> int:
         """Tokens before the padding."""
         return int(self.cu_seqlens[-1])

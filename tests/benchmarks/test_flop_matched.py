@@ -462,7 +462,7 @@ def test_fused_and_reference_ops_train_alike(folder: Path, finished: Bench, tmp_
         dataclasses.replace(SCALE, sizes=(size,), rates=(4e-3,)),
         finished.texts,
         finished.folder,
-        "cpu",
+        torch.device("cpu"),
         Console(quiet=True),
     )
     bench.folder = tmp_path
