@@ -23,6 +23,7 @@ COMMANDS = {
     "matched": "benchmarks.flop_matched.command",
     "rows": "benchmarks.rows",
     "tables": "benchmarks.table_optimizers",
+    "entropy_models": "benchmarks.entropy_models",
     "report": "benchmarks.report.pages",
     "gpu": "benchmarks.gpu",
 }

@@ -81,7 +81,7 @@ def fit(model: BLT | EntropyModel, batches: list[Batch], config: OptimConfig, au
     optimizers = Optimizers(model, config, len(batches))
     model.train()
     for batch in batches:
-        training_step(model, batch, optimizers, autocast=autocast)
+        training_step(model, [batch], optimizers, autocast=autocast)
     model.eval()
 
 
