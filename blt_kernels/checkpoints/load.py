@@ -38,11 +38,8 @@ def load_any(
         raise fail_value("load_any", "dtype", "a floating-point dtype", str(dtype))
     source = published_source(path)
     if source is None:
-        model, patcher, _ = load_model(path)
-        model = model.to(device=device, dtype=dtype)
-        if patcher is not None and patcher.entropy_model is not None:
-            patcher.entropy_model.to(device=device)
-        return model, patcher
+        model, patcher, _ = load_model(path, device)
+        return model.to(dtype=dtype), patcher
     return _load(source, dtype, device)
 
 

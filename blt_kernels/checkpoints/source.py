@@ -33,13 +33,20 @@ class Source:
     tensor_names: Callable[[str, BLTConfig], tuple[str, ...]]
 
 
+def is_published(path: Path) -> bool:
+    """Whether a directory looks like one of a published format, and not like a run."""
+    return (path / "config.json").exists() or (path / "params.json").exists()
+
+
 def published_source(path: Path) -> Source | None:
     """What `path` holds in a published format; None where it is not a directory of one.
 
     Raises:
         CheckpointError: a file is missing, malformed, or describes a model that ours cannot be; names the field.
     """
-    config_file, params_file = path / "config.json", path / "params.json"
+    if not is_published(path):
+        return None
+    config_file = path / "config.json"
     if config_file.exists():
         root = _root(config_file)
         if root.has("args"):
@@ -55,9 +62,7 @@ def published_source(path: Path) -> Source | None:
             # Every byte is a patch, and the entropy model that may be there is not asked.
             entries = {name: entry for name, entry in entries.items() if not name.startswith("model.patcher.")}
         return Source(path, description, entries, transformers_format.tensor_names)
-    if params_file.exists():
-        return _meta(path, _root(params_file))
-    return None
+    return _meta(path, _root(path / "params.json"))
 
 
 def _root(file: Path) -> Fields:

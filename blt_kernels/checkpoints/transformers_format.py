@@ -134,13 +134,13 @@ def _stack(fields: Fields, window: int | None, name: str) -> TransformerConfig:
         heads,
         fields["intermediate_size"] or int(8 * dim / 3),
         window=window,
-        rope_theta=_rope_theta(fields, ROPE_THETA.get(name, 500000.0)),
+        rope_theta=rope_theta(fields, ROPE_THETA.get(name, 500000.0)),
         norm_eps=fields["rms_norm_eps"],
         num_kv_heads=None if kv_heads in (None, 0, heads) else kv_heads,
     )
 
 
-def _rope_theta(fields: Fields, default: float) -> float:
+def rope_theta(fields: Fields, default: float) -> float:
     """The base of rotary positions; transformers before 5 wrote it beside `rope_scaling`, later versions within
     `rope_parameters`."""
     key = "rope_parameters" if fields.has("rope_parameters") else "rope_scaling"

@@ -14,7 +14,7 @@ from .. import doctor as doctor_
 from .._devices import resolve_device
 from .._files import naming
 from ..training.ranks import FirstRankFailedError
-from . import look, train
+from . import convert, look, train
 from .console import console, describe, say_warning
 from .demo import run_demo
 from .options import Device, Run, Seed, positive
@@ -32,6 +32,8 @@ app.command(cls=TrainingCommand)(train.train)
 app.command("eval")(look.evaluate)
 app.command()(look.patch)
 app.command()(look.flops)
+app.command()(convert.convert)
+app.command()(convert.byteify)
 
 
 def main() -> None:

@@ -89,19 +89,19 @@ LongestSequence = Annotated[
     ),
 ]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate of AdamW.", callback=positive)]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where to compute: cpu, cuda, cuda:i, or auto, which is a GPU if the kernels run on one and the CPU "
+        "otherwise. Under torchrun, cuda and auto give each process a GPU of its own."
+    ),
+]
 TableLearningRate = Annotated[float, typer.Option(help="Peak learning rate of the hash tables.", callback=positive)]
 TableOptimizer = Annotated[
     str,
     typer.Option(
         help="Optimiser of the hash tables: sparse_adam (two tables of state) or rowwise_adagrad (one number of state "
         "for each row)."
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        help="Where to compute: cpu, cuda, cuda:i, or auto, which is a GPU if the kernels run on one and the CPU "
-        "otherwise. Under torchrun, cuda and auto give each process a GPU of its own."
     ),
 ]
 Autocast = Annotated[bool, typer.Option(help="bfloat16 autocast for matrix products.")]
@@ -122,11 +122,15 @@ Resume = Annotated[
 ]
 Rule = Annotated[str, typer.Option(help="Where a patch starts: threshold, monotonic or combined.")]
 Delta = Annotated[float | None, typer.Option(help="Entropy difference (nats) of the combined rule.", callback=finite)]
+ResetAtNewline = Annotated[
+    bool, typer.Option("--reset-at-newline", help="The entropy model forgets what it has read at the end of each line.")
+]
 MaxPatch = Annotated[int | None, typer.Option(help="Longest patch, in bytes.", min=1, max=MAX_TOKENS)]
 PatchSize = Annotated[
     float,
     typer.Option(
-        help="Mean bytes per patch that the threshold is calibrated to, on text that no model has read.",
+        help="Mean bytes per patch that the threshold is calibrated to, on text that no model has read. With "
+        "--patching fixed: the bytes of each patch.",
         min=1,
         max=MAX_TOKENS,
         callback=finite,

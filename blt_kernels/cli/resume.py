@@ -16,6 +16,7 @@ from .console import console, messages
 # were. (The device decides how operations round, and nothing else.) The trainer checks that the text is the same,
 # because it knows the files.
 _FREE = ("data", "run", "resume", "eval_every", "checkpoint_every", "device")
+_PATHS = ("entropy_model", "init")
 
 
 class TrainingCommand(TyperCommand):
@@ -39,8 +40,9 @@ def run_options(ctx: typer.Context) -> dict[str, Any]:
     for name, value in ctx.params.items():
         if name not in _FREE:
             options[name] = list(value) if isinstance(value, (tuple, list)) else value
-    if options.get("entropy_model") is not None:
-        options["entropy_model"] = str(Path(options["entropy_model"]).resolve())
+    for name in _PATHS:
+        if options.get(name) is not None:
+            options[name] = str(Path(options[name]).resolve())
     return {"command": ctx.command.name, "options": options}
 
 
@@ -60,5 +62,5 @@ def _settled(ctx: typer.Context, checkpoint: Path) -> dict[str, Any]:
     ]
     if changed:
         raise ValueError(f"{checkpoint.parent}: a resumed run keeps its settings: {'; '.join(changed)}")
-    # The path of the entropy model is not needed any more: the checkpoint holds the model.
-    return {name: saved[name] for name in now["options"] if name in saved and name != "entropy_model"}
+    # Paths of models are not needed any more: the checkpoint holds the models.
+    return {name: saved[name] for name in now["options"] if name in saved and name not in _PATHS}

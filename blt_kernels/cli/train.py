@@ -6,15 +6,17 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from .._devices import resolve_device
+from ..checkpoints import from_pretrained
 from ..training.calibration import entropy_patcher, set_apart
 from ..training.checkpoint import list_checkpoints
 from ..training.optim import OptimConfig
 from ..training.ranks import from_first
 from ..training.rows import MAX_TOKENS, RowShape, patches_of_row
-from ..training.runs import new_blt, new_entropy_model, open_run, split, train_model
+from ..training.runs import empty_model, new_blt, new_entropy_model, open_run, split, train_model
 from ..training.trainer import TrainConfig, load_patcher
 from .console import console, say
 from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_starts
@@ -36,6 +38,7 @@ from .options import (
     MaxPatch,
     OnError,
     PatchSize,
+    ResetAtNewline,
     Resume,
     RowTokens,
     Rule,
@@ -45,8 +48,10 @@ from .options import (
     TableLearningRate,
     TableOptimizer,
     TextKey,
+    positive,
     threshold_or_auto,
 )
+from .patching import check_patching, check_patching_of_init, describe_patching, patcher_without_model, refuse_given
 from .progress import training_progress
 from .resume import run_options
 from .show import report_skipped
@@ -62,9 +67,9 @@ def train_entropy(
     longest_sequence: LongestSequence = None,
     lanes: Lanes = 1,
     learning_rate: LearningRate = 2e-3,
-    device: Device = "auto",
     table_learning_rate: TableLearningRate = 3e-2,
     table_optimizer: TableOptimizer = "sparse_adam",
+    device: Device = "auto",
     autocast: Autocast = False,
     include: Include = None,
     exclude: Exclude = None,
@@ -114,6 +119,7 @@ def calibrate(
     rule: Rule = "threshold",
     delta: Delta = None,
     max_patch_length: MaxPatch = None,
+    reset_at_newline: ResetAtNewline = False,
     device: Device = "auto",
     include: Include = None,
     exclude: Exclude = None,
@@ -136,6 +142,7 @@ def calibrate(
         rule=rule,
         delta=delta,
         max_patch_length=max_patch_length,
+        reset_at_newline=reset_at_newline,
     )
     report_skipped(text)
     say(console, repr(patcher.config.threshold))
@@ -149,6 +156,20 @@ def train(
         Path | None, typer.Option(help="Run or checkpoint of an entropy model; a resumed run has its own.")
     ] = None,
     preset: BLTPreset = "tiny",
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from the weights of a run, a checkpoint or a published BLT in place of those of a preset, and "
+            "with its patches, unless --entropy-model or --patching makes others."
+        ),
+    ] = None,
+    patching: Annotated[
+        str,
+        typer.Option(
+            help="Where patches end: entropy (before bytes that are hard to guess), spaces, or fixed (after every "
+            "--patch-size bytes). The last two need no entropy model."
+        ),
+    ] = "entropy",
     threshold: Annotated[
         str, typer.Option(help="Entropy threshold in nats, or auto: calibrate it.", callback=threshold_or_auto)
     ] = "auto",
@@ -156,6 +177,7 @@ def train(
     rule: Rule = "threshold",
     delta: Delta = None,
     max_patch_length: MaxPatch = None,
+    reset_at_newline: ResetAtNewline = False,
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
@@ -172,6 +194,12 @@ def train(
     learning_rate: LearningRate = 2e-3,
     table_learning_rate: TableLearningRate = 3e-2,
     table_optimizer: TableOptimizer = "sparse_adam",
+    latent_lr_scale: Annotated[
+        float,
+        typer.Option(
+            help="The layers of the latent transformer learn at this multiple of the learning rate.", callback=positive
+        ),
+    ] = 1.0,
     device: Device = "auto",
     autocast: Autocast = False,
     include: Include = None,
@@ -185,7 +213,7 @@ def train(
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
-    """Train a Byte Latent Transformer on patches from a trained entropy model."""
+    """Train a Byte Latent Transformer, by default on patches from a trained entropy model."""
     open_run(run, resume)
     where = resolve_device(device)
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8), row_patches)
@@ -193,36 +221,45 @@ def train(
         learning_rate=learning_rate,
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
+        latent_lr_scale=latent_lr_scale,
     )
     config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
-    patcher = None
+    model, patcher = None, None
     if resume and list_checkpoints(run):
         patcher, state = load_patcher(run, where)
         shape = rows_of(run, state)
-    elif entropy_model is None:
-        raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
+        model = empty_model(state, where)
+    elif init is not None:
+        refuse_given(ctx, "preset", because="--init has a shape of its own")
+        model, patcher = from_pretrained(init, dtype=torch.float32, device=where)
+        patcher = check_patching_of_init(ctx, patcher)
+    else:
+        check_patching(ctx)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, calibration, held_out = split(corpus, holdout_bytes, seed)
     if patcher is None:
-        assert entropy_model is not None
-        patcher = entropy_patcher(
-            load_entropy_model(entropy_model, where),
-            calibration,
-            threshold=None if threshold == "auto" else float(threshold),
-            patch_size=patch_size,
-            rule=rule,
-            delta=delta,
-            max_patch_length=max_patch_length,
-        )
-        if row_patches is None:
-            found = patcher
-            row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
-            shape = dataclasses.replace(shape, row_patches=row_patches)
+        if entropy_model is None:
+            patcher = patcher_without_model(patching, patch_size, max_patch_length)
+        else:
+            patcher = entropy_patcher(
+                load_entropy_model(entropy_model, where),
+                calibration,
+                threshold=None if threshold == "auto" else float(threshold),
+                patch_size=patch_size,
+                rule=rule,
+                delta=delta,
+                max_patch_length=max_patch_length,
+                reset_at_newline=reset_at_newline,
+            )
+    if shape.row_patches is None:
+        found = patcher
+        row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
+        shape = dataclasses.replace(shape, row_patches=row_patches)
     say_where_it_starts(run, resume, where)
-    say(console, f"threshold {patcher.config.threshold:.6f} nats, {shape.row_patches} patches a batch")
+    say(console, f"{describe_patching(patcher.config)}, {shape.row_patches} patches a batch")
     with training_progress(console, "BLT", steps) as on_step:
         train_model(
-            new_blt(preset, seed, where),
+            model or new_blt(preset, seed, where),
             train_part,
             held_out,
             shape,

@@ -37,7 +37,7 @@ class DecoderStepper:
         slots = self._slots(patches, x)
         for number, cross in enumerate(self.model.cross_attn_layers):
             context = cross.k_norm(slots)
-            head_dim = cross.q_proj.out_features // cross.num_heads
+            head_dim = cross.head_dim
             new = [proj(context).unflatten(-1, (-1, head_dim)) for proj in (cross.k_proj, cross.v_proj)]
             if number == len(self.slots):
                 self.slots.append(tuple(part.new_zeros((self.rows, *part.shape[1:])) for part in new))
@@ -56,7 +56,7 @@ class DecoderStepper:
 
     def _read_slots(self, number: int, x: torch.Tensor) -> torch.Tensor:
         cross = self.model.cross_attn_layers[number]
-        q = cross.q_proj(cross.q_norm(x)).unflatten(-1, (cross.num_heads, -1))
+        q = cross.q_proj(cross.q_norm(x)).unflatten(-1, (-1, cross.head_dim))
         y = attend_to(q, *self.slots[number])
         return torch.add(cross.o_proj(y.flatten(-2)), x, alpha=2)
 

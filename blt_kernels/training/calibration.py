@@ -15,6 +15,7 @@ import torch
 from ..data import Corpus, DocumentStream, PackedBatches, split_corpus
 from ..model import EntropyModel
 from ..ops.segment import calibrate_threshold
+from .lines import entropies_of
 from .patcher import Patcher, PatcherConfig
 from .ranks import from_first
 from .rows import RowShape
@@ -47,6 +48,7 @@ def entropy_patcher(
     rule: str = "threshold",
     delta: float | None = None,
     max_patch_length: int | None = None,
+    reset_at_newline: bool = False,
     num_bytes: int = CALIBRATION_BYTES,
 ) -> Patcher:
     """A patcher by entropy; without a threshold, the one that gives patches of `patch_size` bytes on `text`.
@@ -54,6 +56,7 @@ def entropy_patcher(
     Args:
         text: documents that the model was not trained on, see `set_apart`; `num_bytes` of them are read.
         rule, delta, max_patch_length: see `segment`.
+        reset_at_newline: see `lines`.
 
     Raises:
         TypeError, ValueError: a wrong argument; the reachable range where `patch_size` is out of reach.
@@ -65,6 +68,7 @@ def entropy_patcher(
         threshold=0.0 if threshold is None else threshold,
         delta=delta,
         max_patch_length=max_patch_length,
+        reset_at_newline=reset_at_newline,
     )
     if threshold is None:
         batches = RowShape(CALIBRATION_ROW, CALIBRATION_ROW).batches(DocumentStream(text, epochs=1), open_documents=1)
@@ -77,6 +81,7 @@ def entropy_patcher(
                 rule=rule,
                 delta=delta,
                 max_patch_length=max_patch_length,
+                reset_at_newline=reset_at_newline,
             )
         )
     return Patcher(dataclasses.replace(config, threshold=threshold), model)
@@ -92,6 +97,7 @@ def calibrate(
     rule: str = "threshold",
     delta: float | None = None,
     max_patch_length: int | None = None,
+    reset_at_newline: bool = False,
 ) -> float:
     """The threshold (nats) at which the first `num_bytes` tokens of `batches` have patches of `patch_size` bytes.
 
@@ -102,7 +108,9 @@ def calibrate(
     for batch in batches:
         used = batch.num_tokens
         cu_seqlens = torch.from_numpy(batch.cu_seqlens).to(device)
-        entropies.append(model.entropies(torch.from_numpy(batch.tokens).to(device), cu_seqlens=cu_seqlens)[:, :used])
+        tokens = torch.from_numpy(batch.tokens).to(device)
+        found = entropies_of(model, tokens, cu_seqlens=cu_seqlens, reset_at_newline=reset_at_newline)
+        entropies.append(found[:, :used])
         starts.append(cu_seqlens[1:] + total)
         total += used
         if total >= num_bytes:

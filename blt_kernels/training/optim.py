@@ -15,6 +15,7 @@ from ..optim import RowwiseAdagrad, grad_norm_and_scale, scale_gradients
 if TYPE_CHECKING:
     from .sharding import Sharding
 
+_LATENT = "global_transformer.layers."
 TABLE_OPTIMIZERS = ("sparse_adam", "rowwise_adagrad")
 
 
@@ -34,6 +35,8 @@ class OptimConfig:
         clip_norm: largest 2-norm of all gradients together, above 0.
         table_optimizer: of hash tables: "sparse_adam" (`torch.optim.SparseAdam`: two tables of state) or
             "rowwise_adagrad" (`RowwiseAdagrad`: one number of state for each row).
+        latent_lr_scale: the layers of the latent transformer learn at this multiple of learning_rate, above 0. The
+            paper takes 0.1 where they come from a token model.
     """
 
     learning_rate: float = 4e-4
@@ -45,9 +48,10 @@ class OptimConfig:
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     table_optimizer: str = "sparse_adam"
+    latent_lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "sparse_learning_rate", "eps", "clip_norm"):
+        for name in ("learning_rate", "sparse_learning_rate", "eps", "clip_norm", "latent_lr_scale"):
             check_number("OptimConfig", name, getattr(self, name), 0, above=True)
         check_choice("OptimConfig", "table_optimizer", self.table_optimizer, TABLE_OPTIMIZERS)
         check_number("OptimConfig", "min_ratio", self.min_ratio, 0, 1)
@@ -81,17 +85,13 @@ class Optimizers:
             for parameter in module.parameters(recurse=False)
         }
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        dense = [parameter for _, parameter in named if id(parameter) not in tables]
+        latent = [p for name, p in named if name.startswith(_LATENT) and config.latent_lr_scale != 1]
+        slow = {id(parameter) for parameter in latent}
+        dense = [parameter for _, parameter in named if id(parameter) not in tables | slow]
         self._parameters = [parameter for _, parameter in named]
         self._config = config
         self._sharding = sharding
-        groups = [
-            {"params": [p for p in dense if p.dim() >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in dense if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
-        ]
+        self.optimizers: list[torch.optim.Optimizer] = [self._adamw(dense, config.learning_rate)]
         sparse = [parameter for _, parameter in named if id(parameter) in tables]
         if sparse and config.table_optimizer == "rowwise_adagrad":
             rate = config.sparse_learning_rate
@@ -100,7 +100,17 @@ class Optimizers:
             self.optimizers.append(
                 torch.optim.SparseAdam(sparse, lr=config.sparse_learning_rate, betas=config.betas, eps=config.eps)
             )
+        if latent:
+            self.optimizers.append(self._adamw(latent, config.learning_rate * config.latent_lr_scale))
         self.schedulers = [self._schedule(optimizer, total_steps) for optimizer in self.optimizers]
+
+    def _adamw(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        config = self._config
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=rate, betas=config.betas, eps=config.eps, fused=True)
 
     def _schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
         warmup = min(self._config.warmup_steps, max(1, total_steps // 2))

@@ -24,7 +24,7 @@ from .lanes import Lanes
 from .patcher import Patcher
 from .ranks import from_first, lanes_of_rank, world_size
 from .rows import RowShape
-from .trainer import METRICS_FILE, TrainConfig, Trainer
+from .trainer import METRICS_FILE, TrainConfig, Trainer, model_like
 
 # Held-out bytes that are evaluated while training goes on; the whole held-out text is evaluated by `eval`.
 WATCHED_BYTES = 1 << 16
@@ -159,6 +159,13 @@ def new_blt(preset: str, seed: int, device: str | torch.device = "cpu") -> BLT:
     """An untrained BLT on `device`, with weights that depend on `seed` alone."""
     with seeded(seed):
         return BLT(BLTConfig.preset(preset)).to(device)
+
+
+def empty_model(state: dict[str, Any], device: torch.device) -> EntropyModel | BLT:
+    """A model of the shape in the state of a checkpoint, whose weights are still to be read."""
+    with torch.device("meta"):
+        model = model_like(state)
+    return model.to_empty(device=device)
 
 
 def split(corpus: Corpus, holdout_bytes: int | None, seed: int) -> tuple[Corpus, Corpus, Corpus]:

@@ -294,12 +294,9 @@ def load_model(
     path = latest_checkpoint(Path(path))
     tensors, state, _ = load_checkpoint(path)
     with reading(path / STATE_FILE):
-        model: EntropyModel | BLT
-        if state["kind"] == "blt":
-            model = BLT(BLTConfig.from_dict(state["model"]))
-        else:
-            model = EntropyModel(EntropyModelConfig.from_dict(state["model"]))
-        _load_weights(model, tensors["model"], path)
+        with torch.device("meta"):  # the weights that were read become the model's, without a copy
+            model = model_like(state)
+        _load_weights(model, tensors["model"], path, assign=True)
         patcher = _patcher_of(tensors, state, device)
     return model.eval().to(device), patcher, state
 
@@ -310,9 +307,16 @@ def _patcher_of(tensors: dict[str, Any], state: dict[str, Any], device: str | to
     return Patcher.from_state(state["patcher"], tensors.get("entropy_model", {})).to(device)
 
 
-def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+def model_like(state: dict[str, Any]) -> EntropyModel | BLT:
+    """An untrained model of the shape in the state of a checkpoint."""
+    if state["kind"] == "blt":
+        return BLT(BLTConfig.from_dict(state["model"]))
+    return EntropyModel(EntropyModelConfig.from_dict(state["model"]))
+
+
+def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path, *, assign: bool = False) -> None:
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         raise CheckpointError(f"{path / 'model.safetensors'}: does not fit the model: {error}") from error
 

@@ -60,6 +60,17 @@ def test_calibration_gives_the_wanted_patch_size(texts: Corpus) -> None:
     assert entropy_patcher(model, texts, threshold=1.25, patch_size=3.0).config.threshold == 1.25
 
 
+def test_calibration_reads_by_lines_where_the_patcher_does(texts: Corpus) -> None:
+    torch.manual_seed(0)
+    model = EntropyModel(EntropyModelConfig(TransformerConfig(32, 1, 2, 64, window=16)))
+    patcher = entropy_patcher(model, texts, threshold=None, patch_size=3.0, reset_at_newline=True)
+    assert patcher.config.reset_at_newline
+    documents = [encode(document) for document in texts]
+    # These lines begin alike, and so do their entropies then: not every mean can be reached.
+    assert sum(map(len, documents)) / sum(len(patcher(tokens)) for tokens in documents) == pytest.approx(3.0, rel=0.1)
+    assert patcher.config.threshold != entropy_patcher(model, texts, threshold=None, patch_size=3.0).config.threshold
+
+
 def test_patches_of_held_out_text_have_the_wanted_size(tmp_path: Path) -> None:
     """Of a model that knows its training text far better than other text, as tables of n-grams soon do."""
     train, calibration, held_out = split(standard_library(), None, 0)

@@ -24,7 +24,7 @@ from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, 
 from blt_kernels.training.checkpoint import CheckpointError, list_checkpoints
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
 from blt_kernels.training.lanes import Lanes
-from blt_kernels.training.optim import OptimConfig
+from blt_kernels.training.optim import TABLE_OPTIMIZERS, OptimConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.prefetch import prefetch
 from blt_kernels.training.rows import RowShape, mean_patch_length, patches_of_row
@@ -136,6 +136,11 @@ def test_resume_refuses_another_model_schedule_and_damage(corpus: Corpus, patche
         CheckpointError, match=r"settings: optim\.eps: the run has 1e-08, got 1e-06; steps: the run has 2, got 3$"
     ):
         train_model(make_blt(), corpus, None, shape, longer, run, patcher=patcher, resume=True)
+    mine = config.optim.table_optimizer
+    (other,) = set(TABLE_OPTIMIZERS) - {mine}
+    otherwise = dataclasses.replace(config, optim=dataclasses.replace(config.optim, table_optimizer=other))
+    with pytest.raises(CheckpointError, match=rf"optim\.table_optimizer: the run has {mine}, got {other}$"):
+        train_model(make_blt(), corpus, None, shape, otherwise, run, patcher=patcher, resume=True)
     oftener = dataclasses.replace(config, log_every=7, eval_every=1, checkpoint_every=1)  # decides no loss
     train_model(make_blt(), corpus, None, shape, oftener, run, patcher=patcher, resume=True)
     rows = dataclasses.replace(shape, row_tokens=shape.row_tokens + 8)
