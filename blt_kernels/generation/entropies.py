@@ -11,6 +11,7 @@ from ..model.config import TransformerConfig
 from ..model.transformer import attend, plan_attention
 from ..ops.linear_entropy import linear_entropy
 from .caches import LocalStack, Recording, Rotations
+from .fused import rms_norm
 from .history import History
 
 _ROWS = 8  # Rows of a matrix product have the same bits in every product of a multiple of so many rows.
@@ -39,7 +40,10 @@ class EntropyStepper:
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """One more token of every row: [B] -> entropies, float32 [B]."""
         x = self.model.embed_tokens(self.history.add(tokens))[:, -1:]
-        return self._entropies(self.stack.step(x))[:, 0]
+        x = self.stack.step(x)
+        if isinstance(self.stack, ExactStack):
+            return self._entropies(x)[:, 0]
+        return linear_entropy(rms_norm(self.model.norm, x[:, 0]), self.model.lm_head.weight)
 
     def keep(self, rows: list[int]) -> None:
         """Drops all rows but these."""

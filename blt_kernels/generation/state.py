@@ -11,11 +11,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .._checks import INT_DTYPES, check_int, check_range, check_shape, check_tensor, fail_type, fail_value
 from ..data import encode
-from ..layout import PatchLayout
 from ..model import BLT
 from ..training.patcher import Patcher
 from .boundaries import Boundaries
 from .caches import LocalStack, Ring
+from .cross_attention import pool
 from .decoder import DecoderStepper
 from .entropies import EntropyStepper
 from .history import History
@@ -179,11 +179,8 @@ class GenerationState:
 
     def _close(self, rows: list[int], lengths: list[int]) -> None:
         """The open patches of `rows`, of so many bytes, become patches that their bytes read from now on."""
-        x = pad_sequence(
-            [self._open_patch.last(row, length) for row, length in zip(rows, lengths, strict=True)], batch_first=True
-        )
-        layout = PatchLayout.from_lengths(torch.tensor(lengths, device=x.device)[:, None], num_bytes=x.shape[1])
-        patches = self.model.local_encoder.pool(x, layout)
+        x = pad_sequence([self._open_patch.last(*patch) for patch in zip(rows, lengths, strict=True)], batch_first=True)
+        patches = pool(self.model.local_encoder, x, lengths)
         self._decoder.show(rows, self._latent.step(rows, patches), x)
 
     def _prefill(self, rows: list[int], tokens: torch.Tensor, lengths: list[int]) -> None:
