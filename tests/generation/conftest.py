@@ -22,7 +22,7 @@ SHAPE = BLTConfig(
     LOCAL, TransformerConfig(48, 2, 2, 96), LOCAL, ngram_sizes=(2, 3, 4), hash_rows=1021, hash_dim=16, sparse_grad=False
 )
 ENTROPY_SHAPE = EntropyModelConfig(TransformerConfig(32, 2, 2, 64, window=24, rope_theta=10000.0))
-STEPS, ROWS, LENGTH = 60, 8, 256
+STEPS, ROWS, LENGTH = 40, 8, 256
 
 
 def _train(model: BLT | EntropyModel, tokens: torch.Tensor, patcher: Patcher | None = None) -> None:
