@@ -8,10 +8,12 @@ DATA ?=
 RUN ?= runs/demo
 # RESULTS=path: where bench and gpu-report write; committed results are in benchmarks/results.
 RESULTS ?= runs/bench
-# COMMIT=name, STEPS='name ...', LIBRARY=path/libblt_kernels.so, DRY=1: for gpu-report; see docs/benchmarks.md.
+# COMMIT=name, STEPS='name ...', LIBRARY=path/libblt_kernels.so, ARCHIVE=path.tar.gz, DRY=1: for gpu-report; see
+# docs/benchmarks.md.
 COMMIT ?=
 STEPS ?=
 LIBRARY ?=
+ARCHIVE ?=
 DRY ?=
 # TORCH=version: the torch that test-torch installs in an environment of its own.
 TORCH ?= 2.10.0
@@ -51,7 +53,7 @@ bench: $(VENV)/installed
 # On a machine with a GPU, with the torch (2.10 or newer) that PYTHON has there; needs no network, no .venv and no .git.
 gpu-report:
 	$(PYTHON) -m benchmarks gpu --out $(RESULTS) $(if $(COMMIT),--commit '$(COMMIT)') $(if $(STEPS),--steps $(STEPS)) \
-	  $(if $(LIBRARY),--library '$(LIBRARY)') $(if $(DRY),--dry)
+	  $(if $(LIBRARY),--library '$(LIBRARY)') $(if $(ARCHIVE),--archive '$(ARCHIVE)') $(if $(DRY),--dry)
 
 # The CUDA kernels on host threads under the thread, address and undefined-behaviour sanitizers, and, where there is an
 # nvcc, their compiled code in the interpreter of PTX.

@@ -5,8 +5,9 @@ Builds the library for the GPU that is there and against the torch that is there
 built elsewhere; then runs, in this order, tests/cuda on the GPU, the short list of every op's benchmark, and
 compute-sanitizer's memcheck and racecheck on a small ragged case of every op. What each step said goes to
 <out>/<device>/gpu_report.json as it ends; the results of benchmarks lie beside it, each as far as it has come after
-every case. Run again with the same sources and the same --out, it goes on with the steps that are not done; --steps
-names the steps to run whatever was done before.
+every case. However the command ends, --archive puts that folder into one file, for machines that give back only a few.
+Run again with the same sources and the same --out, it goes on with the steps that are not done; --steps names the steps
+to run whatever was done before.
 
 It needs torch, nvcc, and for the build setuptools, cmake and ninja. The tests and the sanitizers need pytest and
 hypothesis too; where they or compute-sanitizer are missing, these steps say so and the others run.
@@ -28,6 +29,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -180,6 +182,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--library", type=Path, help="a libblt_kernels.so, with its build_record.json: nothing is built"
     )
+    parser.add_argument("--archive", type=Path, help="a .tar.gz for everything that lies under --out for this device")
     parser.add_argument("--dry", action="store_true", help="rehearse on a machine without a GPU")
     options = parser.parse_args(arguments)
     if not options.dry and not torch.cuda.is_available():
@@ -188,7 +191,22 @@ def main(arguments: Sequence[str]) -> None:
         os.environ["BLT_KERNELS_COMMIT"] = options.commit  # for describe_machine, here and in the steps
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops the report stops its step
     library = None if options.library is None else options.library.resolve()
-    make_report(options.out.resolve(), options.steps, library, options.dry)
+    out = options.out.resolve()
+    try:
+        make_report(out, options.steps, library, options.dry)
+    finally:
+        if options.archive is not None:
+            device = device_name(torch.device("cpu" if options.dry else "cuda"))
+            pack(result_path(out, device, "gpu_report").parent, options.archive.resolve())
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Puts a folder and what is in it into a .tar.gz, whole or not at all. The archive lies outside of the folder."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    partial = archive.with_suffix(".partial")
+    with tarfile.open(partial, "w:gz") as file:
+        file.add(folder, folder.name)
+    partial.replace(archive)
 
 
 def make_report(out: Path, chosen: Sequence[str] | None, library: Path | None, dry: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,3 +48,39 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a directory to fill, beside `path`; it becomes `path` when the block ends and its files are on disk.
+
+    If the block raises, nothing is left of it.
+
+    Raises:
+        ValueError: there is something at `path` already, other than an empty directory.
+        OSError: it cannot be written; names the path.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: expected a directory to make, got one that holds something, or a file")
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        with naming(path):
+            partial.mkdir(parents=True)
+            yield partial
+            for file in (*partial.rglob("*"), partial):
+                flush(file)
+            partial.replace(path)
+            flush(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file (or the names in a directory) is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

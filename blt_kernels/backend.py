@@ -11,7 +11,7 @@ import torch
 from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
-from ._checks import check_choice
+from ._checks import CPU, check_choice
 from ._library import build_record
 
 BACKENDS = ("cpu", "cuda", "reference")
@@ -135,11 +135,14 @@ def backend_for(op: str, device: torch.device, *differentiable: torch.Tensor | N
                 )
     # torch.library.register_autograd has no way to support these transforms, and its error names neither the op nor a
     # remedy. torch.func.vmap and torch.func.functionalize work.
-    if not torch.compiler.is_compiling() and torch.is_grad_enabled() and any(map(_is_differentiated, differentiable)):
-        raise NotImplementedError(
-            f"blt_kernels.{op} cannot be differentiated by torch.func (grad, vjp, jacrev and others). Use "
-            "torch.autograd.grad, or use_backend('reference') for the part of the model that torch.func differentiates."
-        )
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+        for x in differentiable:
+            if _is_differentiated(x):
+                raise NotImplementedError(
+                    f"blt_kernels.{op} cannot be differentiated by torch.func (grad, vjp, jacrev and others). Use "
+                    "torch.autograd.grad, or use_backend('reference') for the part of the model that torch.func "
+                    "differentiates."
+                )
     return backend
 
 
@@ -164,6 +167,8 @@ _device_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _choose(op: str, device: torch.device) -> str:
+    if device == CPU and _forced is None and "cpu" in _AVAILABLE:
+        return "cpu"  # as below, sooner
     if _forced is not None:
         if _forced in ("cpu", "cuda") and device.type != _forced:
             raise ValueError(f"{op}: device: expected {_forced} (use_backend({_forced!r}) is active), got {device}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
+from torch import Tensor, int32, strided
 
 from ._checks import check_device, check_int, check_shape, check_tensor, check_values, fail_type, fail_value
 
@@ -210,7 +211,15 @@ class PatchLayout:
         return self
 
     def _fields(self) -> tuple[torch.Tensor, ...]:
-        return tuple(getattr(self, name) for name in _FIELDS)
+        """The tensors, in the order of _FIELDS."""
+        return (
+            self.offsets,
+            self.patch_ids,
+            self.visible_ids,
+            self.num_patches,
+            self.cu_patches,
+            self.overflow,
+        )
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(PatchLayout))
@@ -224,23 +233,39 @@ pytree.register_dataclass(
 torch.serialization.add_safe_globals([PatchLayout])  # torch.load(weights_only=True)
 
 
-def check_layout(op: str, layout: Any, device: torch.device, owner: str) -> None:
+def check_layout(op: str, layout: Any, device: torch.device, owner: str) -> tuple[int, int, int]:
     """`layout` is a PatchLayout whose tensors have the promised dtype and shapes, and lie on `device`, as `owner` does.
 
-    Their values are not looked at: see `PatchLayout.validate`.
+    Their values are not looked at: see `PatchLayout.validate`. Returns B, N and C.
     """
     if not isinstance(layout, PatchLayout):
         raise fail_type(op, "layout", "a PatchLayout", type(layout).__name__)
-    for name, ndim in _NDIMS.items():
-        field = getattr(layout, name)
-        check_tensor(op, f"layout.{name}", field, ndim=ndim, dtypes=(torch.int32,))
-        check_device(op, f"layout.{name}", field, device, owner)
-    batch = layout.offsets.shape[0]
-    check_shape(op, "layout.patch_ids", layout.patch_ids, (batch, None))
-    check_shape(op, "layout.visible_ids", layout.visible_ids, layout.patch_ids.shape)
-    check_shape(op, "layout.num_patches", layout.num_patches, (batch,))
-    if layout.offsets.shape[1] < 1:
-        raise fail_value(op, "layout.offsets", "shape (B, C + 1)", f"shape {tuple(layout.offsets.shape)}")
+    offsets, own, visible, num_patches, cu_patches, overflow = fields = layout._fields()
+    # Nearly all layouts pass these questions. The checks below, which find out what is wrong, take four times as long.
+    for x in fields:
+        if type(x) is not Tensor or x.dtype is not int32 or x.layout is not strided or x.device != device:
+            break
+    else:
+        slots, bytes_ = offsets.shape, own.shape
+        if (
+            len(slots) == len(bytes_) == 2
+            and slots[1] >= 1
+            and bytes_[0] == slots[0]
+            and visible.shape == bytes_
+            and num_patches.shape == slots[:1]
+            and cu_patches.dim() == overflow.dim() == 1
+        ):
+            return slots[0], bytes_[1], slots[1] - 1
+    for (name, ndim), x in zip(_NDIMS.items(), fields, strict=True):
+        check_tensor(op, f"layout.{name}", x, ndim=ndim, dtypes=(torch.int32,))
+        check_device(op, f"layout.{name}", x, device, owner)
+    batch, entries = offsets.shape
+    check_shape(op, "layout.patch_ids", own, (batch, None))
+    check_shape(op, "layout.visible_ids", visible, own.shape)
+    check_shape(op, "layout.num_patches", num_patches, (batch,))
+    if entries < 1:
+        raise fail_value(op, "layout.offsets", "shape (B, C + 1)", f"shape {tuple(offsets.shape)}")
+    return batch, own.shape[1], entries - 1
 
 
 _NDIMS = dict(zip(_FIELDS, (2, 2, 2, 1, 1, 1), strict=True))

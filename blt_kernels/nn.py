@@ -123,12 +123,15 @@ class _PatchCrossAttention(nn.Module):
         dim: a multiple of `num_heads`.
         window: patches that are seen, at least 1.
         eps: of the norms.
+        num_kv_heads: heads of keys and values, a divisor of `num_heads`; None: as many.
 
     Raises:
         TypeError, ValueError: wrong argument.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, window: int = 1, eps: float = 1e-5):
+    def __init__(
+        self, dim: int, num_heads: int, *, window: int = 1, eps: float = 1e-5, num_kv_heads: int | None = None
+    ):
         op = type(self).__name__
         check_int(op, "dim", dim, 1)
         check_int(op, "num_heads", num_heads, 1)
@@ -136,19 +139,25 @@ class _PatchCrossAttention(nn.Module):
         check_number(op, "eps", eps, 0, above=True)
         if dim % num_heads:
             raise fail_value(op, "dim", f"a multiple of num_heads = {num_heads}", dim)
+        kv_dim = dim
+        if num_kv_heads is not None:
+            check_int(op, "num_kv_heads", num_kv_heads, 1)
+            if num_heads % num_kv_heads:
+                raise fail_value(op, "num_kv_heads", f"a divisor of num_heads = {num_heads}", num_kv_heads)
+            kv_dim = dim // num_heads * num_kv_heads
         super().__init__()
-        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.window = window
         self.q_norm = nn.RMSNorm(dim, eps=eps)
         self.k_norm = nn.RMSNorm(dim, eps=eps)
         self.q_proj = nn.Linear(dim, dim, bias=False)
-        self.k_proj = nn.Linear(dim, dim, bias=False)
-        self.v_proj = nn.Linear(dim, dim, bias=False)
+        self.k_proj = nn.Linear(dim, kv_dim, bias=False)
+        self.v_proj = nn.Linear(dim, kv_dim, bias=False)
         self.o_proj = nn.Linear(dim, dim, bias=False)
 
     def _qkv(self, queries: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         queries, context = self.q_norm(queries), cast_once(self.k_norm(context))
-        heads = (self.num_heads, -1)
+        heads = (-1, self.head_dim)
         return (
             self.q_proj(queries).unflatten(-1, heads),
             self.k_proj(context).unflatten(-1, heads),

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from blt_kernels._devices import resolve_device
 
 from ..machine import device_name, device_slug
 from ..report.table import console as new_console
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--only", default="", help="only jobs whose name contains this")
     parser.add_argument("--max-minutes", type=float, help="stop training after this long; run again to go on")
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:i or auto; default: cuda for the scale gpu, cpu for the others"
+    )
     options = parser.parse_args(arguments)
     least = max(RESERVED_SECONDS.values()) / 60 + 1
     if options.max_minutes is not None and not options.max_minutes >= least:  # NaN is not, either
@@ -49,10 +52,8 @@ def main(arguments: Sequence[str]) -> None:
     jobs = [job for job in jobs_of(scale) if options.only in job.name]
     if not jobs:
         parser.error(f"--only {options.only}: no job of this scale has that in its name")
-    device = "cuda" if scale.name == "gpu" else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("--scale gpu: not run: torch sees no GPU here")
-    slug = device_slug(device_name(torch.device(device)))
+    device = resolve_device(options.device or ("cuda" if scale.name == "gpu" else "cpu"))
+    slug = device_slug(device_name(device))
     folder = options.out / slug / results.FOLDER / scale.name
     console = new_console()
     if scale.smoke:

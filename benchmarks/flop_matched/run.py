@@ -43,11 +43,11 @@ class Bench:
         scale: Scale,
         texts: Texts,
         folder: Path,
-        device: str,
+        device: torch.device,
         console: Console,
         deadline: float | None = None,
     ):
-        self.scale, self.texts, self.folder, self.device = scale, texts, folder, torch.device(device)
+        self.scale, self.texts, self.folder, self.device = scale, texts, folder, device
         self.console, self.deadline = console, deadline
         self.work = folder / ".work" / texts.fingerprint
         self.sizes = {size.name: size for size in scale.sizes}

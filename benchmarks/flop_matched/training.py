@@ -12,13 +12,14 @@ from blt_kernels.data import Batch, DocumentStream, PackedBatches
 from blt_kernels.model import BLT, EntropyModel
 from blt_kernels.model.flops import entropy_model_flops
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches, watch
+from blt_kernels.training.lanes import Lanes
 from blt_kernels.training.optim import OptimConfig
 from blt_kernels.training.rows import RowShape
 from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer
 
 from . import results
 from .contenders import REPORTED_COUNTS, Model
-from .jobs import ENTROPY, ENTROPY_JOB, TABLE_RATE, Job, Scale, Size
+from .jobs import ENTROPY, ENTROPY_JOB, TABLE_OPTIMIZER, TABLE_RATE, Job, Scale, Size
 from .models import TOKEN, VARIANTS, build
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def fit(
                 bench.save(job, result)
             bench.check_time()
 
-        trainer = Trainer(model, batches, config, run, evaluate=watch(valid), on_step=on_step)
+        trainer = Trainer(model, Lanes([batches]), config, run, evaluate=watch(valid), on_step=on_step)
         trainer.resume()
         trainer.train()
     result["curve"] = curve(run, training_flops)
@@ -132,7 +133,12 @@ def fit(
 
 def optim_config(rate: float, *, warmup_steps: int) -> OptimConfig:
     """AdamW at `rate`, and the n-gram tables at a fixed multiple of it."""
-    return OptimConfig(learning_rate=rate, sparse_learning_rate=TABLE_RATE * rate, warmup_steps=warmup_steps)
+    return OptimConfig(
+        learning_rate=rate,
+        sparse_learning_rate=TABLE_RATE * rate,
+        warmup_steps=warmup_steps,
+        table_optimizer=TABLE_OPTIMIZER,
+    )
 
 
 def best_rate(scale: Scale, folder: Path, size: Size, name: str) -> float:

@@ -8,4 +8,5 @@ OPS = (
     "encoder_cross_attention",
     "decoder_cross_attention",
     "hash_ngram_embedding",
+    "rowwise_adagrad_update",
 )

@@ -79,8 +79,8 @@ class Case:
         check: raises where the variants' results differ.
         graph: on a GPU, replay a CUDA graph; False for what waits for the device.
         headline: where the report shows it as standing for the op; None: nowhere.
-        sweep: the bytes of text, if the case is a point of the sweep over them, in which the other shapes are those of
-            the headline cases; else None.
+        sweep: if the case is a point of the sweep over sizes, in which the other shapes are those of the headline
+            cases, its size: bytes of text, or of an optimiser's update the rows that the gradient lists. Else None.
     """
 
     name: str
@@ -101,10 +101,11 @@ def label(name: str, shapes: dict[str, Any]) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in shapes.items())])
 
 
-def in_report(cases: Iterable[Case], num_bytes: int, headlines: Mapping[str, Headline] | None) -> Iterator[Case]:
-    """Marks `cases`, which are of `num_bytes` bytes of text, as points of the sweep over bytes of text.
+def in_report(cases: Iterable[Case], size: int, headlines: Mapping[str, Headline] | None) -> Iterator[Case]:
+    """Marks `cases` as points of the sweep over sizes.
 
     Args:
+        size: see `Case.sweep`.
         headlines: by name of a case, where it is shown as standing for the op; None at the other sizes of the sweep.
 
     Raises:
@@ -112,7 +113,7 @@ def in_report(cases: Iterable[Case], num_bytes: int, headlines: Mapping[str, Hea
     """
     missing = dict(headlines or {})
     for case in cases:
-        yield dataclasses.replace(case, sweep=num_bytes, headline=missing.pop(case.name, None))
+        yield dataclasses.replace(case, sweep=size, headline=missing.pop(case.name, None))
         del case  # before the next one is built: it holds tensors
     if missing:
         raise ValueError(f"in_report: headlines: no case is named {' or '.join(map(repr, missing))}")

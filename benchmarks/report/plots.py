@@ -15,6 +15,7 @@ from .tables import NOT_A_BASELINE, baseline_name, environments, growth, headlin
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SIZE = "bytes of text, or rows that a gradient lists"  # what is swept
 STYLES: dict[str, dict[str, Any]] = {
     "ours": {"linewidth": 2.5, "color": "black"},
     "copy": {"linestyle": ":", "color": "gray"},
@@ -136,7 +137,7 @@ def _draw_growth(data: dict[str, dict[str, list[tuple[int, float]]]]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_title(title, fontsize=9)
-        axes.set_xlabel("bytes of text")
+        axes.set_xlabel(SIZE)
         axes.set_ylabel("seconds")
         axes.legend(fontsize=6)
     for axes in list(grid.flat)[len(data) :]:

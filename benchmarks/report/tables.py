@@ -26,6 +26,8 @@ BASELINES = {
     "flex": "FlexAttention",
     "embedding_bag": "F.embedding_bag",
     "6 embeddings": "six calls of F.embedding",
+    "index_add": "index_add_ in PyTorch",
+    "SparseAdam": "torch.optim.SparseAdam",
     "transformers": "Hugging Face transformers",
 }
 COMPILED = " compiled"
@@ -142,6 +144,20 @@ def short_table(kernels: dict[str, dict[str, Any]]) -> Table:
     return Table("kernels", ("op, case", "baseline", "speed-up"), lines)
 
 
+def step_line(kernels: dict[str, dict[str, Any]]) -> list[str]:
+    """How long an update of hash tables takes beside a step of SparseAdam, a sentence; nothing if not measured."""
+    if (result := kernels.get("rowwise_adagrad_update")) is None:
+        return []
+    rows = headlines(result, environments(result)[0])["update"]
+    ours, adam, shapes = rows["ours"], rows["SparseAdam"], rows["ours"]["shapes"]
+    return [
+        f"A step of a table of {shapes['R']:,} rows of {shapes['D']} ({result['dtype']}), of which the gradient lists "
+        f"{shapes['rows']:,}, takes {_milliseconds(ours['seconds'])} by `rowwise_adagrad_update` and "
+        f"{_milliseconds(adam['seconds'])} by {baseline_name('SparseAdam')}: {speedup(rows, adam):.0f} times as long. "
+        f"The state is {_megabytes(4 * shapes['R'])} in place of {_megabytes(2 * 4 * shapes['R'] * shapes['D'])}."
+    ]
+
+
 def shown_in(kernels: dict[str, dict[str, Any]], place: Headline) -> Iterator[tuple[str, str, Case, Row]]:
     """`(op, name, rows, best baseline)` of the headline cases that are shown in `place`."""
     for op, result in kernels.items():
@@ -176,7 +192,7 @@ def slower_table(kernels: dict[str, dict[str, Any]]) -> Table:
 
 
 def growth(result: dict[str, Any], environment: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """`{case: {variant: [(N, seconds)]}}` over the sweep of N, the bytes of text.
+    """`{case: {variant: [(N, seconds)]}}` over the sweep of sizes N.
 
     Raises:
         ValueError: no case of the sweep was measured.
@@ -187,9 +203,7 @@ def growth(result: dict[str, Any], environment: str) -> dict[str, dict[str, list
             if row["sweep"] is not None:
                 curves.setdefault(name, {}).setdefault(variant, []).append((row["sweep"], row["seconds"]))
     if not curves:
-        raise ValueError(
-            f"{result['op']}: its result has no case of the sweep over bytes of text: measure it without --case"
-        )
+        raise ValueError(f"{result['op']}: its result has no case of the sweep over sizes: measure it without --case")
     for variants in curves.values():
         for points in variants.values():
             points.sort()
@@ -203,7 +217,7 @@ def exponent(points: list[tuple[int, float]]) -> float:
 
 
 def growth_table(kernels: dict[str, dict[str, Any]]) -> Table:
-    """How time grows with the bytes of text, from the second largest to the largest size measured."""
+    """How time grows, from the second largest to the largest size measured."""
     lines = []
     for op, result in kernels.items():
         for name, variants in growth(result, environments(result)[0]).items():
@@ -215,4 +229,4 @@ def growth_table(kernels: dict[str, dict[str, Any]]) -> Table:
             sizes = f"{ours[-2][0]} to {ours[-1][0]}"
             theirs = f"N^{exponent(others[best]):.2f} ({baseline_name(best)})"
             lines.append((f"`{op}`", name, sizes, f"N^{exponent(ours):.2f}", theirs))
-    return Table("How time grows with the bytes of text", ("op", "case", "N", "ours", "baseline"), lines)
+    return Table("How time grows with the size", ("op", "case", "N", "ours", "baseline"), lines)

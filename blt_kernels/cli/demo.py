@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from .._files import atomic_path
 from .._optional import optional
-from ..data import Corpus, DocumentStream
+from ..data import Address, Corpus, DocumentStream
 from ..model import BLT, EntropyModel
+from ..training.calibration import entropy_patcher
 from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
 from ..training.evaluate import bits_per_byte, held_out_batches
 from ..training.optim import OptimConfig, Optimizers
@@ -25,7 +27,6 @@ from ..training.patcher import Patcher
 from ..training.rows import RowShape, patches_of_row
 from ..training.runs import (
     DOCUMENT_BYTES,
-    entropy_patcher,
     new_blt,
     new_entropy_model,
     open_run,
@@ -75,8 +76,11 @@ MAIN = Stage(
 )
 
 
-def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: float, seed: int) -> None:
-    """Trains both models under `run`, prints held-out bits per byte beside the baselines, and draws the loss curve.
+def run_demo(
+    console: Console, run: Path, data: list[Path] | None, minutes: float, seed: int, device: torch.device
+) -> None:
+    """Trains both models under `run` on `device`, prints held-out bits per byte beside the baselines, and draws the
+    loss curve.
 
     A demo that was interrupted goes on with the model that it was training.
 
@@ -92,20 +96,18 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
     corpus = without_metrics(corpus, data or [], run)
     if data:  # what is left out of the standard library is the demo's own choice
         report_left_out(corpus)
-    train, held_out = split(corpus, None, seed)
+    train, calibration, held_out = split(corpus, None, seed)
     held_out_bytes = sum(map(len, held_out))
     say(console, f"text: {corpus.origin}, {len(train.files)} files to train on, {held_out_bytes:,} bytes held out")
 
     texts = train, held_out
     settings = {"minutes": minutes, "seed": seed}
-    entropy_model = new_entropy_model("tiny", seed)
+    entropy_model = new_entropy_model("tiny", seed, device)
     _train(console, ENTROPY, entropy_model, texts, run, settings)
-    patcher = entropy_patcher(
-        entropy_model, train, threshold=None, patch_size=PATCH_SIZE, seed=seed, calibration_bytes=1 << 18
-    )
+    patcher = entropy_patcher(entropy_model, calibration, threshold=None, patch_size=PATCH_SIZE, num_bytes=1 << 18)
     say(console, f"threshold for {PATCH_SIZE} bytes per patch: {patcher.config.threshold:.4f} nats")
 
-    blt = new_blt("tiny", seed)
+    blt = new_blt("tiny", seed, device)
     shape = dataclasses.replace(MAIN.shape, row_patches=patches_of_row(MAIN.shape.row_tokens, train, patcher))
     stage = dataclasses.replace(MAIN, shape=shape)
     trainer = _train(console, stage, blt, texts, run, settings, patcher)
@@ -114,7 +116,7 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
     blt.eval()
     bits, count = bits_per_byte(blt, held_out_batches(held_out, shape, patcher))
     entropy_bits, _ = bits_per_byte(entropy_model, held_out_batches(held_out, ENTROPY.shape))
-    seen = documents_seen(train, seed, trainer.batches.state_dict())
+    seen = documents_seen(train, seed, trainer.lanes.loaders[0].state_dict())
     rows = {"BLT": bits, "entropy model": entropy_bits} | compress_bits_per_byte(held_out, dictionary=seen)
 
     show_patches(console, patcher, SAMPLE.encode(), html=run / "patches.html", png=run / "patches.png")
@@ -131,12 +133,11 @@ def run_demo(console: Console, run: Path, data: list[Path] | None, minutes: floa
 
 def documents_seen(train: Corpus, seed: int, state: dict[str, Any]) -> Iterator[bytes]:
     """What a run has read of each document, given the state of its loader."""
-    opened = {json.dumps(document["begin"]): document["offset"] for document in state["open"]}
+    opened = {(document["epoch"], Address(*document["address"])): document["offset"] for document in state["open"]}
     stream = DocumentStream(train, seed=seed)
-    while (before := stream.state_dict()) != state["documents"]:
+    while stream.state_dict() != state["documents"]:
         document = next(stream)
-        begin = {name: before[name] for name in ("position", "emitted")}
-        tokens = opened.get(json.dumps(begin), len(document) + 1)
+        tokens = opened.get((stream.epoch, stream.address), len(document) + 1)
         yield document[: max(0, tokens - 1)]  # less BOS
 
 
@@ -208,7 +209,8 @@ def _measure(model: EntropyModel | BLT, train: Corpus, stage: Stage, patcher: Pa
     for step, batch in enumerate(batches):
         autocast = step % 2 == 1
         begin = time.perf_counter()
-        training_step(copied, batch, optimizers, autocast=autocast)
+        _, norm = training_step(copied, [batch], optimizers, autocast=autocast)
+        norm.item()  # waits for the device
         times[autocast].append(time.perf_counter() - begin)
     medians = {autocast: statistics.median(seconds[2:]) for autocast, seconds in times.items()}
     best = min(medians, key=lambda autocast: medians[autocast])

@@ -5,14 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..checkpoints import load_any
+from ..checkpoints.source import is_published
 from ..data import Corpus
-from ..model import EntropyModel
+from ..model import BLT, EntropyModel
 from ..training.checkpoint import list_checkpoints
-from ..training.rows import RowShape
+from ..training.patcher import Patcher
+from ..training.rows import RowShape, patches_of_row
 from ..training.runs import without_metrics
 from ..training.trainer import load_model
 from .console import messages, say
 from .show import report_left_out
+
+# Of models that come without a training run: what published ones were trained on, two at a time.
+LONGEST_SEQUENCE = 8192
+ROW_TOKENS = 2 * LONGEST_SEQUENCE
 
 
 def open_corpus(
@@ -40,11 +49,24 @@ def open_corpus(
     return corpus
 
 
-def load_entropy_model(path: Path) -> EntropyModel:
-    model, _, _ = load_model(path)
+def load_entropy_model(path: Path, device: torch.device) -> EntropyModel:
+    model, _, _ = load_model(path, device)
     if not isinstance(model, EntropyModel):
         raise ValueError(f"{path}: expected an entropy model, got a {type(model).__name__}")
     return model
+
+
+def load_trained(
+    path: Path, device: torch.device, corpus: Corpus
+) -> tuple[EntropyModel | BLT, Patcher | None, RowShape]:
+    """A model, its patcher, and the shape of rows in which it reads `corpus`: that of its training if it is known."""
+    if not is_published(path):
+        model, patcher, state = load_model(path, device)
+        return model, patcher, rows_of(path, state)
+    model, patcher = load_any(path, dtype=torch.float32, device=device)
+    if patcher is None:
+        raise ValueError(f"{path}: expected a model with a patcher, got one without")
+    return model, patcher, RowShape(ROW_TOKENS, LONGEST_SEQUENCE, patches_of_row(ROW_TOKENS, corpus, patcher))
 
 
 def rows_of(path: Path, state: dict[str, Any]) -> RowShape:
@@ -55,6 +77,8 @@ def rows_of(path: Path, state: dict[str, Any]) -> RowShape:
         raise ValueError(f"{path}: its checkpoint does not say in rows of which shape it was trained") from error
 
 
-def say_where_it_starts(run: Path, resume: bool) -> None:
+def say_where_it_starts(run: Path, resume: bool, device: torch.device) -> None:
     if resume and not list_checkpoints(run):
         say(messages, f"{run}: no checkpoint yet: training starts at the first step")
+    if device.type != "cpu":
+        say(messages, f"{run}: training on {device}")

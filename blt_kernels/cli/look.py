@@ -10,20 +10,22 @@ from typing import Annotated
 
 import typer
 
+from .._devices import resolve_device
 from .._files import naming
 from .._optional import optional
+from ..checkpoints import load_any
 from ..model import BLTConfig, EntropyModel, EntropyModelConfig
 from ..model.flops import blt_flops, equal_token_width
 from ..training.evaluate import bits_per_byte, held_out_batches
 from ..training.patcher import Patcher, PatcherConfig
-from ..training.trainer import load_model
 from .baselines import compress_bits_per_byte
 from .console import console, say
-from .inputs import open_corpus, rows_of
+from .inputs import load_trained, open_corpus
 from .options import (
     MAX_BYTES,
     BLTPreset,
     Data,
+    Device,
     Exclude,
     Include,
     MaxDocument,
@@ -38,19 +40,22 @@ LLAMA_3_VOCAB, LLAMA_3_BYTES = 128256, 4.4
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Run or checkpoint of a BLT or an entropy model.")],
+    model: Annotated[
+        Path, typer.Argument(help="Run or checkpoint of a BLT or an entropy model, or directory of a published BLT.")
+    ],
     data: Data,
     include: Include = None,
     exclude: Exclude = None,
     text_key: TextKey = "text",
     on_error: OnError = "raise",
     max_document_bytes: MaxDocument = 1 << 16,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Bits per byte on text, beside what gzip, xz, zstd and PPMd reach on the same bytes."""
+    where = resolve_device(device)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
-    loaded, patcher, state = load_model(model)
-    shape = rows_of(model, state)
+    loaded, patcher, shape = load_trained(model, where, corpus)
     bits, num_bytes = bits_per_byte(loaded, held_out_batches(corpus, shape, patcher))
     rows = {type(loaded).__name__: bits} | compress_bits_per_byte(corpus)
     report_skipped(corpus)
@@ -61,13 +66,16 @@ def evaluate(
 
 
 def patch(
-    model: Annotated[Path, typer.Option(help="Run or checkpoint of a BLT or an entropy model.")],
+    model: Annotated[
+        Path, typer.Option(help="Run or checkpoint of a BLT or an entropy model, or directory of a published BLT.")
+    ],
     text: Annotated[str | None, typer.Argument(help="The text itself.")] = None,
     file: Annotated[Path | None, typer.Option(help="Read the text from a file instead.")] = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Entropy threshold in nats; by default the one the BLT was trained with.", callback=finite),
     ] = None,
+    device: Device = "auto",
     png: Annotated[Path | None, typer.Option(help="Write the entropy curve with the patches to this PNG.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the coloured patches to this HTML page.")] = None,
 ) -> None:
@@ -84,7 +92,7 @@ def patch(
             raise ValueError(f"patch: {option}: expected a file in a directory that exists, got {path}")
     if png is not None:
         optional("matplotlib")  # if it is missing, that is said before the model has read the text
-    loaded, patcher, _ = load_model(model)
+    loaded, patcher = load_any(model, device=resolve_device(device))
     if isinstance(loaded, EntropyModel):
         if threshold is None:
             raise ValueError("patch: --threshold: expected a number for an entropy model, which has none of its own")
@@ -104,7 +112,7 @@ def flops(
     preset: BLTPreset = "1B",
     patch_size: Annotated[float, typer.Option(help="Mean bytes per patch.", min=1, callback=finite)] = 4.5,
     context: Annotated[int, typer.Option(help="Bytes of a sequence.", min=1, max=MAX_BYTES)] = 8192,
-    entropy_preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "100M",
+    entropy_preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny, ngram or 100M.")] = "100M",
 ) -> None:
     """FLOPs per byte of a BLT, by component: as the paper counts them, and with what it leaves out."""
     config = BLTConfig.preset(preset)

@@ -11,11 +11,13 @@ from typing import Annotated
 import typer
 
 from .. import doctor as doctor_
+from .._devices import resolve_device
 from .._files import naming
-from . import look, train
+from ..training.ranks import FirstRankFailedError
+from . import convert, look, train
 from .console import console, describe, say_warning
 from .demo import run_demo
-from .options import Run, Seed, positive
+from .options import Device, Run, Seed, positive
 from .resume import TrainingCommand
 
 app = typer.Typer(
@@ -30,6 +32,8 @@ app.command(cls=TrainingCommand)(train.train)
 app.command("eval")(look.evaluate)
 app.command()(look.patch)
 app.command()(look.flops)
+app.command()(convert.convert)
+app.command()(convert.byteify)
 
 
 def main() -> None:
@@ -53,7 +57,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("BLT_KERNELS_DEBUG") == "1":
             raise
-        status = f"blt-kernels: {describe(error)}"
+        # Rank 0 of a run on many says itself what it could not do.
+        status = 1 if isinstance(error, FirstRankFailedError) else f"blt-kernels: {describe(error)}"
     try:
         sys.stdout.flush()
     except OSError as error:  # the disk is full, or nobody reads any more, and then there is nothing to say
@@ -80,6 +85,7 @@ def demo(
         typer.Option(help="Time for all of it on an idle machine, roughly.", max=10080, callback=positive),
     ] = 3.6,
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Train an entropy model and a small BLT on real text, and compare it with gzip, xz, zstd and PPMd."""
-    run_demo(console, run, data, minutes, seed)
+    run_demo(console, run, data, minutes, seed, resolve_device(device))

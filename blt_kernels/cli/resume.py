@@ -9,20 +9,29 @@ import typer
 from typer.core import TyperCommand
 
 from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
+from ..training.ranks import is_first, joined
+from .console import console, messages
 
 # A resumed run takes these from its own command line. All other options decide what it computes, and stay what they
-# were. The trainer checks that the text is the same, because it knows the files.
-_FREE = ("data", "run", "resume", "eval_every", "checkpoint_every")
+# were. (The device decides how operations round, and nothing else.) The trainer checks that the text is the same,
+# because it knows the files.
+_FREE = ("data", "run", "resume", "eval_every", "checkpoint_every", "device")
+_PATHS = ("entropy_model", "init")
 
 
 class TrainingCommand(TyperCommand):
-    """A command that trains. With --resume, an option that is given must be what the run has; others are the run's."""
+    """A command that trains. With --resume, an option that is given must be what the run has; others are the run's.
+
+    Processes of torchrun train together, and only the first one prints what is not an error of its own.
+    """
 
     def invoke(self, ctx: Any) -> Any:
-        run = Path(ctx.params["run"])
-        if ctx.params["resume"] and list_checkpoints(run):
-            ctx.params.update(_settled(ctx, latest_checkpoint(run)))
-        return super().invoke(ctx)
+        with joined():
+            console.quiet = messages.quiet = not is_first()
+            run = Path(ctx.params["run"])
+            if ctx.params["resume"] and list_checkpoints(run):
+                ctx.params.update(_settled(ctx, latest_checkpoint(run)))
+            return super().invoke(ctx)
 
 
 def run_options(ctx: typer.Context) -> dict[str, Any]:
@@ -31,8 +40,9 @@ def run_options(ctx: typer.Context) -> dict[str, Any]:
     for name, value in ctx.params.items():
         if name not in _FREE:
             options[name] = list(value) if isinstance(value, (tuple, list)) else value
-    if options.get("entropy_model") is not None:
-        options["entropy_model"] = str(Path(options["entropy_model"]).resolve())
+    for name in _PATHS:
+        if options.get(name) is not None:
+            options[name] = str(Path(options[name]).resolve())
     return {"command": ctx.command.name, "options": options}
 
 
@@ -52,5 +62,5 @@ def _settled(ctx: typer.Context, checkpoint: Path) -> dict[str, Any]:
     ]
     if changed:
         raise ValueError(f"{checkpoint.parent}: a resumed run keeps its settings: {'; '.join(changed)}")
-    # The path of the entropy model is not needed any more: the checkpoint holds the model.
-    return {name: saved[name] for name in now["options"] if name in saved and name != "entropy_model"}
+    # Paths of models are not needed any more: the checkpoint holds the models.
+    return {name: saved[name] for name in now["options"] if name in saved and name not in _PATHS}

@@ -9,7 +9,7 @@ It makes numpy arrays and uses no torch; Parquet files and .zst files need the p
 """
 
 from .batches import OPEN_DOCUMENTS, Batch, PackedBatches
-from .corpus import Corpus, Skipped
+from .corpus import Address, Corpus, Skipped
 from .errors import CorpusError
 from .files import DEFAULT_INCLUDE, CorpusFile, LeftOut
 from .split import split_corpus
@@ -19,6 +19,7 @@ from .tokens import ByteTokenizer, Tokenizer, decode, encode
 __all__ = [
     "DEFAULT_INCLUDE",
     "OPEN_DOCUMENTS",
+    "Address",
     "Batch",
     "ByteTokenizer",
     "Corpus",

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from .._checks import check_int, fail_value
 from ..tokens import IGNORE_INDEX, PAD_ID
-from .corpus import order_key
+from .corpus import Address, order_key
 from .stream import DocumentStream
 from .tokens import ByteTokenizer, Tokenizer
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 OPEN_DOCUMENTS = 64
 # A document that gave none of the last 4 * open_documents pieces gives the next one. Without this rule the documents
 # whose density does not suit the others would wait longest, and the open ones would come to be only such.
@@ -57,6 +57,13 @@ class Batch:
     num_bytes: int = 0
 
     @property
+    def longest_patches(self) -> int | None:
+        """No sequence has more patches, in any batch of the loader; None without a segmenter."""
+        if self.patch_lengths is None:
+            return None
+        return -(-self.longest_sequence * self.patch_lengths.shape[1] // self.tokens.shape[1])
+
+    @property
     def num_tokens(self) -> int:
         """Tokens before the padding."""
         return int(self.cu_seqlens[-1])
@@ -78,7 +85,8 @@ class _Size(NamedTuple):
 class _OpenDocument:
     """A document of which some tokens are still to be put into rows. It is cut into patches when it is first drawn."""
 
-    begin: dict[str, Any]  # position of the stream before the document
+    epoch: int
+    address: Address
     text: bytes
     latest: int  # number of the piece that was its latest, or before which it was opened
     offset: int = 0  # tokens that are in rows
@@ -87,7 +95,13 @@ class _OpenDocument:
     patches: str | None = None  # `ends` as the state has them
 
     def state(self) -> dict[str, Any]:
-        return {"begin": self.begin, "latest": self.latest, "offset": self.offset, "patches": self.patches}
+        return {
+            "epoch": self.epoch,
+            "address": list(self.address),
+            "latest": self.latest,
+            "offset": self.offset,
+            "patches": self.patches,
+        }
 
 
 class PackedBatches:
@@ -189,7 +203,7 @@ class PackedBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """The settings that `load_state_dict` compares, the state of `documents`, the number of pieces so far, and
-        for each open document where it begins in the stream, how much of it is in rows, and its patches."""
+        for each open document where it lies in the corpus, how much of it is in rows, and its patches."""
         return {
             "settings": self._settings,
             "documents": self.documents.state_dict(),
@@ -204,23 +218,23 @@ class PackedBatches:
         for name, value in self._settings.items():
             if saved_settings.get(name) != value:
                 raise fail_value("PackedBatches.load_state_dict", name, repr(value), repr(saved_settings.get(name)))
-        saved = state["open"]
-        # In this order the stream reads each of its blocks once.
-        order = sorted(range(len(saved)), key=lambda i: (saved[i]["begin"]["position"], saved[i]["begin"]["emitted"]))
-        opened = {index: self._reopen(saved[index], state["documents"]) for index in order}
-        self._open = [opened[index] for index in range(len(saved))]
+        addresses = [Address(*saved["address"]) for saved in state["open"]]
+        texts = self.documents.corpus.fetch(addresses)
+        self._open = [
+            self._reopen(address, texts.get(address, b""), saved)
+            for address, saved in zip(addresses, state["open"], strict=True)
+        ]
         self._pieces = state["pieces"]
         self.documents.load_state_dict(state["documents"])
 
-    def _reopen(self, saved: dict[str, Any], stream: dict[str, Any]) -> _OpenDocument:
-        self.documents.load_state_dict({**stream, **saved["begin"]})
-        text = next(self.documents, b"")
-        document = _OpenDocument(saved["begin"], text, saved["latest"], saved["offset"], patches=saved["patches"])
-        if document.patches is None:
-            return document
-        tokens = document.tokens = self.tokenizer.encode(text).astype(np.int32)
-        document.ends = self._ends_from(document.patches, len(tokens))
-        if document.ends is None or document.offset >= len(tokens):
+    def _reopen(self, address: Address, text: bytes, saved: dict[str, Any]) -> _OpenDocument:
+        document = _OpenDocument(
+            saved["epoch"], address, text, saved["latest"], saved["offset"], patches=saved["patches"]
+        )
+        tokens = self.tokenizer.encode(text).astype(np.int32)
+        if document.patches is not None:
+            document.tokens, document.ends = tokens, self._ends_from(document.patches, len(tokens))
+        if not text or document.offset >= len(tokens) or (document.patches is not None and document.ends is None):
             raise ValueError(
                 f"PackedBatches.load_state_dict: open: expected the document that was open, got another one with "
                 f"{len(tokens)} tokens: the corpus has changed"
@@ -229,11 +243,10 @@ class PackedBatches:
 
     def _read(self) -> _OpenDocument | None:
         """The next document; None at the end of the stream."""
-        before = self.documents.state_dict()
         text = next(self.documents, None)
         if text is None:
             return None
-        return _OpenDocument({name: before[name] for name in ("position", "emitted")}, text, self._pieces)
+        return _OpenDocument(self.documents.epoch, self.documents.address, text, self._pieces)
 
     def _cut(self, document: _OpenDocument) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The tokens of a document and the ends of its patches, made when they are first asked for."""

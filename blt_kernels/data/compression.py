@@ -20,6 +20,8 @@ from .errors import printable
 
 COMPRESSION = (".gz", ".xz", ".zst")
 CHUNK_BYTES = 1 << 16
+# Compressed bytes that are taken at a time: few, so that `bytes_read` also tells how far the reader of a small file is.
+COMPRESSED_CHUNK_BYTES = 1 << 12
 # The zstd decoder returns all that its input expands to, at worst 32 KiB for each byte: so it gets little at a time.
 ZSTD_CHUNK_BYTES = 1 << 9
 GZIP_MAGIC = b"\x1f\x8b"
@@ -41,7 +43,16 @@ def open_bytes(path: Path) -> BinaryIO:
     """
     if not is_compressed(path):
         return open(path, "rb")
-    return cast(BinaryIO, io.BufferedReader(_Chunks(_decompress(path)), CHUNK_BYTES))
+    return cast(BinaryIO, io.BufferedReader(_Chunks(path), CHUNK_BYTES))
+
+
+def bytes_read(file: BinaryIO) -> int:
+    """How much of a file that `open_bytes` has opened is read; of a compressed one in bytes on disk, buffers included.
+
+    It depends only on how far the content is read, not on the calls that read it.
+    """
+    raw = getattr(file, "raw", None)
+    return raw.taken if isinstance(raw, _Chunks) else file.tell()
 
 
 def skip_bytes(file: BinaryIO, path: Path, count: int) -> None:
@@ -54,14 +65,24 @@ def skip_bytes(file: BinaryIO, path: Path, count: int) -> None:
 
 
 class _Chunks(io.RawIOBase):
-    """An iterator of bytes as a raw stream."""
+    """The content of a compressed file as a raw stream."""
 
-    def __init__(self, chunks: Iterator[bytes]):
-        self._chunks = chunks
+    def __init__(self, path: Path):
+        self._file = open(path, "rb")  # noqa: SIM115
+        self._chunks = _decompress(self._file, path)
         self._rest = memoryview(b"")
+
+    @property
+    def taken(self) -> int:
+        """Compressed bytes that were read."""
+        return self._file.tell()
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
     def readinto(self, buffer: Any) -> int:
         while not self._rest:
@@ -75,35 +96,34 @@ class _Chunks(io.RawIOBase):
         return count
 
 
-def _decompress(path: Path) -> Iterator[bytes]:
+def _decompress(file: BinaryIO, path: Path) -> Iterator[bytes]:
     """The content of all members (gzip), streams (xz) or frames (zstd) of a file, one after the other."""
     suffix = path.suffix.lower()
     new_decoder, library_error = _decoder_of(suffix, path)
-    chunk_bytes = ZSTD_CHUNK_BYTES if suffix == ".zst" else CHUNK_BYTES
-    with open(path, "rb") as file:
-        try:
-            data = file.read(chunk_bytes)
-            if not data:
-                raise DamagedError("the file is empty")
-            while data:
-                decoder = new_decoder()
-                while not decoder.eof:
-                    if not data and getattr(decoder, "needs_input", True):
-                        data = file.read(chunk_bytes)
-                        if not data:
-                            raise DamagedError("the file ends too early")
-                    # Bounded output, so that a file which expands a thousand times is still streamed.
-                    yield decoder.decompress(data) if suffix == ".zst" else decoder.decompress(data, 4 * CHUNK_BYTES)
-                    data = getattr(decoder, "unconsumed_tail", b"")
-                data = decoder.unused_data or file.read(chunk_bytes)
-                if suffix != ".zst":
-                    data = _after_padding(data, file)
-                if suffix == ".gz" and data and not data.startswith(GZIP_MAGIC):
-                    warnings.warn(f"{printable(path)}: what follows the gzip data is ignored", stacklevel=2)
-                    return
-        except library_error as error:
-            hint = ": it was made with a dictionary, which is not supported" if "Dictionary" in str(error) else ""
-            raise DamagedError(f"{error}{hint}") from error
+    chunk_bytes = ZSTD_CHUNK_BYTES if suffix == ".zst" else COMPRESSED_CHUNK_BYTES
+    try:
+        data = file.read(chunk_bytes)
+        if not data:
+            raise DamagedError("the file is empty")
+        while data:
+            decoder = new_decoder()
+            while not decoder.eof:
+                if not data and getattr(decoder, "needs_input", True):
+                    data = file.read(chunk_bytes)
+                    if not data:
+                        raise DamagedError("the file ends too early")
+                # Bounded output, so that a file which expands a thousand times is still streamed.
+                yield decoder.decompress(data) if suffix == ".zst" else decoder.decompress(data, 4 * CHUNK_BYTES)
+                data = getattr(decoder, "unconsumed_tail", b"")
+            data = decoder.unused_data or file.read(chunk_bytes)
+            if suffix != ".zst":
+                data = _after_padding(data, file)
+            if suffix == ".gz" and data and not data.startswith(GZIP_MAGIC):
+                warnings.warn(f"{printable(path)}: what follows the gzip data is ignored", stacklevel=2)
+                return
+    except library_error as error:
+        hint = ": it was made with a dictionary, which is not supported" if "Dictionary" in str(error) else ""
+        raise DamagedError(f"{error}{hint}") from error
 
 
 def _after_padding(data: bytes, file: BinaryIO) -> bytes:

@@ -7,7 +7,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from .._checks import check_int
 from .errors import CorpusError, printable
@@ -52,6 +54,14 @@ class Skipped:
             return ""
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
         return f"{counts}; first: {self.messages[0]}"
+
+
+class Address(NamedTuple):
+    """Where a document lies in a corpus."""
+
+    file: int  # index in Corpus.files
+    cursor: int  # from which reading comes to its record first
+    piece: int  # which one of the pieces of the record
 
 
 class Corpus:
@@ -137,9 +147,10 @@ class Corpus:
         lines = [f"left out: {self.left_out}"] if self.left_out.counts else []
         return lines + [f"{argument}: the pattern {pattern!r} matches nothing" for argument, pattern in self.unmatched]
 
-    def read(self, index: int, start: int = 0) -> Iterator[tuple[int, list[bytes]]]:
-        """File `files[index]` from cursor `start` (or where its part begins): `(cursor, documents)` for each record,
-        `documents` being its pieces. Reading may be taken up again at `cursor`. Errors as `on_error` says."""
+    def read(self, index: int, start: int = 0) -> Iterator[tuple[int, list[bytes], int]]:
+        """File `files[index]` from cursor `start` (or where its part begins): `(cursor, documents, taken)` for each
+        record, `documents` being its pieces. Reading may be taken up again at `cursor`; `taken` of the bytes on disk
+        are read. Errors as `on_error` says."""
         file = self.files[index]
         records = read_records(
             file.path,
@@ -148,18 +159,36 @@ class Corpus:
             start=max(start, file.start),
             stop=file.stop,
         )
-        for cursor, record in records:
+        for cursor, record, taken in records:
             if not isinstance(record, CorpusError):
-                yield cursor, split_document(record, self.max_document_bytes)
+                yield cursor, split_document(record, self.max_document_bytes), taken
             elif self.on_error == "raise":
                 raise record
             else:
                 self.skipped.add(record)
 
+    def fetch(self, addresses: Iterable[Address]) -> dict[Address, bytes]:
+        """The documents at `addresses`; one that is not there any more is left out. Each file is read once, from the
+        first of its addresses to the last."""
+        found = {}
+        for index, in_file in groupby(sorted(addresses), key=lambda address: address.file):
+            wanted: dict[int, list[Address]] = {}
+            for address in in_file:
+                wanted.setdefault(address.cursor, []).append(address)
+            cursor, last = min(wanted), max(wanted)
+            for following, pieces, _ in self.read(index, cursor):
+                for address in wanted.get(cursor, ()):
+                    if address.piece < len(pieces):
+                        found[address] = pieces[address.piece]
+                cursor = following
+                if cursor > last:
+                    break
+        return found
+
     def __iter__(self) -> Iterator[bytes]:
         found = False
         for index in range(len(self.files)):
-            for _, documents in self.read(index):
+            for _, documents, _ in self.read(index):
                 found = found or bool(documents)
                 yield from documents
         if not found:

@@ -1,9 +1,10 @@
 """Streams the records of one file: text, JSON lines or Parquet; text and JSON lines also compressed.
 
-A reader yields `(cursor, record)`. `cursor` is where the next record begins, and reading may start there again:
+A reader yields `(cursor, record, taken)`. `cursor` is where the next record begins, and reading may start there again:
 a byte offset in text, a line in JSON lines, a row in Parquet, all counted from 0. `record` is the text as UTF-8
 bytes, or a CorpusError that says what is wrong with it; when nothing more of the file can be read, the error is the
-last record. So a caller can refuse or skip, and a bad line does not end the file.
+last record. So a caller can refuse or skip, and a bad line does not end the file. `taken` says how far the reader is:
+bytes of the file on disk, those that it has read ahead included; with an error it is 0.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from .._optional import optional
-from .compression import CHUNK_BYTES, COMPRESSION, DamagedError, open_bytes, skip_bytes
+from .compression import CHUNK_BYTES, COMPRESSION, DamagedError, bytes_read, open_bytes, skip_bytes
 from .errors import CorpusError, os_reason, printable, problem
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -32,7 +33,7 @@ OTHER_BOMS = {
     codecs.BOM_UTF16_BE: "UTF-16 (big-endian)",
 }
 
-Records = Iterator[tuple[int, "bytes | CorpusError"]]
+Records = Iterator[tuple[int, "bytes | CorpusError", int]]
 
 
 def kind_of(path: Path) -> str:
@@ -115,7 +116,7 @@ def _read_text(path: Path, max_bytes: int, start: int, stop: int | None) -> Reco
             if start == 0:
                 head = file.read(4)
                 if error := _check_encoding(head, path):
-                    yield offset, error
+                    yield offset, error, 0
                     return
                 rest = head[:stop].removeprefix(BOM)
                 offset = len(BOM) if head.startswith(BOM) else 0
@@ -129,11 +130,11 @@ def _read_text(path: Path, max_bytes: int, start: int, stop: int | None) -> Reco
                 rest = rest[len(piece) :]
                 error = _check_text(piece, path, offset)
                 offset += len(piece)
-                yield offset, error or piece
+                yield offset, error or piece, bytes_read(file)
                 if error:
                     return
     except Exception as error:
-        yield offset, _file_error(error, path)
+        yield offset, _file_error(error, path), 0
 
 
 def _check_text(piece: bytes, path: Path, offset: int) -> CorpusError | None:
@@ -167,7 +168,7 @@ def _read_json_lines(path: Path, text_key: str, start: int, stop: int | None) ->
             while (stop is None or number < stop) and (line := file.readline(MAX_LINE_BYTES + 1)):
                 number += 1
                 if number == 1 and (error := _check_encoding(line, path)):
-                    yield number, error
+                    yield number, error, 0
                     return
                 too_long = len(line) > MAX_LINE_BYTES
                 while too_long and line and not line.endswith(b"\n"):
@@ -178,11 +179,11 @@ def _read_json_lines(path: Path, text_key: str, start: int, stop: int | None) ->
                 line = line.removeprefix(BOM)
                 if too_long:
                     detail = f"a line of more than {MAX_LINE_BYTES} bytes"
-                    yield number, problem("too_long", detail, path, line=number)
+                    yield number, problem("too_long", detail, path, line=number), 0
                 elif line.strip():
-                    yield number, _parse_json_line(line, path, number, text_key)
+                    yield number, _parse_json_line(line, path, number, text_key), bytes_read(file)
     except Exception as error:
-        yield number, _file_error(error, path, number + 1)
+        yield number, _file_error(error, path, number + 1), 0
 
 
 # Numbers are not looked at, so they are not converted either: json refuses integers of more than 4300 digits.
@@ -231,6 +232,7 @@ def _read_parquet(path: Path, text_key: str, start: int, stop: int | None) -> Re
     pq = optional("pyarrow.parquet", f"reading {printable(path)}")
     row = 0
     try:
+        size = path.stat().st_size
         # Buffered pages, so that a row group larger than memory is still streamed.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             schema = file.schema_arrow
@@ -238,13 +240,13 @@ def _read_parquet(path: Path, text_key: str, start: int, stop: int | None) -> Re
             if columns != 1:
                 found = "several columns" if columns else "no column"
                 detail = f"{found} {text_key!r} (columns: {_some(schema.names)})"
-                yield 0, problem("missing_text", detail, path)
+                yield 0, problem("missing_text", detail, path), 0
                 return
             kind = schema.field(text_key).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 detail = f"column {text_key!r}: expected strings, got {kind}"
-                yield 0, problem("not_text", detail, path)
+                yield 0, problem("not_text", detail, path), 0
                 return
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -259,16 +261,17 @@ def _read_parquet(path: Path, text_key: str, start: int, stop: int | None) -> Re
                             return
                         row += 1
                         if row > start:
-                            yield row, _check_parquet(value, path, row - 1, text_key)
+                            taken = size * row // max(1, file.metadata.num_rows)
+                            yield row, _check_parquet(value, path, row - 1, text_key), taken
             if row != file.metadata.num_rows:  # pyarrow does not check it
                 detail = f"the Parquet data is damaged: it has {row} rows, and its index {file.metadata.num_rows}"
-                yield row, problem("corrupt", detail, path, row=row)
+                yield row, problem("corrupt", detail, path, row=row), 0
     except Exception as error:  # pyarrow raises many kinds for damaged data, ValueError and KeyError among them
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-            yield row, _file_error(error, path)
+            yield row, _file_error(error, path), 0
             return
         detail = f"the Parquet data is damaged, or this is no Parquet file ({error})"
-        yield row, problem("corrupt", detail, path, row=row)
+        yield row, problem("corrupt", detail, path, row=row), 0
 
 
 def _check_parquet(value: bytes | None, path: Path, row: int, text_key: str) -> bytes | CorpusError:

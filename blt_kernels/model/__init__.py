@@ -1,5 +1,6 @@
 """A Byte Latent Transformer and its entropy model, thin over the ops of `blt_kernels`."""
 
+from .activations import checkpoint_activations
 from .blt import BLT
 from .config import BLTConfig, EntropyModelConfig, TransformerConfig
 from .entropy_model import EntropyModel
@@ -13,5 +14,6 @@ __all__ = [
     "NextByteLoss",
     "TransformerConfig",
     "bits_per_byte",
+    "checkpoint_activations",
     "next_byte_loss",
 ]

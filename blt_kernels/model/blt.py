@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from .._checks import (
     INT_DTYPES,
     can_look_at,
+    check_longest,
     check_range,
     check_sequence_values,
     check_sequences,
@@ -18,16 +22,20 @@ from .._checks import (
 )
 from ..layout import PatchLayout, check_layout
 from ..nn import HashNgramEmbedding
+from .activations import LayerStack
 from .config import BLTConfig
 from .decoder import LocalDecoder
 from .encoder import LocalEncoder
 from .loss import NextByteLoss, next_byte_loss
 from .transformer import Sequences, init_weights, make_layers, plan_attention
 
+if TYPE_CHECKING:
+    from ..training.patcher import Patcher
+
 _MULTIPLE = 128  # Capacities are rounded up to a multiple of this many slots.
 
 
-class LatentTransformer(nn.Module):
+class LatentTransformer(LayerStack):
     """Causal layers over patches. They hold nearly all the parameters that are not in hash tables."""
 
     def __init__(self, config: BLTConfig):
@@ -47,7 +55,7 @@ class LatentTransformer(nn.Module):
         x = self.token_embedding_projection(patches).type_as(patches)
         plan = plan_attention(self.config.latent, x, sequences)
         for layer in self.layers:
-            x = layer(x, plan)
+            x = self.run_layer(layer, x, plan)
         return x
 
 
@@ -85,6 +93,15 @@ class BLT(nn.Module):
             if module is not None:
                 init_weights(module, 1)
 
+    @staticmethod
+    def from_pretrained(
+        path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> tuple[BLT, Patcher | None]:
+        """A BLT and its patcher from a published checkpoint or a run: see `blt_kernels.checkpoints.from_pretrained`."""
+        from ..checkpoints import from_pretrained  # which is built on this module
+
+        return from_pretrained(path, dtype=dtype, device=device)
+
     def embed(self, tokens: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
         """Byte plus n-gram embeddings [B, N, d] of tokens [B, N]."""
         x = self.local_encoder.embed_tokens(tokens)
@@ -102,6 +119,7 @@ class BLT(nn.Module):
         *,
         cu_seqlens: torch.Tensor | None = None,
         longest_sequence: int | None = None,
+        longest_patches: int | None = None,
     ) -> torch.Tensor:
         """Next-byte logits: [b, i] predicts byte i + 1 from bytes 0 .. i and the patches finished by then.
 
@@ -112,7 +130,9 @@ class BLT(nn.Module):
                 128.
             cu_seqlens: [S+1], B = 1: the sequences that `layout` was made with. N-grams, self-attention and the latent
                 transformer stay within them.
-            longest_sequence: no sequence has more tokens. Kernels for CUDA are launched by it; None: N.
+            longest_sequence, longest_patches: no sequence has more tokens, none has more patches. They bound the work
+                of attention where it needs a mask, and the kernels for CUDA are launched by them. None: N tokens, and
+                as many patches as tokens.
 
         Returns:
             float32 [B, N, V]. Rows of padding hold finite values without meaning.
@@ -124,13 +144,16 @@ class BLT(nn.Module):
                 every byte, and more than 128 of them, is looked at on CUDA too, which waits for the device once.
         """
         self._check(tokens, layout, cu_seqlens)
+        longest_patches = longest_sequence if longest_patches is None else longest_patches
         if cu_seqlens is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
             sequences = Sequences((positions >= layout.offsets[:, :1]).long())  # left padding is sequence 0
             slot_sequences = None
         else:
+            check_longest("BLT", "longest_sequence", longest_sequence, cu_seqlens)
+            check_longest("BLT", "longest_patches", longest_patches, layout.cu_patches)
             sequences = Sequences.packed(cu_seqlens, tokens.shape[1], longest_sequence)
-            slot_sequences = Sequences.packed(layout.cu_patches, layout.capacity, longest_sequence)
+            slot_sequences = Sequences.packed(layout.cu_patches, layout.capacity, longest_patches)
         x, patches = self.local_encoder(self.embed(tokens, cu_seqlens), layout, sequences)
         patches = self.global_transformer(patches, slot_sequences)
         x = self.local_decoder(x, patches, layout, sequences)
@@ -144,9 +167,16 @@ class BLT(nn.Module):
         *,
         cu_seqlens: torch.Tensor | None = None,
         longest_sequence: int | None = None,
+        longest_patches: int | None = None,
     ) -> NextByteLoss:
         """Loss of targets [B, N] int, the byte after each byte of `tokens`; -100 does not count."""
-        logits = self(tokens, layout, cu_seqlens=cu_seqlens, longest_sequence=longest_sequence)
+        logits = self(
+            tokens,
+            layout,
+            cu_seqlens=cu_seqlens,
+            longest_sequence=longest_sequence,
+            longest_patches=longest_patches,
+        )
         return next_byte_loss(logits, targets)
 
     def _check(self, tokens: torch.Tensor, layout: PatchLayout, cu_seqlens: torch.Tensor | None) -> None:

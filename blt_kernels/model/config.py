@@ -15,6 +15,18 @@ def _check_counts(owner: str, config: Any, *names: str) -> None:
         check_int(owner, name, getattr(config, name), 1)
 
 
+def _checked_ngram_sizes(owner: str, sizes: Any, functions: int) -> tuple[int, ...]:
+    """The sizes of the n-grams as a tuple, for which JSON gives a list; `functions` hash functions read each."""
+    if not isinstance(sizes, tuple | list):
+        raise fail_type(owner, "ngram_sizes", "a tuple of ints", type(sizes).__name__)
+    for size in sizes:
+        check_int(owner, "ngram_sizes", size, 1)
+    if functions * len(sizes) > MAX_TABLES:
+        got = f"{functions} * {len(sizes)}"
+        raise fail_value(owner, "ngram_sizes", f"at most {MAX_TABLES} (times hash_functions)", got)
+    return tuple(sizes)
+
+
 def _from_dict(cls: Any, values: Any) -> Any:
     """Builds `cls` from a JSON object; unknown and missing fields are errors that name the field.
 
@@ -38,7 +50,13 @@ def _from_dict(cls: Any, values: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """A stack of pre-norm layers. A position sees `window` keys, itself included; with None, all keys up to itself."""
+    """A stack of pre-norm layers. A position sees `window` keys, itself included; with None, all keys up to itself.
+
+    An entropy model may have no layers at all; the stacks of a BLT have at least one.
+
+    `num_kv_heads` heads of keys and values are each shared by num_heads / num_kv_heads heads of queries, in self- and
+    in cross-attention; None: every head has its own.
+    """
 
     dim: int
     num_layers: int
@@ -47,20 +65,31 @@ class TransformerConfig:
     window: int | None = None
     rope_theta: float = 500000.0
     norm_eps: float = 1e-5
+    num_kv_heads: int | None = None
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        _check_counts(name, self, "dim", "num_layers", "num_heads", "ffn_dim")
+        _check_counts(name, self, "dim", "num_heads", "ffn_dim")
+        check_int(name, "num_layers", self.num_layers, 0)
         if self.window is not None:
             _check_counts(name, self, "window")
         if self.dim % (2 * self.num_heads):
             raise fail_value(name, "dim", f"a multiple of 2 * num_heads = {2 * self.num_heads}", self.dim)
+        if self.num_kv_heads is not None:
+            _check_counts(name, self, "num_kv_heads")
+            if self.num_heads % self.num_kv_heads:
+                raise fail_value(name, "num_kv_heads", f"a divisor of num_heads = {self.num_heads}", self.num_kv_heads)
         check_number(name, "rope_theta", self.rope_theta, 0, above=True)
         check_number(name, "norm_eps", self.norm_eps, 0, above=True)
 
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of the keys of all heads together, and of the values."""
+        return self.head_dim * (self.num_kv_heads or self.num_heads)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -72,18 +101,30 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EntropyModelConfig:
-    """The byte language model whose next-byte entropies cut text into patches."""
+    """The byte language model whose next-byte entropies cut text into patches.
+
+    Attributes:
+        transformer: its layers, of which there may be none: then the last byte and the tables are all it knows.
+        ngram_sizes: sizes of the hashed byte n-grams whose table rows are added to the byte embeddings; empty, as
+            published, for no tables.
+        hash_rows: rows of each table. There is one table per size, as wide as the model. Tables are part of the
+            checkpoint of every BLT that is trained on the model's patches, so they are small by default.
+    """
 
     transformer: TransformerConfig
     vocab_size: int = VOCAB_SIZE
+    ngram_sizes: tuple[int, ...] = ()
+    hash_rows: int = 16381
 
     def __post_init__(self) -> None:
         if not isinstance(self.transformer, TransformerConfig):
             raise fail_type("EntropyModelConfig", "transformer", "a TransformerConfig", type(self.transformer).__name__)
-        _check_counts("EntropyModelConfig", self, "vocab_size")
+        _check_counts("EntropyModelConfig", self, "vocab_size", "hash_rows")
+        object.__setattr__(self, "ngram_sizes", _checked_ngram_sizes("EntropyModelConfig", self.ngram_sizes, 1))
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Plain values for `json.dump`."""
+        return dataclasses.asdict(self) | {"ngram_sizes": list(self.ngram_sizes)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EntropyModelConfig:
@@ -91,7 +132,8 @@ class EntropyModelConfig:
 
     @classmethod
     def preset(cls, name: str) -> EntropyModelConfig:
-        """`100M` is the published entropy model (99.5 M parameters); `tiny` trains in under a minute on two cores."""
+        """`100M` is the published entropy model (99.5 M parameters). `tiny` trains in under a minute on two cores, and
+        so does `ngram`: no layers, and tables of n-grams that add 21 MB to a checkpoint."""
         return _preset(cls, name, ENTROPY_PRESETS)
 
 
@@ -127,22 +169,18 @@ class BLTConfig:
             value = getattr(self, part)
             if not isinstance(value, TransformerConfig):
                 raise fail_type("BLTConfig", part, "a TransformerConfig", type(value).__name__)
+            check_int("BLTConfig", f"{part}.num_layers", value.num_layers, 1)
         if self.encoder.dim != self.decoder.dim:
             raise fail_value("BLTConfig", "decoder.dim", f"encoder.dim = {self.encoder.dim}", self.decoder.dim)
         if self.latent.window is not None:
             raise fail_value(
                 "BLTConfig", "latent.window", "None: patches see all patches before them", self.latent.window
             )
-        if not isinstance(self.ngram_sizes, tuple | list):
-            raise fail_type("BLTConfig", "ngram_sizes", "a tuple of ints", type(self.ngram_sizes).__name__)
-        object.__setattr__(self, "ngram_sizes", tuple(self.ngram_sizes))  # JSON gives lists
-        for size in self.ngram_sizes:
-            check_int("BLTConfig", "ngram_sizes", size, 1)
         _check_counts("BLTConfig", self, "slots_per_patch", "hash_rows", "vocab_size")
         check_int("BLTConfig", "hash_functions", self.hash_functions, 1, len(HASH_PRIMES))
-        if self.hash_functions * len(self.ngram_sizes) > MAX_TABLES:
-            got = f"{self.hash_functions} * {len(self.ngram_sizes)}"
-            raise fail_value("BLTConfig", "ngram_sizes", f"at most {MAX_TABLES} (times hash_functions)", got)
+        object.__setattr__(
+            self, "ngram_sizes", _checked_ngram_sizes("BLTConfig", self.ngram_sizes, self.hash_functions)
+        )
         if self.hash_dim is not None:
             _check_counts("BLTConfig", self, "hash_dim")
         check_bool("BLTConfig", "sparse_grad", self.sparse_grad)
@@ -170,6 +208,7 @@ def _preset(cls: Any, name: str, presets: dict[str, Any]) -> Any:
 
 ENTROPY_PRESETS = {
     "tiny": EntropyModelConfig(TransformerConfig(64, 2, 2, 192, window=64, rope_theta=10000.0)),
+    "ngram": EntropyModelConfig(TransformerConfig(64, 0, 2, 192), ngram_sizes=(2, 3, 4, 5, 6)),
     "100M": EntropyModelConfig(TransformerConfig(768, 14, 12, 2048, window=512, rope_theta=10000.0)),
 }
 

@@ -111,7 +111,7 @@ def blt_flops(
         parts["hash projection"] = 2 * config.hash_dim * local  # type: ignore[operator]
     parts |= _layers("encoder", encoder, context_bytes, count)
     cross_layers = encoder.num_layers if paper else 1
-    parts |= _cross("encoder", cross_layers, local, slots / patch_size, 1, patch_size, count)
+    parts |= _cross("encoder", cross_layers, encoder, slots / patch_size, 1, patch_size, count)
     if not paper:
         # Encoder d -> K*d and decoder D -> K*d; K*d -> D where the widths differ.
         matrices = slots * local * (local + latent.dim + (latent.dim if slots * local != latent.dim else 0))
@@ -119,7 +119,7 @@ def blt_flops(
     parts |= {
         name: flops / patch_size for name, flops in _layers("latent", latent, context_bytes / patch_size, count).items()
     }
-    parts |= _cross("decoder", decoder.num_layers, local, 1, slots / patch_size, slots, count)
+    parts |= _cross("decoder", decoder.num_layers, decoder, 1, slots / patch_size, slots, count)
     parts |= _layers("decoder", decoder, context_bytes, count)
     parts["head"] = 2 * local * (256 if paper else config.vocab_size)
     if entropy_model is None or paper:
@@ -161,7 +161,10 @@ def token_flops(
 
 
 def entropy_model_flops(config: EntropyModelConfig, *, context_bytes: float, count: str = "inclusive") -> Ledger:
-    """FLOPs per byte of an entropy model that is trained or run by itself: `token_flops` at one byte a token."""
+    """FLOPs per byte of an entropy model that is trained or run by itself: `token_flops` at one byte a token.
+
+    Tables of n-grams are lookups, so that a model without layers costs its head alone.
+    """
     _check_type("entropy_model_flops", "config", config, EntropyModelConfig)
     return token_flops(config.transformer, config.vocab_size, 1, context_bytes=context_bytes, count=count)
 
@@ -195,7 +198,7 @@ def _layers(part: str, config: TransformerConfig, context: float, count: str) ->
     ffn = 2 * 2 * h * 4 * h if count == "paper" else 3 * 2 * h * config.ffn_dim
     parts = {
         "attention": layers * 4 * h * _keys_seen(config.window, context, count),
-        "qkvo": layers * 4 * 2 * h * h,
+        "qkvo": layers * 2 * 2 * h * (h + _kv_dim(config, count)),
         "ffn": layers * ffn,
     }
     return {f"{part} {name}".strip(): float(flops) for name, flops in parts.items()}
@@ -214,12 +217,20 @@ def _keys_seen(window: int | None, context: float, count: str) -> float:
     return 3 * block * math.ceil(context / block) * block / context
 
 
-def _cross(part: str, layers: int, h: int, queries: float, keys: float, seen: float, count: str) -> dict[str, float]:
+def _kv_dim(config: TransformerConfig, count: str) -> int:
+    """Width of keys and values; the paper knows no grouped heads."""
+    return config.dim if count == "paper" else config.kv_dim
+
+
+def _cross(
+    part: str, layers: int, config: TransformerConfig, queries: float, keys: float, seen: float, count: str
+) -> dict[str, float]:
     """FLOPs per byte of cross-attention in which a query sees `seen` keys; `queries` and `keys` are rows per byte."""
+    h = config.dim
     seen = (seen + 1) / 2 if count == "paper" else seen
     return {
         f"{part} cross-attention": layers * queries * 4 * h * seen,
-        f"{part} cross qkvo": layers * (2 * queries + 2 * keys) * 2 * h * h,
+        f"{part} cross qkvo": layers * 2 * 2 * h * (queries * h + keys * _kv_dim(config, count)),
     }
 
 

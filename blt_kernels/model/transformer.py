@@ -13,6 +13,8 @@ from ..nn import cast_once
 from .config import TransformerConfig
 from .packed_attention import Buckets, Varlen, plan_packed
 
+_BLOCK_KEYS = 1.5  # of windowed attention: keys computed for each key of the window
+
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
@@ -21,7 +23,8 @@ class Sequences:
     Attributes:
         ids: int64 [1 or B, L], non-decreasing: the sequence of each position.
         cu_seqlens: [S+1], of a packed row (B = 1): where its sequences start and end. `ids` follow from it.
-        longest: no sequence of a packed row has more positions; None where nobody has said.
+        longest: no sequence of a packed row has more positions; None where nobody has said. It bounds the work where
+            attention needs a mask, and the kernels for CUDA are launched by it.
     """
 
     ids: torch.Tensor
@@ -77,15 +80,18 @@ def plan_attention(config: TransformerConfig, x: torch.Tensor, sequences: Sequen
         positions = positions - torch.searchsorted(sequence_ids, sequence_ids)
     rotation = make_rotation(config, positions)
 
-    if config.window is not None and config.window < length:
-        block = -(-config.window // 2)
-        return AttentionPlan(rotation, _window_mask(sequence_ids, batch, length, config.window, block, x.device), block)
-    if sequences is None or sequence_ids is None:
-        return AttentionPlan(rotation, None, 0)
-    if sequences.cu_seqlens is not None:
+    # No position sees more keys than the longest sequence has.
+    longest = length if sequences is None or sequences.longest is None else min(length, sequences.longest)
+    if config.window is None and sequences is not None and sequences.cu_seqlens is not None:
         packed = plan_packed(x, sequences.cu_seqlens, sequences.longest, config.head_dim)
         if packed is not None:
             return AttentionPlan(rotation, None, 0, packed)
+    window = min(longest, config.window or length)
+    if _BLOCK_KEYS * window < length or (config.window is not None and window < length):
+        block = -(-window // 2)
+        return AttentionPlan(rotation, _window_mask(sequence_ids, batch, length, window, block, x.device), block)
+    if sequence_ids is None:
+        return AttentionPlan(rotation, None, 0)
     mask = (sequence_ids[:, :, None] == sequence_ids[:, None, :]).tril()
     return AttentionPlan(rotation, mask[:, None], 0)
 
@@ -125,11 +131,14 @@ def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-    """Attention of q, k, v [B, L, H, E] under `plan`: [B, L, H, E].
+    """Attention of q [B, L, H, E] to k and v [B, L, Hkv, E] under `plan`: [B, L, H, E]. Hkv divides H.
 
     Windowed attention costs time and memory linear in L. Queries go in blocks of half a window, and a block sees
     itself and the two blocks before it: 1.5 keys computed for each key seen.
     """
+    if k.shape[2] != q.shape[2]:
+        # Grouped heads are copied, which is right for every kernel behind these calls.
+        k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
     if plan.packed is not None:
         return plan.packed.attend(q, k, v)
     if plan.block == 0 or plan.mask is None:
@@ -158,15 +167,15 @@ def _attend_block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch
 class SelfAttention(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.num_heads = config.num_heads
+        self.head_dim = config.head_dim
         self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
-        self.k_proj = nn.Linear(config.dim, config.dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, config.kv_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, config.kv_dim, bias=False)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         x = cast_once(x)
-        q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         y = plan.attend(rotate(q, plan.rotation), rotate(k, plan.rotation), v)  # [B, L, H, E]
         return self.o_proj(y.flatten(-2))
 

@@ -45,7 +45,7 @@ def _sparse_grad_fake(*arguments: Any) -> Tensor:
     return grad.new_empty((), dtype=table_dtype).expand(size)
 
 
-register_no_double_backward("hash_ngram_embedding", "hash_ngram_embedding_sparse_grad")
+sparse_grad_of_table = register_no_double_backward("hash_ngram_embedding", "hash_ngram_embedding_sparse_grad")
 
 
 def count_lookup(table: Tensor) -> Callable[[], bool]:

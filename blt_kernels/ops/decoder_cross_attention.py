@@ -53,10 +53,8 @@ def decoder_cross_attention(
     q, k, v = prepare(_OP, q, k, v, layout, scale, window, slots="k")
     if backend_for(_OP, q.device, q, k, v) == "reference":
         return reference.decoder_cross_attention(q, k, v, layout, scale=scale, window=window)
-    out, _ = torch.ops.blt_kernels.decoder_cross_attention(
-        q, k, v, layout.visible_ids, layout.offsets, layout.cu_patches, scale, window
-    )
+    out, _ = _attention(q, k, v, layout.visible_ids, layout.offsets, layout.cu_patches, scale, window)
     return out
 
 
-register(_OP, num_layout_tensors=3)
+_attention = register(_OP, num_layout_tensors=3)

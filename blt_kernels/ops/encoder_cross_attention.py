@@ -51,8 +51,8 @@ def encoder_cross_attention(
     q, k, v = prepare(_OP, q, k, v, layout, scale, window, slots="q")
     if backend_for(_OP, q.device, q, k, v) == "reference":
         return reference.encoder_cross_attention(q, k, v, layout, scale=scale, window=window)
-    out, _ = torch.ops.blt_kernels.encoder_cross_attention(q, k, v, layout.offsets, layout.cu_patches, scale, window)
+    out, _ = _attention(q, k, v, layout.offsets, layout.cu_patches, scale, window)
     return out
 
 
-register(_OP, num_layout_tensors=2)
+_attention = register(_OP, num_layout_tensors=2)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .. import reference
-from .._autograd import register_no_double_backward
+from .._autograd import register_derivative, register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_tensor, fail_value
 from ..backend import backend_for
 
@@ -40,7 +40,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
         raise fail_value(_OP, "logits", "shape [..., V] with V >= 1", f"shape {tuple(logits.shape)}")
     if backend_for(_OP, logits.device, logits) == "reference":
         return reference.entropy(logits)
-    return torch.ops.blt_kernels.entropy(logits)
+    return _entropy(logits)
 
 
 @torch.library.register_fake("blt_kernels::entropy")
@@ -59,8 +59,8 @@ def _setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) 
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-    return torch.ops.blt_kernels.entropy_backward(grad, *ctx.saved_tensors)
+    return entropy_backward(grad, *ctx.saved_tensors)
 
 
-torch.library.register_autograd("blt_kernels::entropy", _backward, setup_context=_setup_context)
-register_no_double_backward(_OP)
+_entropy = register_derivative(_OP, _backward, _setup_context)
+entropy_backward = register_no_double_backward(_OP)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._autograd import register_no_double_backward
+from .._autograd import register_derivative, register_no_double_backward
 from .._checks import (
     FLOAT_DTYPES,
     INT64_MAX,
@@ -27,8 +27,9 @@ from .._checks import (
 )
 from ..backend import backend_for
 from ..reference.hash_ngram_embedding import HASH_PRIMES
-from ._sparse_gradient import count_lookup, keep_coalesced
+from ._sparse_gradient import count_lookup, keep_coalesced, sparse_grad_of_table
 
+_OP = "hash_ngram_embedding"
 MAX_TABLES = 1024  # This is kMaxTables of csrc/cpu/hash_ngram_embedding.h.
 
 
@@ -110,7 +111,7 @@ def hash_ngram_embedding(
 
     Source: Byte Latent Transformer, section 3.2.1, equation 2.
     """
-    op = "hash_ngram_embedding"
+    op = _OP
     ngram_sizes, num_rows, primes = _check_hash(op, tokens, ngram_sizes, num_rows, primes, cu_seqlens)
     check_bool(op, "normalize", normalize)
     check_bool(op, "sparse_grad", sparse_grad)
@@ -142,9 +143,7 @@ def hash_ngram_embedding(
             normalize=normalize,
             sparse_grad=sparse_grad,
         )
-    return torch.ops.blt_kernels.hash_ngram_embedding(
-        tokens, table, base, ngram_sizes, num_rows, primes, cu_seqlens, normalize, sparse_grad
-    )
+    return _embedding(tokens, table, base, ngram_sizes, num_rows, primes, cu_seqlens, normalize, sparse_grad)
 
 
 def hash_ngram_embedding_row_grad(
@@ -209,9 +208,7 @@ def hash_ngram_embedding_row_grad(
             normalize=normalize,
             table_dtype=table_dtype,
         )
-    return torch.ops.blt_kernels.hash_ngram_embedding_row_grad(
-        grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype
-    )
+    return _row_grad(grad, tokens, ngram_sizes, num_rows, primes, cu_seqlens, normalize, table_dtype)
 
 
 def _check_hash(
@@ -272,17 +269,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     if ctx.needs_input_grad[1]:
         tokens, cu_seqlens = ctx.saved_tensors
         args = (grad, tokens, *ctx.hash_args, cu_seqlens, ctx.normalize, ctx.table_dtype)
-        if ctx.can_be_sparse():
-            grad_table = torch.ops.blt_kernels.hash_ngram_embedding_sparse_grad(*args)
-        else:
-            grad_table = torch.ops.blt_kernels.hash_ngram_embedding_backward(*args)
+        backward = sparse_grad_of_table if ctx.can_be_sparse() else _embedding_backward
+        grad_table = backward(*args)
     if ctx.needs_input_grad[2]:
         num_sizes = len(ctx.hash_args[0])
         grad_base = grad / (num_sizes + 1) if ctx.normalize else grad
     return None, grad_table, grad_base, *[None] * 6
 
 
-torch.library.register_autograd("blt_kernels::hash_ngram_embedding", _backward, setup_context=_setup_context)
-register_no_double_backward("hash_ngram_embedding")
-register_no_double_backward("hash_ngram_embedding", "hash_ngram_embedding_sparse_backward")
-register_no_double_backward("hash_ngram_embedding", "hash_ngram_embedding_row_grad")
+_embedding = register_derivative(_OP, _backward, _setup_context)
+_embedding_backward = register_no_double_backward(_OP)
+register_no_double_backward(_OP, "hash_ngram_embedding_sparse_backward")
+_row_grad = register_no_double_backward(_OP, "hash_ngram_embedding_row_grad")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import reference
-from .._autograd import register_no_double_backward
+from .._autograd import register_derivative, register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_device, check_tensor, fail_value
 from ..backend import backend_for
 
@@ -46,7 +46,7 @@ def linear_entropy(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if backend_for(_OP, hidden.device, hidden, weight) == "reference":
         return reference.linear_entropy(hidden, weight)
     with _full_precision(hidden.device):
-        return torch.ops.blt_kernels.linear_entropy(hidden, weight)
+        return _linear_entropy(hidden, weight)
 
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -79,11 +79,9 @@ def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     needs_hidden, needs_weight = ctx.needs_input_grad
     with _full_precision(grad.device):
-        grad_hidden, grad_weight = torch.ops.blt_kernels.linear_entropy_backward(
-            grad, *ctx.saved_tensors, needs_hidden, needs_weight
-        )
+        grad_hidden, grad_weight = _linear_entropy_backward(grad, *ctx.saved_tensors, needs_hidden, needs_weight)
     return grad_hidden if needs_hidden else None, grad_weight if needs_weight else None
 
 
-torch.library.register_autograd("blt_kernels::linear_entropy", _backward, setup_context=_setup_context)
-register_no_double_backward(_OP)
+_linear_entropy = register_derivative(_OP, _backward, _setup_context)
+_linear_entropy_backward = register_no_double_backward(_OP)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .. import reference
-from .._autograd import register_no_double_backward
+from .._autograd import register_derivative, register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_choice, check_shape, check_tensor
 from ..backend import backend_for
 from ..layout import PatchLayout, check_layout
@@ -36,12 +36,12 @@ def patch_gather(y: torch.Tensor, layout: PatchLayout, which: str = "visible") -
         ValueError: shapes or devices that do not fit, an unknown `which`.
     """
     check_tensor(_OP, "y", y, ndim=3, dtypes=FLOAT_DTYPES)
-    check_layout(_OP, layout, y.device, "y")
-    check_shape(_OP, "y", y, (layout.offsets.shape[0], layout.capacity, None))
+    batch, _, capacity = check_layout(_OP, layout, y.device, "y")
+    check_shape(_OP, "y", y, (batch, capacity, None))
     check_choice(_OP, "which", which, ("visible", "own"))
     if backend_for(_OP, y.device, y) == "reference":
         return reference.patch_gather(y, layout, which)
-    return torch.ops.blt_kernels.patch_gather(y, layout.visible_ids if which == "visible" else layout.patch_ids)
+    return _patch_gather(y, layout.visible_ids if which == "visible" else layout.patch_ids)
 
 
 @torch.library.register_fake("blt_kernels::patch_gather")
@@ -62,8 +62,8 @@ def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
     (ids,) = ctx.saved_tensors
-    return torch.ops.blt_kernels.patch_gather_backward(grad, ids, ctx.capacity), None
+    return _patch_gather_backward(grad, ids, ctx.capacity), None
 
 
-torch.library.register_autograd("blt_kernels::patch_gather", _backward, setup_context=_setup_context)
-register_no_double_backward(_OP)
+_patch_gather = register_derivative(_OP, _backward, _setup_context)
+_patch_gather_backward = register_no_double_backward(_OP)

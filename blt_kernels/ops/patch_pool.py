@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .. import reference
-from .._autograd import register_no_double_backward
+from .._autograd import register_derivative, register_no_double_backward
 from .._checks import FLOAT_DTYPES, check_choice, check_shape, check_tensor
 from ..backend import backend_for
 from ..layout import PatchLayout, check_layout
@@ -38,12 +38,12 @@ def patch_pool(x: torch.Tensor, layout: PatchLayout, reduce: str = "max") -> tor
         ValueError: shapes or devices that do not fit, an unknown `reduce`.
     """
     check_tensor(_OP, "x", x, ndim=3, dtypes=FLOAT_DTYPES)
-    check_layout(_OP, layout, x.device, "x")
-    check_shape(_OP, "x", x, (layout.offsets.shape[0], layout.num_bytes, None))
+    batch, num_bytes, _ = check_layout(_OP, layout, x.device, "x")
+    check_shape(_OP, "x", x, (batch, num_bytes, None))
     check_choice(_OP, "reduce", reduce, ("max", "mean", "min", "sum"))
     if backend_for(_OP, x.device, x) == "reference":
         return reference.patch_pool(x, layout, reduce)
-    return torch.ops.blt_kernels.patch_pool(x, layout.offsets, reduce)
+    return _patch_pool(x, layout.offsets, reduce)
 
 
 @torch.library.register_fake("blt_kernels::patch_pool")
@@ -73,9 +73,9 @@ def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, str], out
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
     offsets, *values = ctx.saved_tensors
     x, out = values or (None, None)
-    grad_x = torch.ops.blt_kernels.patch_pool_backward(grad, offsets, x, out, ctx.num_bytes, ctx.reduce)
+    grad_x = _patch_pool_backward(grad, offsets, x, out, ctx.num_bytes, ctx.reduce)
     return grad_x, None, None
 
 
-torch.library.register_autograd("blt_kernels::patch_pool", _backward, setup_context=_setup_context)
-register_no_double_backward(_OP)
+_patch_pool = register_derivative(_OP, _backward, _setup_context)
+_patch_pool_backward = register_no_double_backward(_OP)

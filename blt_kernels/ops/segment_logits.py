@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from .. import reference
+from .._autograd import register_derivative
 from .._checks import FLOAT_DTYPES, check_tensor, fail_value
 from ..backend import backend_for
 from ..layout import PatchLayout
 from ._segment_options import EntropyOptions
+from .entropy import entropy_backward
 from .layout import fake_segmentation
 
 _OP = "segment_logits"
@@ -58,10 +60,10 @@ def segment_logits(
         rule=rule,
         delta=delta,
     )
-    options.check(_OP, logits[..., 0], "logits")
+    options.check(_OP, logits, "logits")
     if backend_for(_OP, logits.device, logits) == "reference":
-        return reference.segment_logits(logits, **options.keywords())
-    entropies, *fields = torch.ops.blt_kernels.segment_logits(logits, *options.arguments())
+        return reference.segment_logits(logits, **options._asdict())
+    entropies, *fields = _segment_logits(logits, *options)
     return entropies, PatchLayout(*fields)
 
 
@@ -89,7 +91,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 def _backward(ctx: Any, grad: torch.Tensor, *layout_grads: None) -> tuple[torch.Tensor | None, ...]:
     # The op's other eight arguments have no gradient.
-    return torch.ops.blt_kernels.entropy_backward(grad, *ctx.saved_tensors), *[None] * 8
+    return entropy_backward(grad, *ctx.saved_tensors), *[None] * 8
 
 
-torch.library.register_autograd("blt_kernels::segment_logits", _backward, setup_context=_setup_context)
+_segment_logits = register_derivative(_OP, _backward, _setup_context)

@@ -6,7 +6,8 @@ directory gets its name only when all of it is on disk. So a checkpoint that exi
 later is refused, with the file and the reason.
 
 Why this module, where libraries write tensors: safetensors writes one file and knows no directories, and
-torch.distributed.checkpoint pickles its metadata. Neither checks what it reads, nor makes several files appear at once.
+torch.distributed.checkpoint writes the files of many ranks (see sharded_files). Neither checks what it reads, nor makes
+several files appear at once.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .._files import naming
+from .._files import flush, naming
 from .._optional import optional
+from .ranks import RankLostError, from_first, is_first
 
 STATE_FILE = "state.json"
 FORMAT = 2
@@ -39,13 +41,14 @@ class CheckpointError(ValueError):
 def save_checkpoint(
     run: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Writes `run/step-<step>` atomically and removes all but the newest two checkpoints.
+    """Writes `run/step-<step>` atomically and removes all but the newest two checkpoints. All ranks call it together.
 
     Args:
         run: directory of the run; made if it is missing.
         step: number of training steps done, 0 .. 99999999.
-        tensors: groups of named tensors; group "model" becomes `model.safetensors`.
-        state: JSON-able.
+        tensors: groups of named tensors; group "model" becomes `model.safetensors`. The tensors of a group lie on many
+            ranks as DTensors, or are equal on all.
+        state: JSON-able; that of rank 0 is saved.
 
     Returns:
         The directory of the checkpoint.
@@ -55,30 +58,48 @@ def save_checkpoint(
     """
     target = run / f"step-{step:08d}"
     partial = run / f".{target.name}.partial"
-    remove_partial(run)
     try:
         with naming(partial):
-            partial.mkdir(parents=True)
-            files = {}
-            for group, named in tensors.items():
-                path = partial / f"{group}.safetensors"
-                _save_tensors(path, named)
-                files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-            path = partial / STATE_FILE
-            record = {"format": FORMAT, "step": step, "files": files, "state": dict(state)}
-            path.write_text(json.dumps(record | {"sha256": _digest_of_record(record)}, indent=1))
-            _flush(path)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(partial, target)
-        _flush(run)
+            from_first(lambda: _begin(run, partial))
+            paths = [_write_tensors(partial / f"{group}.safetensors", named) for group, named in tensors.items()]
+            from_first(lambda: _finish(partial, target, step, paths, dict(state)))
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
             raise CheckpointError(f"{target}: cannot be written ({error.strerror or error})") from error
         raise
-    for old in list_checkpoints(run)[:-KEPT]:
-        shutil.rmtree(old)
     return target
+
+
+def _begin(run: Path, partial: Path) -> None:
+    remove_partial(run)
+    partial.mkdir(parents=True)
+
+
+def _write_tensors(path: Path, named: Mapping[str, torch.Tensor]) -> Path:
+    """Writes a file; where its tensors lie on many ranks, together with them."""
+    if any(hasattr(tensor, "device_mesh") for tensor in named.values()):
+        from .sharded_files import write_tensors  # it takes seconds to import
+
+        write_tensors(path, named)
+    else:
+        from_first(lambda: _save_tensors(path, named))
+    return path
+
+
+def _finish(partial: Path, target: Path, step: int, paths: list[Path], state: dict[str, Any]) -> None:
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in paths}
+    record = {"format": FORMAT, "step": step, "files": files, "state": state}
+    path = partial / STATE_FILE
+    path.write_text(json.dumps(record | {"sha256": _digest_of_record(record)}, indent=1))
+    for written in (*paths, path):
+        flush(written)
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(partial, target)
+    flush(target.parent)
+    for old in list_checkpoints(target.parent)[:-KEPT]:
+        shutil.rmtree(old)
 
 
 def remove_partial(run: Path) -> None:
@@ -87,26 +108,41 @@ def remove_partial(run: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], int]:
+def load_checkpoint(
+    path: Path, *, groups: Sequence[str] | None = None, read: Callable[[Path], dict[str, torch.Tensor]] | None = None
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], int]:
     """Reads and verifies a checkpoint directory: `(tensors, state, step)` as they were saved, on the CPU.
+
+    Args:
+        groups: the groups of tensors to read; None for all.
+        read: from a file to its tensors, where they are not wanted whole.
 
     Raises:
         CheckpointError: a file is missing, cut short, changed or not readable.
     """
-    load_file = optional("safetensors.torch").load_file
+    read = read or optional("safetensors.torch").load_file
     record = _read_record(path)
-    tensors = {}
-    for name, expected in record["files"].items():
+    files = {name: facts for name, facts in record["files"].items() if groups is None or Path(name).stem in groups}
+    with _naming_the_one_before(path):
+        from_first(lambda: _verify(path, files))
+        tensors = {}
+        for name in files:
+            file = path / name
+            with reading(file, passing=(RankLostError,)):
+                tensors[file.stem] = read(file)
+    return tensors, record["state"], record["step"]
+
+
+def _verify(path: Path, files: dict[str, Any]) -> None:
+    for name, expected in files.items():
         file = path / name
-        with _naming_the_one_before(path), reading(file):
+        with reading(file):
             if not file.exists():
                 raise CheckpointError(f"{file}: missing")
             if file.stat().st_size != expected["bytes"]:
                 raise CheckpointError(f"{file}: expected {expected['bytes']} bytes, got {file.stat().st_size}")
             if _digest(file) != expected["sha256"]:
                 raise CheckpointError(f"{file}: its contents changed after it was written (SHA-256 differs)")
-            tensors[file.stem] = load_file(file)
-    return tensors, record["state"], record["step"]
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -196,7 +232,7 @@ def _save_tensors(path: Path, named: Mapping[str, torch.Tensor]) -> None:
         optional("safetensors.torch").save_file(contiguous, path)
     except optional("safetensors").SafetensorError as error:  # a full disk, for one
         raise OSError(str(error)) from error
-    _flush(path)
+    flush(path)
 
 
 def _digest_of_record(record: dict[str, Any]) -> str:
@@ -209,12 +245,3 @@ def _digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file (or the names in a directory) is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

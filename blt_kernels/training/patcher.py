@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .._checks import check_choice, check_int, check_number, fail_value
-from ..data import PackedBatches
+from .._checks import check_bool, check_choice, check_int, check_number, fail_value
 from ..layout import PatchLayout
 from ..model import EntropyModel, EntropyModelConfig
 from ..ops._segment_options import RULES
-from ..ops.segment import calibrate_threshold, segment, segment_fixed, segment_spaces
+from ..ops.segment import segment, segment_fixed, segment_spaces
+from .lines import entropies_of
 
 METHODS = ("entropy", "spaces", "fixed")
 
@@ -31,6 +31,8 @@ class PatcherConfig:
         delta: of the rule "combined": a finite number of nats.
         patch_size: of method "fixed": bytes, at least 1.
         max_patch_length: bytes of the longest patch, at least 1; None for no bound.
+        reset_at_newline: of method "entropy": whether the entropy model forgets what it has read at the end of each
+            line; see `lines`.
     """
 
     method: str = "entropy"
@@ -39,6 +41,7 @@ class PatcherConfig:
     delta: float | None = None
     patch_size: int | None = None
     max_patch_length: int | None = None
+    reset_at_newline: bool = False
 
     def __post_init__(self) -> None:
         name = "PatcherConfig"
@@ -52,6 +55,9 @@ class PatcherConfig:
         for field, (meaning, needed) in owners.items():
             if (getattr(self, field) is not None) != needed:
                 raise fail_value(name, field, f"{meaning}, and None otherwise", getattr(self, field))
+        check_bool(name, "reset_at_newline", self.reset_at_newline)
+        if self.reset_at_newline and self.method != "entropy":
+            raise fail_value(name, "reset_at_newline", "False for a method without an entropy model", True)
         for field in ("threshold", "delta"):
             if getattr(self, field) is not None:
                 check_number(name, field, getattr(self, field), -math.inf)
@@ -77,6 +83,12 @@ class Patcher:
             )
         self.config = config
         self.entropy_model = entropy_model.eval().requires_grad_(False) if entropy_model is not None else None
+
+    def to(self, device: str | torch.device) -> Patcher:
+        """Moves the entropy model, and with it the cutting, to `device`. Returns this patcher."""
+        if self.entropy_model is not None:
+            self.entropy_model.to(device)
+        return self
 
     def layout(self, tokens: torch.Tensor) -> PatchLayout:
         """The patches of tokens int64 [B, N], one document a row; C = N."""
@@ -117,7 +129,9 @@ class Patcher:
         return segment(entropies, config.threshold, rule=config.rule, delta=config.delta, **common)
 
     def _layout_and_entropies(self, tokens: torch.Tensor) -> tuple[PatchLayout, torch.Tensor | None]:
-        entropies = None if self.entropy_model is None else self.entropy_model.entropies(tokens)
+        entropies = None
+        if self.entropy_model is not None:
+            entropies = entropies_of(self.entropy_model, tokens, reset_at_newline=self.config.reset_at_newline)
         return self.segment(tokens, entropies), entropies
 
     def _row(self, tokens: NDArray[np.int64]) -> torch.Tensor:
@@ -141,38 +155,3 @@ class Patcher:
             model = EntropyModel(EntropyModelConfig.from_dict(state["entropy_model"]))
             model.load_state_dict(weights)
         return Patcher(PatcherConfig(**state["config"]), model)
-
-
-@torch.no_grad()
-def calibrate(
-    model: EntropyModel,
-    batches: PackedBatches,
-    patch_size: float,
-    *,
-    num_bytes: int = 1 << 20,
-    rule: str = "threshold",
-    delta: float | None = None,
-    max_patch_length: int | None = None,
-) -> float:
-    """The threshold (nats) at which the first `num_bytes` tokens of `batches` have patches of `patch_size` bytes.
-
-    Raises ValueError with the reachable range where `patch_size` is out of reach.
-    """
-    device = next(model.parameters()).device
-    entropies, starts, total = [], [torch.zeros(1, dtype=torch.int64, device=device)], 0
-    for batch in batches:
-        used = batch.num_tokens
-        cu_seqlens = torch.from_numpy(batch.cu_seqlens).to(device)
-        entropies.append(model.entropies(torch.from_numpy(batch.tokens).to(device), cu_seqlens=cu_seqlens)[:, :used])
-        starts.append(cu_seqlens[1:] + total)
-        total += used
-        if total >= num_bytes:
-            break
-    return calibrate_threshold(
-        torch.cat(entropies, dim=1),
-        patch_size,
-        rule=rule,
-        delta=delta,
-        max_patch_length=max_patch_length,
-        cu_seqlens=torch.cat(starts),
-    )

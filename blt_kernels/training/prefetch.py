@@ -6,22 +6,24 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ..data import Batch, PackedBatches
+from ..data import Batch
+from .lanes import Lanes
 
 
-def prefetch(batches: PackedBatches, *, ahead: bool) -> Generator[tuple[Batch, dict[str, Any]]]:
-    """Yields each batch with the loader's state right after it, so that a checkpoint does not count a batch ahead.
+def prefetch(lanes: Lanes, *, ahead: bool) -> Generator[tuple[list[Batch], list[dict[str, Any]]]]:
+    """Yields the batches of each step with the states of the lanes right after them, so that a checkpoint counts no
+    batch ahead.
 
     Args:
-        ahead: a thread makes the next batch while the caller uses this one. This is for training on a GPU, where the
+        ahead: a thread makes the next batches while the caller uses these. This is for training on a GPU, where the
             loader cuts patches on the CPU beside the step. On the CPU both need the same cores, and two teams of OpenMP
             threads, each of which spins while it waits, run many times slower than one after the other. There the next
-            batch is made when it is asked for.
+            batches are made when they are asked for.
     """
 
-    def make() -> tuple[Batch, dict[str, Any]] | None:
-        batch = next(batches, None)
-        return None if batch is None else (batch, batches.state_dict())
+    def make() -> tuple[list[Batch], list[dict[str, Any]]] | None:
+        batches = next(lanes, None)
+        return None if batches is None else (batches, lanes.state_dict())
 
     if not ahead:
         yield from iter(make, None)

@@ -88,7 +88,7 @@ def _blocks(corpus: Corpus) -> Iterator[tuple[bytes, int]]:
     total = sum(corpus.files[index].size for index in files)
     for index in files:
         left = SAMPLED_BYTES * corpus.files[index].size / total if total > SAMPLED_BYTES else math.inf
-        for _, documents in corpus.read(index):
+        for _, documents, _ in corpus.read(index):
             for document in documents:
                 yield from ((document, begin) for begin in range(0, len(document) + 2, BLOCK_TOKENS))  # BOS and EOS
                 left -= len(document)

@@ -15,17 +15,19 @@ from typing import Any
 import torch
 
 from .._optional import optional
-from ..data import Corpus, DocumentStream, split_corpus
+from ..data import Batch, Corpus, split_corpus
 from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
+from .calibration import set_apart
 from .checkpoint import list_checkpoints
 from .evaluate import held_out_batches, watch
-from .patcher import Patcher, PatcherConfig, calibrate
+from .lanes import Lanes
+from .patcher import Patcher
+from .ranks import from_first, lanes_of_rank, world_size
 from .rows import RowShape
-from .trainer import METRICS_FILE, TrainConfig, Trainer
+from .trainer import METRICS_FILE, TrainConfig, Trainer, model_like
 
 # Held-out bytes that are evaluated while training goes on; the whole held-out text is evaluated by `eval`.
 WATCHED_BYTES = 1 << 16
-CALIBRATION_ROW = 1 << 16  # tokens
 # Of texts for runs of minutes. What a loader has open is cut into patches whole, and at the end of a run most of it was
 # cut for nothing; these pieces are still many times as long as a sequence.
 DOCUMENT_BYTES = 1 << 14
@@ -95,29 +97,48 @@ def train_model(
 ) -> Trainer:
     """Trains `model` on `train` as `config` says, watching bits per byte on the beginning of `held_out`.
 
+    It trains on the device of the model. On many ranks (see `ranks.joined`) all call it together, with equal
+    arguments, and the model is divided among them. The patcher cuts documents on the device of its entropy model.
+
     With `resume` it goes on from the newest checkpoint of `run`, and starts anew where there is none; see `open_run`.
     """
     optional("safetensors.torch")  # if it is missing, that is said now and not at the first checkpoint
-    open_run(run, resume)
-    with _locked(run):
-        open_run(run, resume)  # again: another process may have trained here just before
-        batches = shape.batches(DocumentStream(train, seed=config.seed), patcher)
-        watched = [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
+    mine = lanes_of_rank(config.lanes)
+    with contextlib.ExitStack() as stack:
+        from_first(lambda: _take(run, resume, stack))
+        lanes = Lanes.over(train, shape, patcher, seed=config.seed, num_lanes=config.lanes, mine=mine)
+        watched = from_first(lambda: _watched(held_out, shape, patcher))
+        sharding = None
+        if world_size() > 1:
+            from .sharding import Sharding  # it takes seconds to import
 
+            sharding = Sharding(model, next(model.parameters()).device, autocast=config.autocast)
         trainer = Trainer(
             model,
-            batches,
+            lanes,
             config,
             run,
             patcher=patcher,
             evaluate=watch(watched) if watched else None,
             on_step=on_step,
             notes={"rows": dataclasses.asdict(shape), **(notes or {})},
+            sharding=sharding,
         )
         if resume:
             trainer.resume()
         trainer.train()
     return trainer
+
+
+def _take(run: Path, resume: bool, stack: contextlib.ExitStack) -> None:
+    """Takes the directory of a run until `stack` is closed."""
+    open_run(run, resume)
+    stack.enter_context(_locked(run))
+    open_run(run, resume)  # again: another process may have trained here just before
+
+
+def _watched(held_out: Corpus | None, shape: RowShape, patcher: Patcher | None) -> list[Batch]:
+    return [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
 
 
 @contextlib.contextmanager
@@ -128,60 +149,39 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def new_entropy_model(preset: str, seed: int) -> EntropyModel:
-    """An untrained entropy model with weights that depend on `seed` alone."""
+def new_entropy_model(preset: str, seed: int, device: str | torch.device = "cpu") -> EntropyModel:
+    """An untrained entropy model on `device`, with weights that depend on `seed` alone."""
     with seeded(seed):
-        return EntropyModel(EntropyModelConfig.preset(preset))
+        return EntropyModel(EntropyModelConfig.preset(preset)).to(device)
 
 
-def new_blt(preset: str, seed: int) -> BLT:
-    """An untrained BLT with weights that depend on `seed` alone."""
+def new_blt(preset: str, seed: int, device: str | torch.device = "cpu") -> BLT:
+    """An untrained BLT on `device`, with weights that depend on `seed` alone."""
     with seeded(seed):
-        return BLT(BLTConfig.preset(preset))
+        return BLT(BLTConfig.preset(preset)).to(device)
 
 
-def entropy_patcher(
-    model: EntropyModel,
-    train: Corpus,
-    *,
-    threshold: float | None,
-    patch_size: float,
-    seed: int,
-    rule: str = "threshold",
-    delta: float | None = None,
-    max_patch_length: int | None = None,
-    calibration_bytes: int = 1 << 20,
-) -> Patcher:
-    """A patcher by entropy; without a threshold, the one that gives patches of `patch_size` bytes on the
-    first `calibration_bytes` of `train`."""
-    model.eval()
-    # Made before the threshold is known, so that a wrong argument is found before text is read.
-    config = PatcherConfig(
-        rule=rule,
-        threshold=0.0 if threshold is None else threshold,
-        delta=delta,
-        max_patch_length=max_patch_length,
-    )
-    if threshold is None:
-        shape = RowShape(CALIBRATION_ROW, CALIBRATION_ROW)
-        batches = shape.batches(DocumentStream(train, seed=seed, epochs=1), open_documents=1)
-        threshold = calibrate(
-            model,
-            batches,
-            patch_size,
-            num_bytes=calibration_bytes,
-            rule=rule,
-            delta=delta,
-            max_patch_length=max_patch_length,
-        )
-    return Patcher(dataclasses.replace(config, threshold=threshold), model)
+def empty_model(state: dict[str, Any], device: torch.device) -> EntropyModel | BLT:
+    """A model of the shape in the state of a checkpoint, whose weights are still to be read."""
+    with torch.device("meta"):
+        model = model_like(state)
+    return model.to_empty(device=device)
 
 
-def split(corpus: Corpus, holdout_bytes: int | None, seed: int) -> tuple[Corpus, Corpus]:
-    """(training, held-out): at least `holdout_bytes`, by default 1 MiB, or a tenth of the files where that is less."""
+def split(corpus: Corpus, holdout_bytes: int | None, seed: int) -> tuple[Corpus, Corpus, Corpus]:
+    """(training, calibration, held-out).
+
+    The calibration text is the same for every seed and size of the held-out text, see `set_apart`. No model is trained
+    on it, neither the entropy model nor, to keep one division for both, the BLT.
+
+    Args:
+        holdout_bytes: to hold out, at least; by default 1 MiB, or a tenth of the files where that is less.
+    """
     if holdout_bytes is None:
         holdout_bytes = max(1, min(1 << 20, sum(file.size for file in corpus.files) // 10))
-    return split_corpus(corpus, holdout_bytes, seed=seed)
+    rest, calibration = set_apart(corpus)
+    train, held_out = split_corpus(rest, holdout_bytes, seed=seed)
+    return train, calibration, held_out
 
 
 def without_metrics(corpus: Corpus, given: Sequence[Path], run: Path | None) -> Corpus:

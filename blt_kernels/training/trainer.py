@@ -9,14 +9,14 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .._checks import check_bool, check_int, fail_type
 from .._files import atomic_path, naming
-from ..data import Batch, CorpusError, PackedBatches
+from ..data import Batch, CorpusError
 from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
 from ..model.loss import bits_per_byte
 from .checkpoint import (
@@ -29,10 +29,15 @@ from .checkpoint import (
     remove_partial,
     save_checkpoint,
 )
+from .lanes import Lanes
 from .optim import OptimConfig, Optimizers
 from .patcher import Patcher
 from .prefetch import prefetch
+from .ranks import from_all, from_first, is_first, lanes_of_rank, sum_over_ranks
 from .step import training_step
+
+if TYPE_CHECKING:
+    from .sharding import Sharding
 
 METRICS_FILE = "metrics.jsonl"
 MAX_STEPS = 99_999_999  # the name of a checkpoint has eight digits
@@ -51,6 +56,7 @@ class TrainConfig:
         eval_every: steps between evaluations of the held-out text (and one at the end).
         checkpoint_every: steps between checkpoints (and one at the end).
         seed: of the initial weights and the order of documents, an int64.
+        lanes: G, batches of a step, each of a loader of its own; see Lanes. The mean loss is over all of them.
     """
 
     steps: int
@@ -60,10 +66,11 @@ class TrainConfig:
     eval_every: int = 500
     checkpoint_every: int = 500
     seed: int = 0
+    lanes: int = 1
 
     def __post_init__(self) -> None:
         check_int("TrainConfig", "steps", self.steps, 1, MAX_STEPS)
-        for name in ("log_every", "eval_every", "checkpoint_every"):
+        for name in ("log_every", "eval_every", "checkpoint_every", "lanes"):
             check_int("TrainConfig", name, getattr(self, name), 1)
         check_int("TrainConfig", "seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         if not isinstance(self.optim, OptimConfig):
@@ -76,19 +83,20 @@ class Trainer:
 
     Args:
         model: an EntropyModel or a BLT.
-        batches: the loader; its state goes into every checkpoint.
+        lanes: the loaders of the lanes, as many as `config` says; their states go into every checkpoint.
         config: see TrainConfig.
         run: directory for `metrics.jsonl` and checkpoints.
         patcher: saved with a BLT, so that a checkpoint is all that evaluation needs.
-        evaluate: called with the model; returns figures for the metrics, such as held-out bits per byte.
-        on_step: called with each line of metrics (a progress bar).
+        evaluate: called with the model, on all ranks; returns figures for the metrics, such as held-out bits per byte.
+        on_step: called with each line of metrics (a progress bar), on rank 0.
         notes: JSON-able facts to keep with every checkpoint.
+        sharding: how the model is divided among ranks; None: this process has all of it.
     """
 
     def __init__(
         self,
         model: EntropyModel | BLT,
-        batches: PackedBatches,
+        lanes: Lanes,
         config: TrainConfig,
         run: Path,
         *,
@@ -96,10 +104,13 @@ class Trainer:
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
         on_step: Callable[[dict[str, Any]], None] = lambda metrics: None,
         notes: dict[str, Any] | None = None,
+        sharding: Sharding | None = None,
     ):
-        self.model, self.batches, self.config, self.run, self.patcher = model, batches, config, Path(run), patcher
+        self.model, self.lanes, self.config, self.run, self.patcher = model, lanes, config, Path(run), patcher
         self.evaluate, self.on_step, self.notes = evaluate, on_step, notes or {}
-        self.optimizers = Optimizers(model, config.optim, config.steps)
+        self.sharding = sharding
+        self.optimizers = Optimizers(model, config.optim, config.steps, sharding)
+        self._parameters = dict(model.named_parameters())
         self.step = 0
         self.bytes_seen = 0
         self.seconds = 0.0
@@ -107,32 +118,48 @@ class Trainer:
     def resume(self) -> bool:
         """Continues from the newest checkpoint of the run; False, and from the start, where there is none yet.
 
+        The checkpoint may be of any number of ranks.
+
         Raises:
             CheckpointError: it is damaged, or was made with another model, other settings or other text; names each
                 setting that differs.
         """
-        remove_partial(self.run)
-        if not list_checkpoints(self.run):
-            _truncate_metrics(self.run / METRICS_FILE, 0)
+        path = from_first(self._newest)
+        if path is None:
             return False
-        path = latest_checkpoint(self.run)
-        tensors, state, step = load_checkpoint(path)
+        tensors, state, step = load_checkpoint(path, read=None if self.sharding is None else self._read)
         with reading(path / STATE_FILE, passing=(CorpusError,)):
             _refuse_changes(path, "model", state["model"], self.model.config.to_dict())
             _refuse_changes(path, "training", _decisive(state["train"]), _decisive(dataclasses.asdict(self.config)))
-            _refuse_changes(path, "row", state["batches"]["settings"], self.batches.state_dict()["settings"])
-            corpus = self.batches.documents.corpus
-            if state["batches"]["documents"]["corpus"] != corpus.fingerprint():
+            states = state["lanes"]
+            _refuse_changes(path, "row", states[0]["settings"], self.lanes.state_dict()[0]["settings"])
+            corpus = self.lanes.loaders[0].documents.corpus
+            if states[0]["documents"]["corpus"] != corpus.fingerprint():
                 raise CheckpointError(
                     f"{path}: the run was trained on other text than {corpus.origin}: the files, their sizes, the part "
                     "that is held out or the way they are read differ"
                 )
             _load_weights(self.model, tensors["model"], path)
             self.optimizers.load_state_dict(tensors.get("optimizer", {}), state["optimizer"])
-            self.batches.load_state_dict(state["batches"])
+            self.lanes.load_state_dict([states[lane] for lane in lanes_of_rank(self.config.lanes)])
             self.step, self.bytes_seen, self.seconds = step, state["bytes_seen"], state["seconds"]
-        _truncate_metrics(self.run / METRICS_FILE, step)
+        from_first(lambda: _truncate_metrics(self.run / METRICS_FILE, step))
         return True
+
+    def _newest(self) -> Path | None:
+        """The newest checkpoint of the run, or None. What was written without one is dropped."""
+        remove_partial(self.run)
+        if list_checkpoints(self.run):
+            return latest_checkpoint(self.run)
+        _truncate_metrics(self.run / METRICS_FILE, 0)
+        return None
+
+    def _read(self, file: Path) -> dict[str, torch.Tensor]:
+        """This rank's part of the tensors in a file of a checkpoint."""
+        assert self.sharding is not None
+        owners: dict[str, Callable[[str], nn.Parameter | None]]
+        owners = {"model": self._parameters.get, "optimizer": self.optimizers.owner}
+        return self.sharding.read(file, owners.get(file.stem, lambda name: None))
 
     def train(self) -> None:
         """Trains until `config.steps`, writing metrics and checkpoints.
@@ -143,20 +170,22 @@ class Trainer:
         """
         if self.step >= self.config.steps:
             return
-        self.run.mkdir(parents=True, exist_ok=True)
+        if is_first():
+            self.run.mkdir(parents=True, exist_ok=True)
         device = next(self.model.parameters()).device
         self.model.train()
-        with contextlib.closing(prefetch(self.batches, ahead=device.type != "cpu")) as batches:
+        with contextlib.closing(prefetch(self.lanes, ahead=device.type != "cpu")) as steps:
             begin = time.perf_counter()
-            for batch, position in batches:
-                metrics = self._step(batch, begin)
+            for batches, position in steps:
+                metrics = self._step(batches, begin)
                 last = self.step == self.config.steps
                 evaluate = self.evaluate is not None and (last or self.step % self.config.eval_every == 0)
                 if evaluate:
                     metrics |= self._evaluate()
-                if last or evaluate or self.step % self.config.log_every == 0:
-                    self._log(metrics)
-                self.on_step(metrics)
+                if is_first():
+                    if last or evaluate or self.step % self.config.log_every == 0:
+                        self._log(metrics)
+                    self.on_step(metrics)
                 if last or self.step % self.config.checkpoint_every == 0:
                     self._save(position)
                 if last:
@@ -164,32 +193,35 @@ class Trainer:
                 begin = time.perf_counter()
         raise ValueError(f"train: the corpus ended at step {self.step} of {self.config.steps}")
 
-    def _step(self, batch: Batch, begin: float) -> dict[str, Any]:
-        """`begin`: when the wait for the batch began, so that seconds hold what the loader cost."""
+    def _step(self, batches: list[Batch], begin: float) -> dict[str, Any]:
+        """`begin`: when the wait for the batches began, so that seconds hold what the loader cost."""
         rate = self.optimizers.learning_rate
-        loss, norm = training_step(self.model, batch, self.optimizers, autocast=self.config.autocast)
+        loss, norm = training_step(self.model, batches, self.optimizers, autocast=self.config.autocast)
         mean = loss.mean.item()
         if not (math.isfinite(mean) and math.isfinite(norm.item())):
             raise FloatingPointError(
                 f"train: step {self.step + 1}: expected a finite loss and gradient norm, got {mean} and {norm.item()}; "
                 "a lower learning rate may help"
             )
+        num_bytes, num_tokens, num_patches = sum_over_ranks(
+            [sum(getattr(batch, name) for batch in batches) for name in ("num_bytes", "num_tokens", "num_patches")]
+        )
         seconds = time.perf_counter() - begin
         self.step += 1
-        self.bytes_seen += batch.num_bytes
+        self.bytes_seen += num_bytes
         self.seconds += seconds
         metrics = {
             "step": self.step,
             "bytes": self.bytes_seen,
             "seconds": round(self.seconds, 3),
             "loss": mean,
-            "bits_per_byte": bits_per_byte(loss.text_total.item(), max(1, batch.num_bytes)),
+            "bits_per_byte": bits_per_byte(loss.text_total.item(), max(1, num_bytes)),
             "learning_rate": rate,
             "gradient_norm": norm.item(),
-            "bytes_per_second": batch.num_bytes / seconds,
+            "bytes_per_second": num_bytes / seconds,
         }
-        if batch.patch_lengths is not None:
-            metrics["bytes_per_patch"] = batch.num_tokens / max(1, batch.num_patches)
+        if batches[0].patch_lengths is not None:
+            metrics["bytes_per_patch"] = num_tokens / max(1, num_patches)
         return metrics
 
     def _log(self, metrics: dict[str, Any]) -> None:
@@ -201,14 +233,23 @@ class Trainer:
         assert self.evaluate is not None
         self.model.eval()
         try:
-            with torch.inference_mode():
+            with torch.no_grad():  # inference mode would leave FSDP tensors that cannot be trained with
                 return self.evaluate(self.model)
         finally:
             self.model.train()
 
-    def _save(self, position: dict[str, Any]) -> None:
+    def _save(self, position: list[dict[str, Any]]) -> None:
+        model_tensors = self.model.state_dict()
         optimizer_tensors, optimizer_state = self.optimizers.state_dict()
-        groups = {"model": self.model.state_dict(), "optimizer": optimizer_tensors}
+        if self.sharding is not None:
+            model_tensors = {
+                name: self.sharding.to_save(self._parameters[name], tensor) for name, tensor in model_tensors.items()
+            }
+            optimizer_tensors = {
+                name: self.sharding.to_save(self.optimizers.owner(name), tensor)
+                for name, tensor in optimizer_tensors.items()
+            }
+        groups = {"model": model_tensors, "optimizer": optimizer_tensors}
         patcher = None
         if self.patcher is not None:
             patcher = self.patcher.state()
@@ -218,7 +259,7 @@ class Trainer:
             "model": self.model.config.to_dict(),
             "train": dataclasses.asdict(self.config),
             "optimizer": optimizer_state,
-            "batches": position,
+            "lanes": [state for states in from_all(position) for state in states],
             "patcher": patcher,
             "bytes_seen": self.bytes_seen,
             "seconds": self.seconds,
@@ -227,8 +268,22 @@ class Trainer:
         save_checkpoint(self.run, self.step, groups, state)
 
 
-def load_model(path: Path) -> tuple[EntropyModel | BLT, Patcher | None, dict[str, Any]]:
-    """A model from a checkpoint, or from the newest one of a run, in eval mode on the CPU.
+def load_patcher(path: Path, device: str | torch.device = "cpu") -> tuple[Patcher | None, dict[str, Any]]:
+    """What `load_model` returns besides the model, which is not read.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = latest_checkpoint(Path(path))
+    tensors, state, _ = load_checkpoint(path, groups=("entropy_model",))
+    with reading(path / STATE_FILE):
+        return _patcher_of(tensors, state, device), state
+
+
+def load_model(
+    path: Path, device: str | torch.device = "cpu"
+) -> tuple[EntropyModel | BLT, Patcher | None, dict[str, Any]]:
+    """A model from a checkpoint, or from the newest one of a run, in eval mode on `device`, its patcher too.
 
     Returns:
         The model; for a BLT the patcher it was trained with, else None; the state that was saved with them.
@@ -239,21 +294,29 @@ def load_model(path: Path) -> tuple[EntropyModel | BLT, Patcher | None, dict[str
     path = latest_checkpoint(Path(path))
     tensors, state, _ = load_checkpoint(path)
     with reading(path / STATE_FILE):
-        model: EntropyModel | BLT
-        if state["kind"] == "blt":
-            model = BLT(BLTConfig.from_dict(state["model"]))
-        else:
-            model = EntropyModel(EntropyModelConfig.from_dict(state["model"]))
-        _load_weights(model, tensors["model"], path)
-        patcher = None
-        if state["patcher"] is not None:
-            patcher = Patcher.from_state(state["patcher"], tensors.get("entropy_model", {}))
-    return model.eval(), patcher, state
+        with torch.device("meta"):  # the weights that were read become the model's, without a copy
+            model = model_like(state)
+        _load_weights(model, tensors["model"], path, assign=True)
+        patcher = _patcher_of(tensors, state, device)
+    return model.eval().to(device), patcher, state
 
 
-def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+def _patcher_of(tensors: dict[str, Any], state: dict[str, Any], device: str | torch.device) -> Patcher | None:
+    if state["patcher"] is None:
+        return None
+    return Patcher.from_state(state["patcher"], tensors.get("entropy_model", {})).to(device)
+
+
+def model_like(state: dict[str, Any]) -> EntropyModel | BLT:
+    """An untrained model of the shape in the state of a checkpoint."""
+    if state["kind"] == "blt":
+        return BLT(BLTConfig.from_dict(state["model"]))
+    return EntropyModel(EntropyModelConfig.from_dict(state["model"]))
+
+
+def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path, *, assign: bool = False) -> None:
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         raise CheckpointError(f"{path / 'model.safetensors'}: does not fit the model: {error}") from error
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -81,11 +82,10 @@ def test_a_report_that_is_stopped_stops_its_step(tmp_path):
     assert not alive.exists()
 
 
-def test_every_step_has_a_name_and_its_files_are_few():
+def test_every_step_has_a_name_and_a_file_of_its_own():
     made = gpu.steps(Path("out"), dry=True)
     assert tuple(made) == gpu.STEPS
     assert {step.result.name for step in made.values() if step.result} == {f"{op}.json" for op in OPS}
-    assert len(OPS) + 1 <= 8  # files that a lent machine gives back, the report among them
 
 
 def test_what_a_gpu_gets_differs_from_the_rehearsal_only_in_where_it_runs(monkeypatch):
@@ -126,7 +126,8 @@ def test_compute_sanitizer_is_found_beside_nvcc_and_looks_at_our_kernels_alone(t
 def test_the_whole_report_rehearsed(tmp_path):
     """Every kind of step once. `make gpu-report DRY=1` walks through all of them."""
     command = [sys.executable, "-m", "benchmarks", "gpu", "--dry", "--commit", "abc", "--out", str(tmp_path)]
-    command += ["--steps", "tests", "linear_entropy", "racecheck"]
+    archive = tmp_path / "report.tar.gz"
+    command += ["--steps", "tests", "linear_entropy", "racecheck", "--archive", str(archive)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.glob("*/gpu_report.json")
@@ -138,6 +139,9 @@ def test_the_whole_report_rehearsed(tmp_path):
     assert report["commit"] == "abc" and report["dry"]
     files = sorted(file.name for file in path.parent.iterdir())
     assert files == ["gpu_report.json", "linear_entropy.json"]
+    with tarfile.open(archive) as packed:
+        members = {name: packed.extractfile(f"{path.parent.name}/{name}") for name in files}
+        assert all(member.read() == (path.parent / name).read_bytes() for name, member in members.items())
     result = json.loads((path.parent / "linear_entropy.json").read_text())
     assert result["commit"] == "abc" and result["tiny"] and result["dtype"] == "bfloat16"
 
@@ -155,6 +159,11 @@ def test_gpu_report_needs_a_gpu():
 
 def test_a_failed_build_leaves_a_report(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "build", lambda architecture, dry: python("import sys; print('no nvcc'); sys.exit(1)"))
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)  # of this process too
+    with pytest.raises(RuntimeError, match=r"the build failed"):
+        gpu.main(["--dry", "--out", str(tmp_path / "out"), "--archive", str(tmp_path / "packed" / "report.tar.gz")])
+    with tarfile.open(tmp_path / "packed" / "report.tar.gz") as packed:
+        assert any(name.endswith("/gpu_report.json") for name in packed.getnames())
     with pytest.raises(RuntimeError, match=r"the build failed, .*gpu_report\.json has its output: exit 1, .*: no nvcc"):
         gpu.make_report(tmp_path, None, None, dry=True)
     (path,) = tmp_path.glob("*/gpu_report.json")
@@ -227,12 +236,12 @@ def test_a_commit_can_be_named_where_there_is_no_git(monkeypatch):
 
 
 def test_make_passes_its_variables_on():
-    variables = ("COMMIT=abc", "STEPS=tests patch_pool", "LIBRARY=a/b.so", "DRY=1")
+    variables = ("COMMIT=abc", "STEPS=tests patch_pool", "LIBRARY=a/b.so", "ARCHIVE=c.tar.gz", "DRY=1")
     # A make under another one, as in `make test`, would say which directory it enters.
     command = ["make", "--dry-run", "--no-print-directory", "gpu-report", *variables]
     plan = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     words = plan.replace("\\\n", " ").replace("'", "").split()
     assert words[3:] == [
         *("gpu", "--out", "runs/bench", "--commit", "abc", "--steps", "tests", "patch_pool"),
-        *("--library", "a/b.so", "--dry"),
+        *("--library", "a/b.so", "--archive", "c.tar.gz", "--dry"),
     ]

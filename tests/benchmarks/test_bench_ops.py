@@ -18,7 +18,7 @@ from kernel_results import kernel_result
 
 from benchmarks import timing
 from benchmarks.machine import describe_machine, device_slug
-from benchmarks.ops import OPS, cross_attention, hash_ngram_embedding
+from benchmarks.ops import OPS, cross_attention, hash_ngram_embedding, rowwise_adagrad_update
 from benchmarks.ops.cases import Case, Setting, assert_close, in_report
 from benchmarks.ops.measure import Options, measure, run
 from benchmarks.ops.patches import KINDS, patch_lengths, text_entropies, text_tokens
@@ -114,8 +114,9 @@ def test_variants_of_every_op_agree(op, tiny, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda fn, **options: fn)  # the eager form is the same function
     monkeypatch.setattr(Setting, "sizes", lambda self: (256,))
     monkeypatch.setattr(Setting, "headline_bytes", 256)
-    shape = (128, 32, 1000)
-    monkeypatch.setattr(hash_ngram_embedding, "HEADLINE_SHAPE", {"cpu": shape, "tiny": shape})
+    shape = (1000, 32, 1000)
+    for sized in (hash_ngram_embedding, rowwise_adagrad_update):
+        monkeypatch.setattr(sized, "HEADLINE_SHAPE", {"cpu": shape, "tiny": shape})
     torch.manual_seed(0)
     names, headlines = [], {}
     module = importlib.import_module(f"benchmarks.ops.{op}")
@@ -132,7 +133,7 @@ def test_variants_of_every_op_agree(op, tiny, monkeypatch):
 
 def named(*args) -> Iterator[Case]:
     """Stands for `cases_of`, and builds nothing."""
-    for name in ("forward", "backward", "forward with base", "forward and backward, sparse gradient"):
+    for name in ("forward", "backward", "forward with base", "forward and backward, sparse gradient", "update"):
         yield Case(name, {}, {}, 0)
 
 

@@ -66,7 +66,7 @@ def without(key: str) -> dict:
 def test_an_op_without_a_headline_case_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="patch_pool: its result has no headline case in the measuring environment"):
         tables.kernel_table({"patch_pool": without("headline")})
-    with pytest.raises(ValueError, match="patch_pool: its result has no case of the sweep over bytes of text"):
+    with pytest.raises(ValueError, match="patch_pool: its result has no case of the sweep over sizes"):
         tables.growth_table({"patch_pool": without("sweep")})
     with pytest.raises(ValueError, match="expected one of 'results', 'readme', 'top', got 'nowhere'"):
         tables.kernel_table({"patch_pool": kernel_result({"ours": 1.0, "copy": 0.5}, headline="nowhere")})

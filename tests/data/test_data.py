@@ -96,8 +96,8 @@ def test_parquet(tmp_path, options):
     write_parquet(tmp_path / "a.parquet", TEXTS, **options)
     corpus = Corpus(tmp_path)
     assert list(corpus) == [text.encode() for text in TEXTS if text]
-    for cursor, _ in list(corpus.read(0)):
-        rest = [document for _, documents in corpus.read(0, cursor) for document in documents]
+    for cursor, _, _ in list(corpus.read(0)):
+        rest = [document for _, documents, _ in corpus.read(0, cursor) for document in documents]
         assert rest == [text.encode() for text in TEXTS[cursor:] if text]
 
 
@@ -119,7 +119,7 @@ def test_pieces_join_to_the_document(tmp_path, text, limit, suffix):
         path.write_bytes(compress(raw, path.suffix.removeprefix(".txt")))
     corpus = Corpus(path, max_document_bytes=limit)
     steps = list(corpus.read(0))
-    pieces = [piece for _, documents in steps for piece in documents]
+    pieces = [piece for _, documents, _ in steps for piece in documents]
     assert b"".join(pieces) == raw
     assert all(0 < len(piece) <= limit for piece in pieces)
     for piece in pieces:
@@ -127,9 +127,9 @@ def test_pieces_join_to_the_document(tmp_path, text, limit, suffix):
     for before, piece in pairwise(pieces):
         first_line = piece[: piece.find(b"\n") + 1] or piece
         assert before.endswith(b"\n") or b"\n" not in before + first_line or len(before + first_line) > limit
-    for cursor, _ in steps:  # reading can be taken up at each cursor
-        rest = [piece for at, documents in corpus.read(0, cursor) for piece in documents]
-        assert rest == [piece for at, documents in steps if at > cursor for piece in documents]
+    for cursor, _, _ in steps:  # reading can be taken up at each cursor
+        rest = [piece for at, documents, _ in corpus.read(0, cursor) for piece in documents]
+        assert rest == [piece for at, documents, _ in steps if at > cursor for piece in documents]
 
 
 def test_directory_order_patterns_and_duplicates(tmp_path):
@@ -390,23 +390,61 @@ def test_order_never_changes(tmp_path):
     for name in "xyz":
         (tmp_path / f"{name}.txt").write_text(name)
     stream = DocumentStream(Corpus(tmp_path), seed=3, epochs=2, buffer_documents=4)
-    assert b"".join(stream).decode() == "bzacfgdeyhxycbaefdgxhz"
+    assert b"".join(stream).decode() == "bzacfgdexhyadcbfgehzyx"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+def test_every_part_of_an_epoch_is_of_all_files(tmp_path, suffix):
+    """Files last until the end of the epoch, in proportion to their sizes, though they differ in size by 8."""
+    sizes = {"a": 4000, "b": 2000, "c": 1000, "d": 500}
+    digits = np.random.default_rng(0).integers(0, 10, (4000, 60)).astype("U1")  # hardly compressible
+    for name, size in sizes.items():
+        lines = json_lines([name + "".join(row) for row in digits[:size]])
+        (tmp_path / f"{name}.jsonl{suffix}").write_bytes(compress(lines, suffix))
+    names = "".join(chr(document[0]) for document in DocumentStream(Corpus(tmp_path), seed=2, epochs=1))
+    parts = [names[i : i + 750] for i in range(0, 7500, 750)]
+    for name, size in sizes.items():
+        expected = size / 10
+        counts = [part.count(name) for part in parts]
+        assert max(abs(count - expected) for count in counts) < 5 * expected**0.5 + 30, (name, counts)
+
+
+def test_open_files_bound_the_mixture(tmp_path):
+    """Two files are open at a time: a third one begins where one of them has ended, and none is left out."""
+    for name in "abcde":
+        (tmp_path / f"{name}.jsonl").write_bytes(json_lines([name] * 100))
+    stream = DocumentStream(Corpus(tmp_path), epochs=1, open_files=2, buffer_documents=1)
+    names = b"".join(stream).decode()
+    assert sorted(names) == sorted("abcde" * 100)
+    spans = [(names.index(name), names.rindex(name)) for name in "abcde"]
+    assert max(sum(begin <= at <= end for begin, end in spans) for at in range(500)) == 2
+
+
+@pytest.mark.parametrize("limit", [9, 64])
+def test_documents_are_fetched_by_address(mixed, limit):
+    corpus = mixed.with_files(mixed.files, max_document_bytes=limit)
+    stream = DocumentStream(corpus, seed=3, epochs=1)
+    found = [(stream.address, document) for document in stream]
+    assert len(dict(found)) == len(found)
+    assert corpus.fetch(address for address, _ in found[::3]) == dict(found[::3])
+    address, document = found[0]
+    assert corpus.fetch([address._replace(piece=99), address]) == {address: document}
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_shards_divide_the_documents(mixed, documents_of_mixed, shuffle):
-    shards = [list(DocumentStream(mixed, epochs=1, shuffle=shuffle, rank=r, world_size=3)) for r in range(3)]
-    assert sorted(chain(*shards)) == sorted(documents_of_mixed)
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+def test_lanes_divide_the_documents(mixed, documents_of_mixed, shuffle):
+    lanes = [list(DocumentStream(mixed, epochs=1, shuffle=shuffle, lane=lane, lanes=3)) for lane in range(3)]
+    assert sorted(chain(*lanes)) == sorted(documents_of_mixed)
+    assert max(map(len, lanes)) - min(map(len, lanes)) <= 1
     if not shuffle:
-        assert shards[1] == documents_of_mixed[1::3]
+        assert lanes[1] == documents_of_mixed[1::3]
 
 
-def test_a_rank_without_documents_is_told(tmp_path):
+def test_a_lane_without_documents_is_told(tmp_path):
     (tmp_path / "a.txt").write_text("only one")
-    assert next(DocumentStream(Corpus(tmp_path), rank=0, world_size=2)) == b"only one"
-    with pytest.raises(CorpusError, match=r"world_size: expected at most 1, the documents of .*, got 2: rank 1 would"):
-        next(DocumentStream(Corpus(tmp_path), rank=1, world_size=2))
+    assert next(DocumentStream(Corpus(tmp_path), lane=0, lanes=2)) == b"only one"
+    with pytest.raises(CorpusError, match=r"lanes: expected at most 1, the documents of .*, got 2: lane 1 would"):
+        next(DocumentStream(Corpus(tmp_path), lane=1, lanes=2))
 
 
 @slow_ok
@@ -416,11 +454,13 @@ def test_a_rank_without_documents_is_told(tmp_path):
     shuffle=st.booleans(),
     buffer=st.sampled_from([1, 5, 1000]),
     buffer_bytes=st.sampled_from([1, 300, 1 << 20]),
-    world=st.integers(1, 3),
+    lanes=st.integers(1, 3),
+    open_files=st.integers(1, 6),
 )
-def test_documents_resume_exactly(mixed, taken, seed, shuffle, buffer, buffer_bytes, world):
+def test_documents_resume_exactly(mixed, taken, seed, shuffle, buffer, buffer_bytes, lanes, open_files):
     def stream():
-        options = {"buffer_documents": buffer, "buffer_bytes": buffer_bytes, "rank": world - 1, "world_size": world}
+        options = {"buffer_documents": buffer, "buffer_bytes": buffer_bytes, "open_files": open_files}
+        options |= {"lane": lanes - 1, "lanes": lanes}
         return DocumentStream(mixed, seed=seed, shuffle=shuffle, epochs=2, **options)
 
     whole, first = list(stream()), stream()
@@ -438,12 +478,15 @@ def test_state_of_something_else_is_refused(tmp_path, mixed):
     state = DocumentStream(mixed, seed=1).state_dict()
     for name, other in [
         ("seed", DocumentStream(mixed, seed=2)),
-        ("world_size", DocumentStream(mixed, seed=1, world_size=2)),
+        ("lanes", DocumentStream(mixed, seed=1, lanes=2)),
         ("buffer_bytes", DocumentStream(mixed, seed=1, buffer_bytes=1)),
+        ("open_files", DocumentStream(mixed, seed=1, open_files=2)),
         ("corpus", DocumentStream(split_corpus(mixed, 10)[0], seed=1)),
     ]:
         with pytest.raises(ValueError, match=f"load_state_dict: {name}: expected"):
             other.load_state_dict(state)
+    with pytest.raises(ValueError, match="load_state_dict: version: expected 3, got 2"):
+        DocumentStream(mixed, seed=1).load_state_dict({**state, "version": 2})
     with pytest.raises(ValueError, match=r"emitted: expected at most .* the corpus has changed"):
         DocumentStream(mixed, seed=1).load_state_dict({**state, "emitted": 10_000})
 
@@ -460,8 +503,9 @@ def test_a_failed_block_fails_again(tmp_path):
     ("options", "error"),
     [
         ({"epochs": 0}, ValueError),
-        ({"rank": 2, "world_size": 2}, ValueError),
+        ({"lane": 2, "lanes": 2}, ValueError),
         ({"buffer_documents": 0}, ValueError),
+        ({"open_files": 0}, ValueError),
         ({"seed": "x"}, TypeError),
     ],
 )
@@ -504,6 +548,29 @@ def test_split_takes_a_share_of_each_file(tmp_path):
 
 def test_split_depends_on_the_seed(mixed):
     assert len({split_corpus(mixed, 1, seed=seed)[1].files[0].name for seed in range(20)}) > 2
+
+
+def test_split_of_a_corpus_that_has_grown(tmp_path):
+    """What was for training before is not held out now, wherever the new files stand in the order."""
+    for i in range(40):
+        (tmp_path / f"b{i:02}.txt").write_text(f"{i}" * 100)
+    before = {file.name for file in split_corpus(Corpus(tmp_path), 900)[1].files}
+    for i in range(40):
+        (tmp_path / f"{'abc'[i % 3]}-new{i}.txt").write_text(f"{i}" * 100)
+    after = {file.name for file in split_corpus(Corpus(tmp_path), 900)[1].files}
+    assert {name for name in after if "new" not in name} < before
+
+
+def test_split_takes_many_short_files_rather_than_a_long_one(tmp_path):
+    for i in range(400):
+        (tmp_path / f"short{i:03}.txt").write_text("x" * 100)
+    for i in range(20):
+        (tmp_path / f"long{i:02}.txt").write_text("y" * 5000)
+    for seed in range(5):
+        held = split_corpus(Corpus(tmp_path), 10_000, seed=seed)[1]
+        assert [file.name[:5] for file in held.files] == ["short"] * 100
+        held = split_corpus(Corpus(tmp_path), 30_000, seed=seed)[1]  # there are too few short ones for that
+        assert {file.name[:4] for file in held.files} == {"shor", "long"}
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.zst", "a.parquet"])
@@ -790,8 +857,8 @@ def test_batches_of_a_changed_document(tmp_path):
     fewer = PackedBatches(DocumentStream(Corpus(tmp_path)), 8, 8, segmenter=uneven, row_patches=8, open_documents=2)
     with pytest.raises(ValueError, match="open_documents: expected 2, got 64"):
         fewer.load_state_dict(state)
-    with pytest.raises(ValueError, match="version: expected 4, got 3"):
-        first.load_state_dict({**state, "settings": {**state["settings"], "version": 3}})
+    with pytest.raises(ValueError, match="version: expected 5, got 4"):
+        first.load_state_dict({**state, "settings": {**state["settings"], "version": 4}})
 
 
 def test_a_batch_makes_a_packed_layout(mixed):

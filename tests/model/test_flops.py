@@ -123,6 +123,13 @@ def test_a_frozen_entropy_model_costs_its_forward_pass() -> None:
     assert entropy_model_flops(SMALL_ENTROPY, context_bytes=500).training == pytest.approx(3 * extra)
 
 
+def test_an_entropy_model_without_layers_costs_its_head() -> None:
+    """Tables are lookups: 2 * 64 * 260 FLOPs a byte by every count, where the published model needs 0.22 G."""
+    for count in COUNTS:
+        ledger = entropy_model_flops(EntropyModelConfig.preset("ngram"), context_bytes=8192, count=count)
+        assert ledger.forward == 2 * 64 * 260
+
+
 def test_equal_token_width_is_the_inverse() -> None:
     config = TransformerConfig(768, 12, 12, 2048)  # 8/3 of the width: one count
     for count in ("paper", "inclusive"):
@@ -147,8 +154,13 @@ def even_layout(batch: int, num_bytes: int, capacity: int) -> PatchLayout:
         {"latent": TransformerConfig(64, 2, 2, 128)},  # no projection into the latent width: 2 * 32
         {"slots_per_patch": 3, "ngram_sizes": (), "encoder": TransformerConfig(32, 2, 2, 88)},
         {"decoder": TransformerConfig(32, 3, 2, 80, window=13)},  # blocks of 7, the last one padded
+        {
+            "encoder": TransformerConfig(32, 1, 4, 88, window=16, num_kv_heads=2),
+            "latent": TransformerConfig(48, 3, 6, 128, num_kv_heads=2),
+            "decoder": TransformerConfig(32, 2, 4, 88, window=16, num_kv_heads=1),
+        },
     ],
-    ids=["small", "hash_dim", "equal_width", "no_window", "odd_window"],
+    ids=["small", "hash_dim", "equal_width", "no_window", "odd_window", "grouped_heads"],
 )
 @pytest.mark.parametrize(("batch", "num_bytes", "capacity"), [(2, 100, 25), (1, 97, 41)])
 def test_blt_agrees_with_the_counter(change: dict[str, Any], batch: int, num_bytes: int, capacity: int) -> None:
@@ -171,9 +183,11 @@ def test_empty_slots_count_as_bytes_per_slot() -> None:
     assert counted(lambda: BLT(SMALL)(tokens, layout)) / 120 == pytest.approx(ledger.forward, rel=1e-9)
 
 
-@pytest.mark.parametrize("window", [None, 16, 7, 200])
-def test_entropy_model_agrees_with_the_counter(window: int | None) -> None:
-    config = EntropyModelConfig(dataclasses.replace(SMALL_ENTROPY.transformer, window=window))
+@pytest.mark.parametrize("ngram_sizes", [(), (2, 3)])
+@pytest.mark.parametrize(("layers", "window"), [(2, None), (2, 16), (2, 7), (2, 200), (0, None)])
+def test_entropy_model_agrees_with_the_counter(layers: int, window: int | None, ngram_sizes: tuple[int, ...]) -> None:
+    shape = dataclasses.replace(SMALL_ENTROPY.transformer, num_layers=layers, window=window)
+    config = EntropyModelConfig(shape, ngram_sizes=ngram_sizes, hash_rows=31)
     model, tokens = EntropyModel(config), torch.randint(4, 260, (2, 90))
     ledger = entropy_model_flops(config, context_bytes=90, count="counter")
     for forward in (model, model.entropies):

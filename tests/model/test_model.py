@@ -23,6 +23,7 @@ from blt_kernels.model import (
     TransformerConfig,
     next_byte_loss,
 )
+from blt_kernels.model.config import ENTROPY_PRESETS
 from blt_kernels.model.loss import bits_per_byte
 from blt_kernels.model.transformer import Sequences, attend, plan_attention, rotate
 
@@ -35,6 +36,9 @@ SMALL = BLTConfig(
     sparse_grad=False,
 )
 SMALL_ENTROPY = EntropyModelConfig(TransformerConfig(16, 2, 2, 24, window=6))
+# Without layers, with an n-gram longer than some sequences; and with layers.
+NGRAM_ENTROPY = EntropyModelConfig(TransformerConfig(16, 0, 2, 24), ngram_sizes=(2, 3, 8), hash_rows=31)
+NGRAM_LAYERS_ENTROPY = dataclasses.replace(NGRAM_ENTROPY, transformer=SMALL_ENTROPY.transformer)
 SEQUENCES = (13, 1, 22, 7)  # bytes of the sequences that tests pack and pad
 
 
@@ -45,6 +49,15 @@ def make_blt(config: BLTConfig = SMALL, dtype: torch.dtype = torch.float64) -> B
     if model.encoder_hash_tok_embedding is not None:
         torch.nn.init.normal_(model.encoder_hash_tok_embedding.weight)
     return model
+
+
+def make_entropy_model(config: EntropyModelConfig, dtype: torch.dtype = torch.float32) -> EntropyModel:
+    """A model in which the tables matter too, in eval mode."""
+    torch.manual_seed(0)
+    model = EntropyModel(config).to(dtype)
+    if model.hash_tok_embedding is not None:
+        torch.nn.init.normal_(model.hash_tok_embedding.weight)
+    return model.eval()
 
 
 def make_tokens(*shape: int) -> torch.Tensor:
@@ -119,9 +132,15 @@ def test_config_survives_json(config: BLTConfig) -> None:
     assert BLTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_entropy_config_survives_json() -> None:
-    for config in map(EntropyModelConfig.preset, ("tiny", "100M")):
-        assert EntropyModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+@pytest.mark.parametrize("config", [*ENTROPY_PRESETS.values(), EntropyModelConfig(SMALL.encoder, 99, (2, 5), 7)])
+def test_entropy_config_survives_json(config: EntropyModelConfig) -> None:
+    assert EntropyModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_entropy_config_from_before_there_were_tables() -> None:
+    config = EntropyModelConfig.preset("tiny")
+    old = {"transformer": config.transformer.to_dict(), "vocab_size": config.vocab_size}
+    assert EntropyModelConfig.from_dict(old) == config and config.ngram_sizes == ()
 
 
 @pytest.mark.parametrize(
@@ -129,6 +148,12 @@ def test_entropy_config_survives_json() -> None:
     [
         (lambda: TransformerConfig(0, 1, 1, 8), ValueError, "dim: expected at least 1, got 0"),
         (lambda: TransformerConfig(8, 1.0, 1, 8), TypeError, "num_layers: expected an int, got float"),
+        (lambda: TransformerConfig(8, -1, 1, 8), ValueError, "num_layers: expected at least 0, got -1"),
+        (
+            lambda: dataclasses.replace(SMALL, encoder=TransformerConfig(16, 0, 2, 24)),
+            ValueError,
+            "BLTConfig: encoder.num_layers: expected at least 1, got 0",
+        ),
         (lambda: TransformerConfig(10, 1, 2, 8), ValueError, r"dim: expected a multiple of 2 \* num_heads = 4, got 10"),
         (lambda: TransformerConfig(8, 1, 2, 8, window=0), ValueError, "window: expected at least 1, got 0"),
         (
@@ -137,7 +162,21 @@ def test_entropy_config_survives_json() -> None:
             "norm_eps: expected a finite number above 0",
         ),
         (lambda: TransformerConfig(8, 1, 2, 8, rope_theta="x"), TypeError, "rope_theta: expected a number"),
+        (lambda: TransformerConfig(8, 1, 2, 8, num_kv_heads=0), ValueError, "num_kv_heads: expected at least 1, got 0"),
+        (
+            lambda: TransformerConfig(8, 1, 4, 8, num_kv_heads=3),
+            ValueError,
+            "num_kv_heads: expected a divisor of num_heads = 4, got 3",
+        ),
         (lambda: EntropyModelConfig(None), TypeError, "transformer: expected a TransformerConfig, got NoneType"),
+        (
+            lambda: EntropyModelConfig(SMALL.encoder, ngram_sizes=3),
+            TypeError,
+            "EntropyModelConfig: ngram_sizes: expected",
+        ),
+        (lambda: EntropyModelConfig(SMALL.encoder, ngram_sizes=(0,)), ValueError, "ngram_sizes: expected at least 1"),
+        (lambda: EntropyModelConfig(SMALL.encoder, ngram_sizes=(2,) * 1025), ValueError, "expected at most 1024"),
+        (lambda: EntropyModelConfig(SMALL.encoder, hash_rows=0), ValueError, "hash_rows: expected at least 1, got 0"),
         (lambda: dataclasses.replace(SMALL, latent=7), TypeError, "latent: expected a TransformerConfig, got int"),
         (
             lambda: dataclasses.replace(SMALL, decoder=TransformerConfig(32, 1, 2, 24)),
@@ -160,7 +199,7 @@ def test_entropy_config_survives_json() -> None:
         (lambda: BLTConfig.from_dict(SMALL.to_dict() | {"depth": 3}), ValueError, "depth: expected one of the fields"),
         (lambda: BLTConfig.from_dict({}), ValueError, "BLTConfig: encoder: expected a value"),
         (lambda: BLTConfig.preset("3B"), ValueError, "preset: expected one of 'tiny', '400M', '1B', '7B', got '3B'"),
-        (lambda: EntropyModelConfig.preset("x"), ValueError, "preset: expected one of 'tiny', '100M'"),
+        (lambda: EntropyModelConfig.preset("x"), ValueError, "preset: expected one of 'tiny', 'ngram', '100M'"),
         (lambda: BLTConfig.preset(["1B"]), ValueError, "preset: expected one of 'tiny', '400M', '1B', '7B', got"),
         (lambda: BLT(SMALL_ENTROPY), TypeError, "BLT: config: expected a BLTConfig, got EntropyModelConfig"),
         (lambda: EntropyModel(None), TypeError, "EntropyModel: config: expected an EntropyModelConfig, got NoneType"),
@@ -196,6 +235,20 @@ def test_attention_equals_a_dense_mask(length: int, window: int | None, packed: 
     plan = plan_attention(config, q.flatten(2), None if sequence_ids is None else Sequences(sequence_ids))
     everything = torch.zeros(2, length) if sequence_ids is None else sequence_ids
     torch.testing.assert_close(attend(q, k, v, plan), naive_attention(q, k, v, everything, window))
+
+
+@pytest.mark.parametrize("window", [5, None])
+@pytest.mark.parametrize("packed", [False, True])
+def test_grouped_heads_share_their_keys(window: int | None, packed: bool) -> None:
+    """As copies of the keys and values would: one in turn for each head of a group."""
+    config = TransformerConfig(24, 1, 6, 8, window=window, num_kv_heads=2)
+    assert config.head_dim == 4 and config.kv_dim == 8 and dataclasses.replace(config, num_kv_heads=None).kv_dim == 24
+    q, k, v = torch.randn(1, 20, 6, 4), *torch.randn(2, 1, 20, 2, 4)
+    sequences = Sequences.packed(torch.tensor([0, 7, 7, 18]), 20, None) if packed else None
+    plan = plan_attention(config, q.flatten(2), sequences)
+    assert (plan.packed is not None) == (packed and window is None)
+    copies = (x[:, :, [0, 0, 0, 1, 1, 1]] for x in (k, v))
+    torch.testing.assert_close(attend(q, k, v, plan), attend(q, *copies, plan), rtol=0, atol=0)
 
 
 def test_rotation_is_the_published_one() -> None:
@@ -250,8 +303,9 @@ def pack(rows: list[torch.Tensor], tail: int = 0) -> tuple[torch.Tensor, torch.T
     return torch.cat([*rows, torch.zeros(tail, dtype=torch.int64)])[None], lengths.cumsum(0).int()
 
 
-def test_entropy_model_packed_equals_padded_equals_alone() -> None:
-    model = EntropyModel(SMALL_ENTROPY).double()
+@pytest.mark.parametrize("config", [SMALL_ENTROPY, NGRAM_ENTROPY, NGRAM_LAYERS_ENTROPY])
+def test_entropy_model_packed_equals_padded_equals_alone(config: EntropyModelConfig) -> None:
+    model = make_entropy_model(config, torch.float64)
     rows = [make_tokens(1, n)[0] for n in SEQUENCES]
     tokens, cu_seqlens = pack(rows, tail=5)
     packed = model(tokens, cu_seqlens=cu_seqlens)[0, : sum(SEQUENCES)].split(SEQUENCES)
@@ -262,8 +316,50 @@ def test_entropy_model_packed_equals_padded_equals_alone() -> None:
         torch.testing.assert_close(padded[i, : len(row)], alone)
 
 
-def test_entropies_are_those_of_the_logits() -> None:
-    model = EntropyModel(SMALL_ENTROPY)
+def test_entropies_without_layers_depend_on_the_sequence_alone() -> None:
+    """To the last bit, whatever stands beside it, before it and after it: patches are those of the text."""
+    model = make_entropy_model(NGRAM_ENTROPY)
+    rows = [make_tokens(1, n)[0] for n in SEQUENCES]
+    tokens, cu_seqlens = pack(rows, tail=5)
+    packed = model.entropies(tokens, cu_seqlens=cu_seqlens)[0, : sum(SEQUENCES)].split(SEQUENCES)
+    padded = model.entropies(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
+    left_padded = model.entropies(torch.stack([F.pad(row, (22 - len(row), 0)) for row in rows]))
+    for i, row in enumerate(rows):
+        alone = model.entropies(row[None])[0]
+        for same in (packed[i], padded[i, : len(row)], left_padded[i, 22 - len(row) :]):
+            assert torch.equal(same, alone)
+        for prefix in range(1, len(row)):  # causal, and a loop over bytes gives what one pass gives
+            assert torch.equal(model.entropies(row[None, :prefix])[0], alone[:prefix])
+
+
+def test_ngrams_reach_no_further_than_their_size() -> None:
+    """A byte changes the entropies of the longest n-gram's bytes from its own on, and no others."""
+    model = make_entropy_model(NGRAM_ENTROPY)
+    tokens = make_tokens(1, 40)
+    changed = tokens.clone()
+    changed[0, 11] = (tokens[0, 11] + 50) % 256 + 4
+    differ = (model.entropies(tokens) != model.entropies(changed))[0].nonzero().flatten().tolist()
+    assert differ == list(range(11, 11 + 8))
+    cut = torch.tensor([0, 14, 40], dtype=torch.int32)  # a sequence ends behind the byte
+    packed = (model.entropies(tokens, cu_seqlens=cut) != model.entropies(changed, cu_seqlens=cut))[0]
+    assert packed.nonzero().flatten().tolist() == [11, 12, 13]
+
+
+def test_tables_of_the_entropy_model_have_sparse_gradients() -> None:
+    for config in (NGRAM_ENTROPY, NGRAM_LAYERS_ENTROPY):
+        model = EntropyModel(config)
+        assert not model.hash_tok_embedding.weight.any()  # an n-gram never seen is without effect
+        tokens = make_tokens(2, 40)
+        model.loss(tokens, tokens.roll(-1, 1)).mean.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad.is_sparse == (name == "hash_tok_embedding.weight")
+            assert parameter.grad.to_dense().any(), name
+        assert model.hash_tok_embedding.weight.grad.is_coalesced()
+
+
+@pytest.mark.parametrize("config", [SMALL_ENTROPY, NGRAM_ENTROPY])
+def test_entropies_are_those_of_the_logits(config: EntropyModelConfig) -> None:
+    model = make_entropy_model(config)
     tokens = make_tokens(2, 40)
     entropies = model.entropies(tokens)
     log_p = model(tokens).log_softmax(-1)
@@ -286,9 +382,13 @@ def packed_and_padded(rows: list[torch.Tensor]) -> tuple[tuple, tuple]:
     return (tokens, packed, cu_seqlens), (padded_tokens, padded, None)
 
 
-@pytest.mark.parametrize("hash_dim", [None, 5])
-def test_packed_equals_padded_equals_alone(hash_dim: int | None) -> None:
-    model = make_blt(dataclasses.replace(SMALL, hash_dim=hash_dim))
+@pytest.mark.parametrize(("hash_dim", "num_kv_heads"), [(None, None), (5, 1)])
+def test_packed_equals_padded_equals_alone(hash_dim: int | None, num_kv_heads: int | None) -> None:
+    grouped = {
+        part: dataclasses.replace(getattr(SMALL, part), num_kv_heads=num_kv_heads)
+        for part in ("encoder", "latent", "decoder")
+    }
+    model = make_blt(dataclasses.replace(SMALL, hash_dim=hash_dim, **grouped))
     rows = [make_tokens(1, n)[0] for n in SEQUENCES]
     (tokens, layout, cu_seqlens), (padded_tokens, padded_layout, _) = packed_and_padded(rows)
     packed = model(tokens.int(), layout, cu_seqlens=cu_seqlens)[0, : sum(SEQUENCES)].split(SEQUENCES)
@@ -304,7 +404,8 @@ def test_no_bytes(cu_seqlens: torch.Tensor | None) -> None:
     tokens = torch.zeros(1, 0, dtype=torch.int64)
     layout = PatchLayout.from_starts(tokens.bool(), cu_seqlens=cu_seqlens, capacity=4)
     assert make_blt()(tokens, layout, cu_seqlens=cu_seqlens).shape == (1, 0, 260)
-    assert EntropyModel(SMALL_ENTROPY)(tokens, cu_seqlens=cu_seqlens).shape == (1, 0, 260)
+    for config in (SMALL_ENTROPY, NGRAM_ENTROPY):
+        assert EntropyModel(config)(tokens, cu_seqlens=cu_seqlens).shape == (1, 0, 260)
 
 
 def test_empty_rows_and_empty_sequences() -> None:
@@ -743,7 +844,7 @@ def test_entropy_model_refuses_tokens_outside_the_vocabulary(token):
 
 def train_without_values(device: str) -> None:
     """A training step of both models on tensors that have shapes alone."""
-    model, entropy_model = BLT(dataclasses.replace(SMALL, sparse_grad=True)), EntropyModel(SMALL_ENTROPY)
+    model, entropy_model = BLT(dataclasses.replace(SMALL, sparse_grad=True)), EntropyModel(NGRAM_LAYERS_ENTROPY)
     for batch in (2, 1):
         tokens = torch.zeros(batch, 200, dtype=torch.int64, device=device)
         cu_seqlens = torch.zeros(4, dtype=torch.int32, device=device) if batch == 1 else None

@@ -58,6 +58,8 @@ def test_hash_embedding_errors_name_the_argument(change: dict, error: type[Excep
         ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
         ({"eps": 0.0}, ValueError, "eps: expected a finite number above 0, got 0.0"),
         ({"eps": "small"}, TypeError, "eps: expected a number, got str"),
+        ({"num_kv_heads": 0}, ValueError, "num_kv_heads: expected at least 1, got 0"),
+        ({"num_kv_heads": 3}, ValueError, "num_kv_heads: expected a divisor of num_heads = 2, got 3"),
     ],
 )
 @pytest.mark.parametrize("module", [EncoderCrossAttention, DecoderCrossAttention])
@@ -83,11 +85,11 @@ def test_sparse_gradients_stay_coalesced_in_other_forms_of_the_module(remake, co
 def naive(module, queries: torch.Tensor, context: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Dense attention under the mask seen [B, Lq, Lk]; a query that sees nothing gets 0."""
     queries, context = module.q_norm(queries), module.k_norm(context)
-    heads = module.num_heads
     q, k, v = (
-        projection(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+        projection(x).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
         for projection, x in ((module.q_proj, queries), (module.k_proj, context), (module.v_proj, context))
     )
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))  # a group shares its keys
     scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen[:, None], -torch.inf)
     y = scores.softmax(-1).nan_to_num(0.0) @ v
     return module.o_proj(y.transpose(1, 2).flatten(-2))
@@ -98,22 +100,23 @@ def randomise_norms(module) -> None:
     torch.nn.init.normal_(module.k_norm.weight)
 
 
-@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize(("window", "num_kv_heads"), [(1, None), (2, None), (1, 2), (2, 1)])
 @pytest.mark.parametrize("case", ["typical", "unequal_rows", "trailing_empty"])
-def test_cross_attention_equals_a_dense_mask(case: str, window: int) -> None:
+def test_cross_attention_equals_a_dense_mask(case: str, window: int, num_kv_heads: int | None) -> None:
     layout = make_layout(lengths_of(case))
     batch, num_bytes, slots_per_patch = layout.offsets.shape[0], layout.num_bytes, 3
     x = torch.randn(batch, num_bytes, 8, dtype=torch.float64)
     slots = torch.randn(batch, layout.capacity * slots_per_patch, 8, dtype=torch.float64)
     patch = torch.arange(layout.capacity).repeat_interleave(slots_per_patch)  # patch-major
 
-    encoder = EncoderCrossAttention(8, 2, window=window).double()
+    encoder = EncoderCrossAttention(8, 4, window=window, num_kv_heads=num_kv_heads).double()
+    assert encoder.k_proj.weight.shape == encoder.v_proj.weight.shape == (2 * (num_kv_heads or 4), 8)
     randomise_norms(encoder)
     own, used = layout.patch_ids[:, None], (layout.lengths() > 0)[:, patch, None]
     seen = (own >= 0) & (own <= patch[:, None]) & (own > patch[:, None] - window) & used
     torch.testing.assert_close(encoder(slots, x, layout), naive(encoder, slots, x, seen))
 
-    decoder = DecoderCrossAttention(8, 2, window=window).double()
+    decoder = DecoderCrossAttention(8, 4, window=window, num_kv_heads=num_kv_heads).double()
     randomise_norms(decoder)
     visible = layout.visible_ids[..., None]
     seen = (patch <= visible) & (patch > visible - window) & (visible >= 0)

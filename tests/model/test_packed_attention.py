@@ -10,7 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blt_kernels.model import EntropyModel, EntropyModelConfig, TransformerConfig, packed_attention
+from blt_kernels.layout import PatchLayout
+from blt_kernels.model import (
+    BLT,
+    BLTConfig,
+    EntropyModel,
+    EntropyModelConfig,
+    TransformerConfig,
+    packed_attention,
+    transformer,
+)
 from blt_kernels.model.packed_attention import MOST_SLOTS, Buckets, Varlen, call_varlen, plan_packed
 from blt_kernels.model.transformer import Sequences, attend, plan_attention
 
@@ -146,3 +155,34 @@ def test_varlen_is_causal_in_every_version(argument: str) -> None:
 def test_varlen_of_this_torch_has_one_of_the_two() -> None:
     varlen = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
     assert {"is_causal", "window_size"} & inspect.signature(varlen).parameters.keys()
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("slack", [0, 3])
+def test_a_known_longest_sequence_bounds_the_mask(name: str, slack: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there must be a mask, a window as long as the longest sequence replaces that of all pairs."""
+    sizes, length = ROWS[name]
+    cu_seqlens = cu_of(sizes)
+    operands = tuple(torch.randn(3, 1, length, 2, 16, dtype=torch.float64))
+    monkeypatch.setattr(transformer, "plan_packed", lambda *arguments: None)
+    sequences = Sequences.packed(cu_seqlens, length, max(sizes) + slack)
+    plan = plan_attention(CONFIG, operands[0].flatten(2), sequences)
+    assert (plan.block > 0) == (1.5 * (max(sizes) + slack) < length)
+    got = with_gradients(lambda q, k, v: attend(q, k, v, plan), operands, sum(sizes))
+    # The tail sees only as far as the window reaches, and nothing reads it.
+    expected = with_gradients(lambda q, k, v: dense(q, k, v, cu_seqlens), operands, sum(sizes))
+    torch.testing.assert_close(got[0][:, : sum(sizes)], expected[0][:, : sum(sizes)])
+
+
+def test_sequences_longer_than_promised_are_refused() -> None:
+    model = EntropyModel(EntropyModelConfig(CONFIG)).eval()
+    tokens = torch.randint(4, 260, (1, 10))
+    with pytest.raises(ValueError, match=r"EntropyModel: longest_sequence: expected at least 5, as .* got 4"):
+        model(tokens, cu_seqlens=cu_of([5, 3]), longest_sequence=4)
+    with pytest.raises(ValueError, match=r"EntropyModel: longest_sequence: expected .*>= 1|at least 1"):
+        model(tokens, cu_seqlens=cu_of([5, 3]), longest_sequence=0)
+    layout = PatchLayout.from_lengths(torch.tensor([[2, 2, 1, 3]]), 10, cu_seqlens=cu_of([5, 3]))
+    with pytest.raises(ValueError, match=r"BLT: longest_patches: expected at least 3, as .* got 2"):
+        BLT(BLTConfig(CONFIG, CONFIG, CONFIG, hash_rows=7))(
+            tokens, layout, cu_seqlens=cu_of([5, 3]), longest_sequence=5, longest_patches=2
+        )

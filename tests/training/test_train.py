@@ -19,15 +19,22 @@ import pytest
 import torch
 
 from blt_kernels.cli.demo import documents_seen
-from blt_kernels.data import Corpus, DocumentStream, PackedBatches, encode, split_corpus
+from blt_kernels.data import Corpus, DocumentStream, PackedBatches, encode
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
 from blt_kernels.training.checkpoint import CheckpointError, list_checkpoints
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
-from blt_kernels.training.optim import OptimConfig
+from blt_kernels.training.lanes import Lanes
+from blt_kernels.training.optim import TABLE_OPTIMIZERS, OptimConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.prefetch import prefetch
 from blt_kernels.training.rows import RowShape, mean_patch_length, patches_of_row
-from blt_kernels.training.runs import entropy_patcher, open_run, train_model, without_metrics
+from blt_kernels.training.runs import (
+    new_blt,
+    new_entropy_model,
+    open_run,
+    train_model,
+    without_metrics,
+)
 from blt_kernels.training.step import layout_of
 from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer, load_model
 
@@ -129,6 +136,11 @@ def test_resume_refuses_another_model_schedule_and_damage(corpus: Corpus, patche
         CheckpointError, match=r"settings: optim\.eps: the run has 1e-08, got 1e-06; steps: the run has 2, got 3$"
     ):
         train_model(make_blt(), corpus, None, shape, longer, run, patcher=patcher, resume=True)
+    mine = config.optim.table_optimizer
+    (other,) = set(TABLE_OPTIMIZERS) - {mine}
+    otherwise = dataclasses.replace(config, optim=dataclasses.replace(config.optim, table_optimizer=other))
+    with pytest.raises(CheckpointError, match=rf"optim\.table_optimizer: the run has {mine}, got {other}$"):
+        train_model(make_blt(), corpus, None, shape, otherwise, run, patcher=patcher, resume=True)
     oftener = dataclasses.replace(config, log_every=7, eval_every=1, checkpoint_every=1)  # decides no loss
     train_model(make_blt(), corpus, None, shape, oftener, run, patcher=patcher, resume=True)
     rows = dataclasses.replace(shape, row_tokens=shape.row_tokens + 8)
@@ -204,6 +216,7 @@ def test_damaged_metrics_do_not_stop_a_run_with_a_checkpoint(corpus: Corpus, pat
         (TrainConfig, "seed", [2**63, -(2**63) - 1, 0.5, None]),
         (TrainConfig, "optim", [None, {}]),
         (TrainConfig, "autocast", [1]),
+        (TrainConfig, "lanes", [0, -1, 1.0]),
         (RowShape, "row_tokens", [0, 2**31, 1.0]),
         (RowShape, "longest_sequence", [0, 65]),
         (RowShape, "row_patches", [0, 65]),
@@ -323,7 +336,9 @@ def test_a_loss_that_is_not_finite_stops_training(corpus: Corpus, patcher: Patch
 def test_the_end_of_the_corpus_is_said(corpus: Corpus, tmp_path: Path) -> None:
     torch.manual_seed(0)
     batches = RowShape(512, 256).batches(DocumentStream(corpus, epochs=1))
-    trainer = Trainer(EntropyModel(ENTROPY), batches, dataclasses.replace(CONFIG, steps=1000), tmp_path / "run")
+    trainer = Trainer(
+        EntropyModel(ENTROPY), Lanes([batches]), dataclasses.replace(CONFIG, steps=1000), tmp_path / "run"
+    )
     with pytest.raises(ValueError, match=r"the corpus ended at step \d+ of 1000"):
         trainer.train()
 
@@ -335,7 +350,7 @@ def test_an_error_in_the_loader_reaches_the_training_loop(ahead: bool, corpus: C
 
     batches = PackedBatches(DocumentStream(corpus), 96, 24, segmenter=broken, row_patches=16)
     with (
-        contextlib.closing(prefetch(batches, ahead=ahead)) as taken,
+        contextlib.closing(prefetch(Lanes([batches]), ahead=ahead)) as taken,
         pytest.raises(RuntimeError, match="broken segmenter"),
     ):
         next(taken)
@@ -344,8 +359,8 @@ def test_an_error_in_the_loader_reaches_the_training_loop(ahead: bool, corpus: C
 def test_reading_ahead_gives_the_same_batches_and_states(corpus: Corpus, patcher: Patcher) -> None:
     def first(ahead: bool) -> list[tuple[list[int], dict[str, Any]]]:
         batches = SHAPE.batches(DocumentStream(corpus, seed=2), patcher)
-        with contextlib.closing(prefetch(batches, ahead=ahead)) as taken:
-            return [(batch.tokens.ravel().tolist(), state) for batch, state in itertools.islice(taken, 6)]
+        with contextlib.closing(prefetch(Lanes([batches]), ahead=ahead)) as taken:
+            return [(batch.tokens.ravel().tolist(), state) for [batch], [state] in itertools.islice(taken, 6)]
 
     assert first(ahead=True) == first(ahead=False)
 
@@ -382,7 +397,7 @@ def test_training_and_evaluation_count_alike(corpus: Corpus, tmp_path: Path) -> 
     expected, _ = bits_per_byte(model, held_out_batches(texts, shape))
     logged = []
     batches = shape.batches(DocumentStream(texts, shuffle=False, epochs=1))
-    Trainer(model, batches, TrainConfig(1), tmp_path / "run", on_step=logged.append).train()
+    Trainer(model, Lanes([batches]), TrainConfig(1), tmp_path / "run", on_step=logged.append).train()
     assert logged[0]["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
     assert abs(logged[0]["loss"] / math.log(2) - expected) > 0.01
 
@@ -423,16 +438,6 @@ def test_the_mean_patch_is_that_of_the_whole_text(tmp_path: Path) -> None:
     assert patches_of_row(1000, text, patcher) == pytest.approx(1000 / expected, rel=0.01)
 
 
-def test_calibration_gives_the_wanted_patch_size(corpus: Corpus) -> None:
-    torch.manual_seed(0)
-    model = EntropyModel(ENTROPY)
-    train, _ = split_corpus(corpus, 500)
-    patcher = entropy_patcher(model, train, threshold=None, patch_size=3.0, seed=0)
-    documents = [encode(document) for document in train]
-    lengths = [len(patcher(tokens)) for tokens in documents]
-    assert sum(map(len, documents)) / sum(lengths) == pytest.approx(3.0, rel=0.02)
-
-
 def test_bytes_are_those_of_the_text(corpus: Corpus, patcher: Patcher) -> None:
     """BOS, EOS and padding stand for no byte, whether targets are counted or a tokenizer says what they stand for."""
     for segmenter in (None, patcher):
@@ -450,6 +455,19 @@ def test_the_seconds_of_training_include_the_loader(corpus: Corpus, tmp_path: Pa
 
     torch.manual_seed(0)
     batches = Slow(DocumentStream(corpus), 64, 32)
-    trainer = Trainer(EntropyModel(ENTROPY), batches, dataclasses.replace(CONFIG, steps=4), tmp_path / "run")
+    trainer = Trainer(EntropyModel(ENTROPY), Lanes([batches]), dataclasses.replace(CONFIG, steps=4), tmp_path / "run")
     trainer.train()
     assert trainer.seconds > 4 * 0.05
+
+
+def test_models_and_their_patchers_are_made_on_a_device(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
+    """The device "meta" stands for a GPU."""
+    train_model(
+        make_blt(), corpus, None, SHAPE, dataclasses.replace(CONFIG, steps=1), tmp_path / "run", patcher=patcher
+    )
+    model, loaded, _ = load_model(tmp_path / "run", "meta")
+    assert loaded is not None and loaded.entropy_model is not None
+    made = new_blt("tiny", 0, "meta"), new_entropy_model("tiny", 0, torch.device("meta"))
+    for module in (model, loaded.entropy_model, *made):
+        assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
+    assert Patcher(PatcherConfig("spaces")).to("meta").entropy_model is None  # it cuts where its tokens are
