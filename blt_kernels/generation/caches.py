@@ -184,6 +184,13 @@ class LocalStack:
         self.lengths = [length + 1 for length in self.lengths]
         return x
 
+    def forget(self, rows: list[int]) -> None:
+        """The next positions of `rows` begin sequences."""
+        self.mask[rows] = -torch.inf
+        self.positions[rows] = 0
+        for row in rows:
+            self.lengths[row] = 0
+
     def keep(self, rows: list[int]) -> None:
         """Drops all rows but these."""
         for keys, values in self.rings:

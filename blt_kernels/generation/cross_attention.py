@@ -18,7 +18,7 @@ from .fused import rms_norm
 def keys_and_values(cross: Any, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What `cross`, one of the two modules of `nn`, reads from context [R, L, d]: two tensors [R, L, Hkv, E]."""
     context = rms_norm(cross.k_norm, context)
-    heads = (-1, cross.q_proj.out_features // cross.num_heads)
+    heads = (-1, cross.head_dim)
     return cross.k_proj(context).unflatten(-1, heads), cross.v_proj(context).unflatten(-1, heads)
 
 
@@ -26,7 +26,7 @@ def cross_attend(
     cross: Any, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x [R, L, d] after it has read keys and values; the published residual is added twice."""
-    q = cross.q_proj(rms_norm(cross.q_norm, x)).unflatten(-1, (cross.num_heads, -1))
+    q = cross.q_proj(rms_norm(cross.q_norm, x)).unflatten(-1, (-1, cross.head_dim))
     return torch.add(cross.o_proj(attend_to(q, k, v, mask).flatten(-2)), x, alpha=2)
 
 

@@ -47,7 +47,7 @@ class FusedLayer:
     def __init__(self, layer: TransformerLayer):
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        head_dim = attention.q_proj.out_features // attention.num_heads
+        head_dim = attention.head_dim
         self.heads = [projection.out_features // head_dim for projection in projections]
         self.qkv = torch.cat([p.weight for p in projections]) * layer.input_layernorm.weight
         self.gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)) * layer.post_attention_layernorm.weight

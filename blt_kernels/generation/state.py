@@ -73,11 +73,16 @@ class GenerationState:
         self.model, self.patcher = model, patcher
         self.device = model.lm_head.weight.device
         config = model.config
-        longest_ngram = max(1, *config.ngram_sizes) if config.ngram_sizes else 1
-        self._history = History(rows, longest_ngram, self.device)
+        self._history = History(rows, max((1, *config.ngram_sizes)), self.device)
         self._entropies = None
         if patcher.entropy_model is not None:
-            self._entropies = EntropyStepper(patcher.entropy_model, rows, exact=exact_entropies)
+            resets = patcher.config.reset_at_newline
+            if exact_entropies and resets:
+                expected = "False for a patcher that resets at newlines, whose full pass has another geometry a line"
+                raise fail_value(op, "exact_entropies", expected, True)
+            self._entropies = EntropyStepper(
+                patcher.entropy_model, rows, exact=exact_entropies, reset_at_newline=resets
+            )
         self._encoder = LocalStack(model.local_encoder.layers, config.encoder, rows, self.device)
         self._open_patch = Ring(rows, _OPEN_PATCH)  # states of the bytes whose patch is not closed
         self._latent = LatentStack(model.global_transformer, rows, self.device, max_patches)
@@ -154,6 +159,8 @@ class GenerationState:
         lengths = self._boundaries.open_lengths + 1
         self._open_patch.grow(int(lengths.max()))
         self._open_patch.add(x[:, 0])
+        if self._entropies is not None:
+            self._entropies.after(tokens)
         closing = np.flatnonzero(self._boundaries.add(tokens, entropies)).tolist()
         if closing:
             self._close(closing, lengths[closing].tolist())
