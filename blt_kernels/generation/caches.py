@@ -150,9 +150,7 @@ class LocalStack:
         # What each row sees of its ring, as numbers to add to the scores.
         self.mask = torch.full((rows, 1, 1, capacity), -torch.inf, device=device)
 
-    def prefill(
-        self, rows: list[int], x: torch.Tensor, lengths: list[int], before: Before = _nothing
-    ) -> torch.Tensor:
+    def prefill(self, rows: list[int], x: torch.Tensor, lengths: list[int], before: Before = _nothing) -> torch.Tensor:
         """New sequences in `rows`: x [R, N, dim], padded on the right to N, of which `lengths` [R] are real."""
         plan = Recording(plan_attention(self.config, x, None))
         self._grow(max(lengths))

@@ -143,5 +143,3 @@ def check_stop(stop: Sequence[bytes]) -> tuple[bytes, ...]:
         if not string:
             raise fail_value("generate", "stop", "strings of at least one byte", "an empty one")
     return tuple(stop)
-
-
