@@ -2,6 +2,7 @@
 
 Prints the shares of tokens and patches in use, the longest wait of an open document in batches, and the density of the
 open documents (tokens per patch of what they have left) over the run, in four parts: it should stay where it is.
+The figures depend on the text and the patcher, and not on the machine.
 """
 
 from __future__ import annotations
@@ -9,20 +10,28 @@ from __future__ import annotations
 import argparse
 import base64
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from blt_kernels.data import Corpus, DocumentStream, PackedBatches, encode
+from blt_kernels.data import DEFAULT_INCLUDE, Corpus, DocumentStream, PackedBatches, encode
+from blt_kernels.model import EntropyModel
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.rows import patches_of_row
-from blt_kernels.training.runs import standard_library
+from blt_kernels.training.runs import entropy_patcher, standard_library
 from blt_kernels.training.trainer import load_model
 
+from .machine import describe_machine, device_name, device_slug
 from .report.table import Table
+from .store import write_json
 
+FOLDER = "rows"  # in that of a device
+PATCH_SIZE = 4.5  # bytes
 SHAPES = ((8192, 512), (8192, 1024), (32768, 2048))  # tokens of a row and of the longest sequence
 # Rows of one document each, as they were before: of 1.3 times the mean bytes, so that patches are the scarcer.
 ROOM = 1.3
@@ -49,28 +58,112 @@ def main(arguments: Sequence[str]) -> None:
         prog="python -m benchmarks rows", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="text; default: Python's standard library")
-    parser.add_argument("--model", type=Path, help="run of a BLT, whose patcher cuts; default: patches at spaces")
-    parser.add_argument("--epochs", type=int, default=2, help="how often to read the text (default: 2)")
+    parser.add_argument("--include", nargs="*", default=DEFAULT_INCLUDE, help="patterns of the files in a folder")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="run of a BLT, whose patcher cuts, or of an entropy model, whose\n"
+        f"threshold is set for {PATCH_SIZE} bytes; default: patches at spaces",
+    )
+    parser.add_argument("--epochs", type=int, default=1, help="how often to read the text (default: 1)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="folder of <device>/rows/<text>-<patches>.json"
+    )
     options = parser.parse_args(arguments)
     if options.epochs < 1:
         parser.error(f"--epochs: expected at least 1, got {options.epochs}")
-    corpus = standard_library() if options.data is None else Corpus(options.data, max_document_bytes=1 << 16)
-    patcher = Patcher(PatcherConfig("spaces")) if options.model is None else load_model(options.model)[1]
-    if patcher is None:
-        raise ValueError(f"{options.model}: expected a model with a patcher")
+    name, corpus = "standard library", standard_library()
+    if options.data is not None:
+        name = options.data.name
+        corpus = Corpus(options.data, include=options.include, max_document_bytes=1 << 16)
+    patcher = patcher_of(options.model, corpus)
     cut = remembering(patcher)
-    lines = []
+    rows = []
     for row_tokens, longest in SHAPES:
         patches = patches_of_row(row_tokens, corpus, patcher)
         stream = DocumentStream(corpus, epochs=options.epochs)
         batches = PackedBatches(stream, row_tokens, longest, segmenter=cut, row_patches=patches)
-        shape = f"{row_tokens} tokens, {patches} patches, sequences of {longest}"
-        lines.append((f"packed: {shape}", *_figures(packed(batches))))
         share = round(longest * patches / row_tokens)
-        padded = one_document_a_row(corpus, cut, share, round(ROOM * longest))
-        lines.append((f"one document a row: {round(ROOM * longest)} tokens, {share} patches", *_figures(padded)))
-    columns = ("rows", "tokens used", "patches used", "longest wait", "density of open documents")
-    Table("How full rows are", columns, lines).show()
+        rows.append(
+            {
+                "row_tokens": row_tokens,
+                "row_patches": patches,
+                "longest_sequence": longest,
+                "packed": dataclasses.asdict(packed(batches)),
+                "one_document": dataclasses.asdict(one_document_a_row(corpus, cut, share, round(ROOM * longest))),
+            }
+        )
+    device = torch.device("cpu")
+    result = {
+        "text": name,
+        "patcher": dataclasses.asdict(patcher.config),
+        "machine": describe_machine(device),
+        "rows": rows,
+    }
+    file = f"{name}-{patcher.config.method}".replace(" ", "-")
+    path = options.out / device_slug(device_name(device)) / FOLDER / f"{file}.json"
+    write_json(path, result)
+    table([result]).show()
+    print(path)
+
+
+def patcher_of(run: Path | None, corpus: Corpus) -> Patcher:
+    """The patcher of a run; patches at spaces where there is none.
+
+    Raises:
+        CheckpointError: the run has no checkpoint, or a damaged one.
+    """
+    if run is None:
+        return Patcher(PatcherConfig("spaces"))
+    model, patcher, _ = load_model(run)
+    if patcher is not None:
+        return patcher
+    assert isinstance(model, EntropyModel)  # a BLT has a patcher
+    return entropy_patcher(model, corpus, threshold=None, patch_size=PATCH_SIZE, seed=0)
+
+
+def table(found: list[dict[str, Any]]) -> Table:
+    """The results of this benchmark, a line for each text and shape of rows."""
+    lines = []
+    for result in found:
+        for row in result["rows"]:
+            packed, one = row["packed"], row["one_document"]
+            lines.append(
+                (
+                    f"{result['text']}, {result['patcher']['method']}",
+                    f"{row['row_tokens']} x {row['row_patches']}",
+                    str(row["longest_sequence"]),
+                    f"{packed['tokens']:.1%}",
+                    f"{packed['patches']:.1%}",
+                    str(packed["wait"]),
+                    " ".join(f"{density:.2f}" for density in packed["densities"]),
+                    f"{one['tokens']:.1%}",
+                    f"{one['patches']:.1%}",
+                )
+            )
+    columns = (
+        "text, patches at", "tokens x patches", "longest sequence", "tokens used", "patches used",
+        "longest wait, batches", "tokens per open patch", "one document a row: tokens used", "patches used",
+    )  # fmt: skip
+    return Table("How full rows are", columns, lines)
+
+
+def read_all(folder: Path) -> list[dict[str, Any]]:
+    """The results in the folder of a device, in the order of their names.
+
+    Raises:
+        ValueError: one is damaged.
+    """
+    found = []
+    for path in sorted((folder / FOLDER).glob("*.json")):
+        try:
+            result = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: not a readable result: {error}") from error
+        if not isinstance(result, dict) or any(key not in result for key in ("text", "patcher", "machine", "rows")):
+            raise ValueError(f"{path}: not a result of `python -m benchmarks rows`")
+        found.append(result)
+    return found
 
 
 def packed(batches: PackedBatches) -> Fullness:
@@ -86,7 +179,8 @@ def packed(batches: PackedBatches) -> Fullness:
             break
         tokens.append(batch.num_tokens)
         patches.append(batch.num_patches)
-        densities.append(density(opened))
+        if number % 8 == 0:  # it takes longer than to make a batch
+            densities.append(density(opened))
         before, latest = latest, {}
         for document in opened:
             name, piece = str((document["epoch"], document["address"])), document["latest"]
@@ -135,9 +229,3 @@ def remembering(patcher: Patcher) -> Cut:
         return known[key]
 
     return cut
-
-
-def _figures(fullness: Fullness) -> tuple[str, str, str, str]:
-    wait = "" if fullness.wait is None else f"{fullness.wait} batches"
-    densities = " ".join(f"{value:.2f}" for value in fullness.densities)
-    return f"{fullness.tokens:.1%}", f"{fullness.patches:.1%}", wait, densities

@@ -24,10 +24,11 @@ import torch
 from blt_kernels.cli.demo import ENTROPY, MAIN, PATCH_SIZE
 from blt_kernels.data import Batch, Corpus, DocumentStream
 from blt_kernels.model import BLT, EntropyModel
+from blt_kernels.training.calibration import entropy_patcher
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
 from blt_kernels.training.optim import TABLE_OPTIMIZERS, OptimConfig, Optimizers
 from blt_kernels.training.rows import patches_of_row
-from blt_kernels.training.runs import entropy_patcher, new_blt, new_entropy_model, split, standard_library
+from blt_kernels.training.runs import new_blt, new_entropy_model, split, standard_library
 from blt_kernels.training.step import training_step
 
 from .machine import describe_machine, device_slug
@@ -58,14 +59,12 @@ class Texts:
     """Batches for every seed, all cut by one patcher, and the held-out ones."""
 
     def __init__(self, corpus: Corpus, settings: Settings):
-        self._train, held_out = split(corpus, None, SEEDS[0])
+        self._train, calibration, held_out = split(corpus, None, SEEDS[0])
         self._settings = settings
         model = new_entropy_model("tiny", SEEDS[0])
         rows = islice(ENTROPY.shape.batches(DocumentStream(self._train, seed=SEEDS[0])), settings.entropy_steps)
         fit(model, list(rows), ENTROPY.optim, settings.autocast)
-        self._patcher = entropy_patcher(
-            model, self._train, threshold=None, patch_size=PATCH_SIZE, seed=SEEDS[0], calibration_bytes=1 << 18
-        )
+        self._patcher = entropy_patcher(model, calibration, threshold=None, patch_size=PATCH_SIZE, num_bytes=1 << 18)
         patches = patches_of_row(MAIN.shape.row_tokens, self._train, self._patcher)
         self._shape = dataclasses.replace(MAIN.shape, row_patches=patches)
         self.held_out = list(held_out_batches(held_out, self._shape, self._patcher, max_bytes=HELD_OUT_BYTES))
@@ -82,7 +81,7 @@ def fit(model: BLT | EntropyModel, batches: list[Batch], config: OptimConfig, au
     optimizers = Optimizers(model, config, len(batches))
     model.train()
     for batch in batches:
-        training_step(model, batch, optimizers, autocast=autocast)
+        training_step(model, [batch], optimizers, autocast=autocast)
     model.eval()
 
 

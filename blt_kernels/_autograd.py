@@ -6,9 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.nn import Parameter
 
 # This is found out once, because torch.compile of torch 2.10 cannot trace the question. Asking autocast about another
 # device is an error.
@@ -19,9 +16,10 @@ _AUTOCAST_DEVICES = frozenset(
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast gives matrix products on `device`; None where it is off, or knows no such device."""
-    if device.type not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device.type):
+    kind = device.type
+    if kind not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
         return None
-    return torch.get_autocast_dtype(device.type)
+    return torch.get_autocast_dtype(kind)
 
 
 def register_derivative(
@@ -89,7 +87,7 @@ _PLAIN_DISPATCH = (
     torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
     | torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 ).raw_repr()
-_PLAIN_TYPES = frozenset((Tensor, Parameter, type(None), bool, int, float, str, list, torch.dtype))
+_PLAIN_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, torch.dtype))
 
 
 def _is_plain(args: tuple[Any, ...]) -> bool:
@@ -97,16 +95,9 @@ def _is_plain(args: tuple[Any, ...]) -> bool:
 
     Autograd is not excluded either, as it is inside of the kernel of somebody's own op.
     """
-    if (
-        torch._C._dispatch_tls_local_include_set().raw_repr() != _PLAIN_DISPATCH
-        or torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
-        or torch._C._is_torch_function_mode_enabled()
-    ):
-        return False
-    for x in args:
-        kind = type(x)
-        if kind not in _PLAIN_TYPES:
-            return False
-        if (kind is Tensor or kind is Parameter) and is_functorch_wrapped_tensor(x):
-            return False  # It has outlived its transform.
-    return True
+    return (
+        torch._C._dispatch_tls_local_include_set().raw_repr() == _PLAIN_DISPATCH
+        and not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradOther)
+        and not torch._C._is_torch_function_mode_enabled()
+        and _PLAIN_TYPES.issuperset(map(type, args))
+    )

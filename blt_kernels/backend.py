@@ -11,7 +11,7 @@ import torch
 from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
-from ._checks import check_choice
+from ._checks import CPU, check_choice
 from ._library import build_record
 
 BACKENDS = ("cpu", "cuda", "reference")
@@ -78,7 +78,6 @@ _ON_CUDA = frozenset(
     if schema.name.startswith("blt_kernels::") and torch._C._dispatch_has_kernel_for_dispatch_key(schema.name, "CUDA")
 )
 
-_CPU = torch.device("cpu")
 _device_problems: dict[torch.device, str | None] = {}
 _forced: str | None = None
 _warned: set[tuple[str, str]] = set()
@@ -168,8 +167,8 @@ _device_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _choose(op: str, device: torch.device) -> str:
-    if device == _CPU and _forced is None and "cpu" in _AVAILABLE:
-        return "cpu"  # as below, but without device.type, which makes a new string
+    if device == CPU and _forced is None and "cpu" in _AVAILABLE:
+        return "cpu"  # as below, sooner
     if _forced is not None:
         if _forced in ("cpu", "cuda") and device.type != _forced:
             raise ValueError(f"{op}: device: expected {_forced} (use_backend({_forced!r}) is active), got {device}")

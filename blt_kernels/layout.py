@@ -233,42 +233,39 @@ pytree.register_dataclass(
 torch.serialization.add_safe_globals([PatchLayout])  # torch.load(weights_only=True)
 
 
-def check_layout(op: str, layout: Any, device: torch.device, owner: str) -> None:
+def check_layout(op: str, layout: Any, device: torch.device, owner: str) -> tuple[int, int, int]:
     """`layout` is a PatchLayout whose tensors have the promised dtype and shapes, and lie on `device`, as `owner` does.
 
-    Their values are not looked at: see `PatchLayout.validate`.
+    Their values are not looked at: see `PatchLayout.validate`. Returns B, N and C.
     """
     if not isinstance(layout, PatchLayout):
         raise fail_type(op, "layout", "a PatchLayout", type(layout).__name__)
-    if _is_right(layout, device):
-        return  # Nearly all layouts are, and the checks that find out what is wrong take four times as long.
-    for name, ndim in _NDIMS.items():
-        field = getattr(layout, name)
-        check_tensor(op, f"layout.{name}", field, ndim=ndim, dtypes=(torch.int32,))
-        check_device(op, f"layout.{name}", field, device, owner)
-    batch = layout.offsets.shape[0]
-    check_shape(op, "layout.patch_ids", layout.patch_ids, (batch, None))
-    check_shape(op, "layout.visible_ids", layout.visible_ids, layout.patch_ids.shape)
-    check_shape(op, "layout.num_patches", layout.num_patches, (batch,))
-    if layout.offsets.shape[1] < 1:
-        raise fail_value(op, "layout.offsets", "shape (B, C + 1)", f"shape {tuple(layout.offsets.shape)}")
-
-
-def _is_right(layout: PatchLayout, device: torch.device) -> bool:
-    """Whether all checks of `check_layout` pass for a layout of ordinary tensors."""
     offsets, own, visible, num_patches, cu_patches, overflow = fields = layout._fields()
+    # Nearly all layouts pass these questions. The checks below, which find out what is wrong, take four times as long.
     for x in fields:
         if type(x) is not Tensor or x.dtype is not int32 or x.layout is not strided or x.device != device:
-            return False
-    slots, bytes_ = offsets.shape, own.shape
-    return (
-        len(slots) == len(bytes_) == 2
-        and slots[1] >= 1
-        and bytes_[0] == slots[0]
-        and visible.shape == bytes_
-        and num_patches.shape == slots[:1]
-        and cu_patches.dim() == overflow.dim() == 1
-    )
+            break
+    else:
+        slots, bytes_ = offsets.shape, own.shape
+        if (
+            len(slots) == len(bytes_) == 2
+            and slots[1] >= 1
+            and bytes_[0] == slots[0]
+            and visible.shape == bytes_
+            and num_patches.shape == slots[:1]
+            and cu_patches.dim() == overflow.dim() == 1
+        ):
+            return slots[0], bytes_[1], slots[1] - 1
+    for (name, ndim), x in zip(_NDIMS.items(), fields, strict=True):
+        check_tensor(op, f"layout.{name}", x, ndim=ndim, dtypes=(torch.int32,))
+        check_device(op, f"layout.{name}", x, device, owner)
+    batch, entries = offsets.shape
+    check_shape(op, "layout.patch_ids", own, (batch, None))
+    check_shape(op, "layout.visible_ids", visible, own.shape)
+    check_shape(op, "layout.num_patches", num_patches, (batch,))
+    if entries < 1:
+        raise fail_value(op, "layout.offsets", "shape (B, C + 1)", f"shape {tuple(offsets.shape)}")
+    return batch, own.shape[1], entries - 1
 
 
 _NDIMS = dict(zip(_FIELDS, (2, 2, 2, 1, 1, 1), strict=True))

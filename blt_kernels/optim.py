@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ._checks import check_number, fail_type
+from ._checks import check_number, check_tensor, fail_type, fail_value
 from .ops.rowwise_adagrad_update import rowwise_adagrad_update, state_dtype
 
 
@@ -25,7 +25,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         weight_decay: decoupled decay, at least 0, of the rows that a gradient touches.
 
     Raises:
-        TypeError, ValueError: a number that is none of these; in `step` a gradient that is not row-sparse.
+        TypeError, ValueError: a number that is none of these.
     """
 
     def __init__(
@@ -54,7 +54,12 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 
         Returns:
             What `closure` returned.
+
+        Raises:
+            TypeError, ValueError: a gradient that is not row-sparse, or a wrong `scale`.
         """
+        if scale is not None:
+            check_tensor("RowwiseAdagrad", "scale", scale)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -82,14 +87,25 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave. The state keeps its dtype, which torch would make that of the table."""
-        super().load_state_dict(state_dict)
+        """Restores what `state_dict` gave. The state keeps its dtype, which torch would make that of the table.
+
+        Raises:
+            ValueError: it is the state of another optimiser or of other tables.
+        """
         tables = [table for group in self.param_groups for table in group["params"]]
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        for table, index in zip(tables, saved, strict=True):
+        kept = {}
+        for table, index in zip(tables, saved, strict=False):  # torch refuses other numbers of tables below
             if index in state_dict["state"]:
-                kept = state_dict["state"][index]["sum"]
-                self.state[table]["sum"] = kept.to(table.device, state_dtype(table), copy=True)
+                state = state_dict["state"][index]
+                if state.keys() != {"sum"} or state["sum"].shape != table.shape[:1]:
+                    got = ", ".join(f"{name} {list(getattr(value, 'shape', []))}" for name, value in state.items())
+                    expected = f"the state of this optimiser, sum [{table.shape[0]}]"
+                    raise fail_value("RowwiseAdagrad", "state_dict", expected, got)
+                kept[table] = state["sum"]
+        super().load_state_dict(state_dict)
+        for table, sums in kept.items():
+            self.state[table]["sum"] = sums.to(table.device, state_dtype(table), copy=True)
 
 
 def grad_norm_and_scale(

@@ -12,9 +12,9 @@ from rich.console import Console
 from blt_kernels.data import DocumentStream, PackedBatches, Tokenizer
 from blt_kernels.model import BLTConfig, EntropyModel, EntropyModelConfig
 from blt_kernels.model.flops import Ledger, token_flops
+from blt_kernels.training.calibration import entropy_patcher
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.rows import RowShape, mean_patch_length
-from blt_kernels.training.runs import entropy_patcher
 
 from .jobs import Scale, Size
 from .models import TOKEN, VARIANTS, Variant, grow_latent, variant_flops
@@ -90,11 +90,10 @@ class Contenders:
                 assert patch_size is not None
                 patcher = entropy_patcher(
                     self._entropy_model(),
-                    self.texts.train,
+                    self.texts.calibration,
                     threshold=None,
                     patch_size=patch_size,
-                    seed=0,
-                    calibration_bytes=self.scale.calibration_bytes,
+                    num_bytes=self.scale.calibration_bytes,
                 )
             else:
                 patcher = Patcher(PatcherConfig(method, patch_size=None if patch_size is None else int(patch_size)))

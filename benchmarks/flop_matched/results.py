@@ -20,6 +20,7 @@
     measured        of kind "throughput": train_bytes_per_second, prefill_bytes_per_second, peak_memory_bytes and, on a
                     GPU, the same under "compiled" (see speed.py); preparation_bytes_per_second, at which
                     documents become tokens or patches; used_tokens and used_slots, shares of a row that hold something.
+                    Beside it, of a BLT, `twin`: flops and measured of the token model, in turn with the BLT.
                     Of kind "backends", where the same run was made on fused and on reference ops: under "fused" and
                     "reference" losses in nats and seconds a step; largest_difference of the losses; time_ratio, the
                     median step of the reference ops over that of the fused ones

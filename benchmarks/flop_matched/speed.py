@@ -1,4 +1,4 @@
-"""Speed and memory of one model, and of fused beside reference ops."""
+"""Speed and memory of a BLT beside the token model, and of fused beside reference ops."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from blt_kernels.data import Batch, ByteTokenizer, DocumentStream
 from blt_kernels.model import BLT, BLTConfig, EntropyModel
 from blt_kernels.tokens import PAD_ID
 from blt_kernels.training.optim import OptimConfig, Optimizers
-from blt_kernels.training.patcher import Patcher
 from blt_kernels.training.step import training_step
 
 from ..timing import peak_bytes
 from .contenders import Model
-from .jobs import Job, Scale
-from .models import build
+from .jobs import Job, Scale, Size
+from .models import TOKEN, build
 from .texts import Texts, take
 from .training import best_rate, optim_config
 
@@ -34,34 +33,84 @@ WARM_UP = 3
 BATCHES = 8  # that are trained on in turn
 
 
-def measure_speed(bench: Bench, job: Job) -> None:
-    """Training, prefill and preparation of a model whose weights need not be trained, on text cut by a patcher that is.
+class Subject:
+    """A model whose weights need not be trained, with the text that it is measured on, cut by a patcher that is.
 
-    Training batches are made beforehand by the loader, whose time is not part of this. On a GPU the compiled model is
-    measured as well.
+    Training batches are made beforehand by the loader, whose time is not part of what is measured.
     """
-    model = bench.model(bench.sizes[job.size], job.model)
-    batches = training_batches(bench.texts, model, BATCHES)
-    prompts, prompt_bytes = full_rows(bench.texts, bench.scale, model)
-    built = build(model.config, seed=0, cross_attention=model.cross_attention).to(bench.device)
-    tokens = torch.from_numpy(prompts).to(bench.device)
 
-    def measure() -> dict[str, Any]:
-        seconds = bench.scale.throughput_seconds
-        return train_speed(built, batches, seconds) | {
-            "prefill_bytes_per_second": prompt_bytes / prefill_seconds(built, tokens, model.patcher, seconds)
+    def __init__(self, bench: Bench, name: str, size: Size):
+        self.bench, self.model = bench, bench.model(size, name)
+        self.batches = training_batches(bench.texts, self.model, BATCHES)
+        prompts, self.prompt_bytes = full_rows(bench.texts, bench.scale, self.model)
+        self.prompts = torch.from_numpy(prompts).to(bench.device)
+        cross_attention = self.model.cross_attention
+        self.built = build(self.model.config, seed=0, cross_attention=cross_attention).to(bench.device)
+        self._step = stepper(self.built, OptimConfig())
+        self._turn = itertools.cycle(self.batches)
+
+    def train(self) -> None:
+        self._step(next(self._turn))
+
+    def prefill(self) -> torch.Tensor:
+        """Entropies, patches and logits of every position; making the tokens is not part of it."""
+        if self.model.patcher is None:
+            return self.built(self.prompts)
+        return self.built(self.prompts, self.model.patcher.layout(self.prompts).trim(multiple_of=8))
+
+    def facts(self) -> dict[str, float]:
+        """What does not depend on what runs beside it: memory of a step, speed of the loader, how full its rows are."""
+        self.built.train()
+        self.train()  # the first step makes the state of the optimiser
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in self.built.parameters())
+        facts = {
+            "peak_memory_bytes": weights + peak_bytes(self.train, self.bench.device),
+            "preparation_bytes_per_second": preparation_speed(self.bench.texts, self.bench.scale, self.model),
+            "used_tokens": float(np.mean([batch.num_tokens / batch.tokens.shape[1] for batch in self.batches])),
         }
+        if self.model.patcher is not None:
+            slots = [batch.patch_lengths for batch in self.batches if batch.patch_lengths is not None]
+            facts["used_slots"] = float(np.mean(np.stack(slots) > 0))
+        return facts
 
-    measured = measure()
+
+def measure_speed(bench: Bench, job: Job) -> None:
+    """Training and prefill of a BLT and of the token model in turn, step by step, so that what else the machine does
+    slows both alike. On a GPU the compiled models are measured as well."""
+    size = bench.sizes[job.size]
+    subjects = [Subject(bench, name, size) for name in dict.fromkeys((job.model, TOKEN))]
+    facts = [subject.facts() for subject in subjects]
+    speeds = together(subjects, bench.scale.throughput_seconds)
     if bench.device.type == "cuda":
-        built.compile()
-        measured["compiled"] = measure()
-    measured["preparation_bytes_per_second"] = preparation_speed(bench.texts, bench.scale, model)
-    measured["used_tokens"] = float(np.mean([batch.num_tokens / batch.tokens.shape[1] for batch in batches]))
-    if model.patcher is not None:
-        slots = [batch.patch_lengths for batch in batches if batch.patch_lengths is not None]
-        measured["used_slots"] = float(np.mean(np.stack(slots) > 0))
-    bench.finish(job, bench.record(job, built, model) | {"measured": measured})
+        for subject in subjects:
+            subject.built.compile()
+        for speed, compiled in zip(speeds, together(subjects, bench.scale.throughput_seconds), strict=True):
+            speed["compiled"] = compiled
+    ours, *twins = (
+        bench.record(job, subject.built, subject.model) | {"measured": speed | fact}
+        for subject, speed, fact in zip(subjects, speeds, facts, strict=True)
+    )
+    twin = {"twin": {name: twins[0][name] for name in ("flops", "measured")}} if twins else {}
+    bench.finish(job, ours | twin)
+
+
+def together(subjects: list[Subject], seconds: float) -> list[dict[str, Any]]:
+    """Bytes per second of each subject in training and prefill, by the median of at least `seconds` in all for each."""
+    device = subjects[0].bench.device
+    for subject in subjects:
+        subject.built.train()
+    steps = medians([subject.train for subject in subjects], device, seconds, BATCHES)
+    for subject in subjects:
+        subject.built.eval()
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        prefills = medians([subject.prefill for subject in subjects], device, seconds, 1)
+    return [
+        {
+            "train_bytes_per_second": statistics.mean(batch.num_bytes for batch in subject.batches) / step,
+            "prefill_bytes_per_second": subject.prompt_bytes / prefill,
+        }
+        for subject, step, prefill in zip(subjects, steps, prefills, strict=True)
+    ]
 
 
 def compare_backends(bench: Bench, job: Job) -> None:
@@ -89,41 +138,11 @@ def compare_backends(bench: Bench, job: Job) -> None:
     bench.finish(job, bench.record(job, built, model) | {"measured": measured})
 
 
-def train_speed(model: BLT | EntropyModel, batches: list[Batch], seconds: float) -> dict[str, float]:
-    """train_bytes_per_second by the median step; peak_memory_bytes of a step: with weights, gradients, optimiser.
-
-    Args:
-        seconds: to spend, at least.
-    """
-    device = next(model.parameters()).device
-    model.train()
-    step, turn = stepper(model, OptimConfig()), itertools.cycle(batches)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    peak = peak_bytes(lambda: step(batches[0]), device)  # the first step makes the state of the optimiser
-    median = median_seconds(lambda: step(next(turn)), device, seconds, len(batches))
-    mean_bytes = statistics.mean(batch.num_bytes for batch in batches)
-    return {"train_bytes_per_second": mean_bytes / median, "peak_memory_bytes": weights + peak}
-
-
 def stepper(model: BLT | EntropyModel, optim: OptimConfig) -> Callable[[Batch], float]:
     """The training step of the Trainer, in the precision of the suite. It returns the mean loss in nats."""
     autocast = next(model.parameters()).device.type == "cuda"
     optimizers = Optimizers(model, optim, 1 << 30)
     return lambda batch: training_step(model, [batch], optimizers, autocast=autocast)[0].mean.item()
-
-
-def prefill_seconds(model: BLT | EntropyModel, tokens: torch.Tensor, patcher: Patcher | None, seconds: float) -> float:
-    """Median seconds of entropies, patches and logits of every position; making the tokens is not part of it."""
-    device = tokens.device
-    model.eval()
-
-    def prefill() -> torch.Tensor:
-        if patcher is None:
-            return model(tokens)
-        return model(tokens, patcher.layout(tokens).trim(multiple_of=8))
-
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return median_seconds(prefill, device, seconds, 1)
 
 
 def preparation_speed(texts: Texts, scale: Scale, model: Model) -> float:
@@ -168,17 +187,19 @@ def full_rows(texts: Texts, scale: Scale, model: Model) -> tuple[NDArray[np.int6
     return prompts, num_bytes
 
 
-def median_seconds(call: Callable[[], Any], device: torch.device, seconds: float, least: int) -> float:
-    """Of calls that take `seconds` in all, and of `least` calls at least, after a few that do not count."""
-    times: list[float] = []
-    for _ in range(WARM_UP):
+def medians(calls: list[Callable[[], Any]], device: torch.device, seconds: float, least: int) -> list[float]:
+    """Median seconds of each of `calls`, which are made in turn: at least `least` times, and until each has taken
+    `seconds` in all, after a few times that do not count."""
+    times: list[list[float]] = [[] for _ in calls]
+    for call in calls * WARM_UP:
         call()
-    while len(times) < least or sum(times) < seconds:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        begin = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    while len(times[0]) < least or min(map(sum, times)) < seconds:
+        for call, mine in zip(calls, times, strict=True):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            begin = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            mine.append(time.perf_counter() - begin)
+    return [statistics.median(mine) for mine in times]

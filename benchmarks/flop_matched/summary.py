@@ -126,10 +126,9 @@ def speed(size: str, rows: Results) -> Table | None:
     measured = [row for row in rows if row["kind"] == "throughput"]
     if not measured:
         return None
-    token = next((row for row in measured if row["model"]["name"] == TOKEN), None)
     columns = (
         "model", "training kB/s", "realisation", "prefill kB/s", "realisation", "cutting kB/s", "peak MB", "slots used",
-        "row used",
+        "row used", "token model's row used",
     )  # fmt: skip
     lines = []
     for row in measured:
@@ -138,18 +137,19 @@ def speed(size: str, rows: Results) -> Table | None:
             (
                 row["model"]["name"],
                 f"{best(m, 'train_bytes_per_second') / 1e3:.1f}",
-                _realisation(row, token, "train_bytes_per_second"),
+                f"{realisation(row, 'train_bytes_per_second'):.2f}" if "twin" in row else "",
                 f"{best(m, 'prefill_bytes_per_second') / 1e3:.1f}",
-                _realisation(row, token, "prefill_bytes_per_second"),
+                f"{realisation(row, 'prefill_bytes_per_second'):.2f}" if "twin" in row else "",
                 f"{m['preparation_bytes_per_second'] / 1e3:.0f}",
                 f"{m['peak_memory_bytes'] / 1e6:.0f}",
-                f"{m['used_slots']:.0%}" if "used_slots" in m else "",
-                f"{m['used_tokens']:.0%}",
+                f"{m['used_slots']:.1%}" if "used_slots" in m else "",
+                f"{m['used_tokens']:.1%}",
+                f"{row['twin']['measured']['used_tokens']:.1%}" if "twin" in row else "",
             )
         )
     return Table(
         f"{size}: speed, without the time of cutting text into patches or tokens; FLOP realisation = bytes/s x "
-        "FLOPs/byte over the token model's",
+        "FLOPs/byte over the token model's, both measured in turn in one process",
         columns,
         lines,
     )
@@ -160,49 +160,49 @@ def best(measured: dict[str, Any], key: str) -> float:
     return max(measured[key], measured.get("compiled", measured)[key])
 
 
-def realisation(blt: dict[str, Any], token: dict[str, Any], key: str) -> float:
+def realisation(row: dict[str, Any], key: str) -> float:
     """FLOP realisation: inclusive FLOPs that the BLT gets done in a second, over the token model's.
 
     The entropy model runs in the loader when training, and its FLOPs do not count there.
 
     Args:
-        blt, token: results of kind "throughput".
+        row: result of kind "throughput" with a twin.
         key: "train_bytes_per_second" or "prefill_bytes_per_second".
     """
 
-    def flops_per_second(row: dict[str, Any]) -> float:
-        flops = row["flops"]
+    def flops_per_second(one: dict[str, Any]) -> float:
+        flops = one["flops"]
         if key == "train_bytes_per_second":
             per_byte = flops["training"] - flops["components"].get("entropy model", 0.0)
         else:
             per_byte = flops["inclusive"]
-        return best(row["measured"], key) * per_byte
+        return best(one["measured"], key) * per_byte
 
-    return flops_per_second(blt) / flops_per_second(token)
+    return flops_per_second(row) / flops_per_second(row["twin"])
 
 
 def realisation_line(scale: str, rows: Results) -> list[str]:
     """FLOP realisation of the BLTs in training, a sentence for README.md; nothing where it was not measured."""
-    ranges = []
-    for size in dict.fromkeys(row["size"] for row in rows if row["kind"] == "throughput"):
-        mine = {row["model"]["name"]: row for row in rows if row["kind"] == "throughput" and row["size"] == size}
-        values = [
-            realisation(row, mine[TOKEN], "train_bytes_per_second")
-            for name, row in mine.items()
-            if name != TOKEN and TOKEN in mine
-        ]
-        if values:
-            ranges.append(f"{min(values):.2f} to {max(values):.2f} ({size} models)")
-    if not ranges:
+    measured = [row for row in rows if row["kind"] == "throughput" and "twin" in row]
+    if not measured:
         return []
+    ranges = []
+    for size in dict.fromkeys(row["size"] for row in measured):
+        values = [realisation(row, "train_bytes_per_second") for row in measured if row["size"] == size]
+        ranges.append(f"{min(values):.2f} to {max(values):.2f} ({size} models)")
+    fullness = [
+        f"{min(shares):.1%} of {what}"
+        for what, shares in (
+            ("patches", [row["measured"]["used_slots"] for row in measured]),
+            ("bytes", [row["measured"]["used_tokens"] for row in measured]),
+            ("the token model's tokens", [row["twin"]["measured"]["used_tokens"] for row in measured]),
+        )
+    ]
     return [
         f"**FLOP realisation** of BLT in training, {scale} scale: {', '.join(ranges)}. That is bytes/s x FLOPs/byte "
-        "over those of a token model of equal FLOPs per byte: at 1 every FLOP saved is time saved."
+        "over those of a token model of equal FLOPs per byte, measured in turn in one process: at 1 every FLOP saved "
+        f"is time saved. Rows are packed; of a batch at least {', '.join(fullness)} are used."
     ]
-
-
-def _realisation(row: dict[str, Any], token: dict[str, Any] | None, key: str) -> str:
-    return "" if token is None else f"{realisation(row, token, key):.2f}"
 
 
 def _robustness(size: str, rows: Results) -> Table | None:

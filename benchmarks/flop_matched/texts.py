@@ -11,6 +11,7 @@ from pathlib import Path
 from blt_kernels._files import atomic_path
 from blt_kernels.data import Corpus, CorpusError, DocumentStream, split_corpus
 from blt_kernels.data.readers import split_document
+from blt_kernels.training.calibration import set_apart
 from blt_kernels.training.runs import standard_library
 
 from .noise import NOISES, noised
@@ -24,6 +25,7 @@ class Texts:
     """Attributes:
     name: what the text is, without a path.
     train: the corpus that models, tokenizer and entropy model are trained on.
+    calibration: what the entropy threshold is calibrated on, which no model has read.
     valid: the sample that curves are drawn with and learning rates are chosen by.
     test: by name, what final figures are of: "clean", the same documents under each noise, and "language <name>".
     fingerprint: of the training text.
@@ -31,6 +33,7 @@ class Texts:
 
     name: str
     train: Corpus
+    calibration: Corpus
     valid: Corpus
     test: dict[str, Corpus]
     fingerprint: str
@@ -61,6 +64,7 @@ def open_texts(
         CorpusError: there is no such text, or too little of it.
     """
     train, valid, test = _splits(data, valid_bytes, test_bytes)
+    train, calibration = set_apart(train)
     fingerprint = train.fingerprint()
     folder = work / fingerprint
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +80,7 @@ def open_texts(
         parts[f"language {path.parent.name}"] = sample
     name = data.name if data is not None else f"standard library of Python {sys.version_info[0]}.{sys.version_info[1]}"
     sample = _sample(folder / "valid.jsonl", _beginnings(valid, document_bytes), valid_bytes)
-    return Texts(name, train, sample, parts, fingerprint)
+    return Texts(name, train, calibration, sample, parts, fingerprint)
 
 
 def _splits(data: Path | None, valid_bytes: int, test_bytes: int) -> tuple[Corpus, Corpus, Corpus]:

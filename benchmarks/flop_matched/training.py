@@ -19,7 +19,7 @@ from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer
 
 from . import results
 from .contenders import REPORTED_COUNTS, Model
-from .jobs import ENTROPY, ENTROPY_JOB, TABLE_RATE, Job, Scale, Size
+from .jobs import ENTROPY, ENTROPY_JOB, TABLE_OPTIMIZER, TABLE_RATE, Job, Scale, Size
 from .models import TOKEN, VARIANTS, build
 
 if TYPE_CHECKING:
@@ -133,7 +133,12 @@ def fit(
 
 def optim_config(rate: float, *, warmup_steps: int) -> OptimConfig:
     """AdamW at `rate`, and the n-gram tables at a fixed multiple of it."""
-    return OptimConfig(learning_rate=rate, sparse_learning_rate=TABLE_RATE * rate, warmup_steps=warmup_steps)
+    return OptimConfig(
+        learning_rate=rate,
+        sparse_learning_rate=TABLE_RATE * rate,
+        warmup_steps=warmup_steps,
+        table_optimizer=TABLE_OPTIMIZER,
+    )
 
 
 def best_rate(scale: Scale, folder: Path, size: Size, name: str) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import table_optimizers
+from .. import rows, table_optimizers
 from ..flop_matched import results
 from ..flop_matched.summary import SMOKE, backends, realisation_line, tables, where
 from ..machine import REPOSITORY
@@ -39,6 +39,11 @@ README = REPOSITORY / "README.md"
 ALL_TABLES = REPOSITORY / "docs" / "results.md"
 DESIGN = REPOSITORY / "docs" / "design.md"
 PLOTS = REPOSITORY / "docs" / "plots"
+
+ROWS_EXPLAINED = (
+    "Packed rows of `PackedBatches` with 64 open documents, by `python -m benchmarks rows`. The last two columns are "
+    "of rows that each hold one document or a part of one, of 1.3 times the tokens of the longest sequence."
+)
 
 Kernels = dict[str, dict[str, Any]]  # results of the ops on one device, by op
 
@@ -89,9 +94,9 @@ def short(root: Path) -> str:
             )
             parts += [f"{device_line(kernels)} {explained}", short_table(kernels).markdown()]
             parts.append(slower_table(kernels).title)
-        for scale, rows in jobs.items():
-            parts += realisation_line(scale, rows)
-            quality_measured = quality_measured or not any(row["smoke"] for row in rows)
+        for scale, done in jobs.items():
+            parts += realisation_line(scale, done)
+            quality_measured = quality_measured or not any(job["smoke"] for job in done)
     missing = []
     if not on_gpu:
         missing.append("**GPU: not measured.** The CUDA kernels have not been run on a GPU yet.")
@@ -122,13 +127,15 @@ def full(root: Path, plots_at: str) -> str:
             parts += [slower.markdown()] if slower.rows else []
         if (optimizers := table_optimizers.read(root / folder / table_optimizers.FILE)) is not None:
             parts += ["### Optimisers of hash tables", *table_optimizers.markdown(optimizers), *step_line(kernels)]
-        for scale, rows in jobs.items():
-            parts += [f"### BLT and token models, {scale} scale", f"{where(rows)}."]
-            parts += [f"**{SMOKE}.**"] if any(row["smoke"] for row in rows) else []
-            for table in tables(rows):
+        for scale, done in jobs.items():
+            parts += [f"### BLT and token models, {scale} scale", f"{where(done)}."]
+            parts += [f"**{SMOKE}.**"] if any(job["smoke"] for job in done) else []
+            for table in tables(done):
                 parts += [f"{table.title}:", table.markdown()]
-            parts += [f"{line}." for line in backends(rows)]
+            parts += [f"{line}." for line in backends(done)]
             parts += [image for name, image in shown.items() if name.startswith(f"quality_{scale}_")]
+        if packed := rows.read_all(root / folder):
+            parts += ["### How full rows are", ROWS_EXPLAINED, rows.table(packed).markdown()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -19,6 +19,7 @@ from .._files import atomic_path
 from .._optional import optional
 from ..data import Address, Corpus, DocumentStream
 from ..model import BLT, EntropyModel
+from ..training.calibration import entropy_patcher
 from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
 from ..training.evaluate import bits_per_byte, held_out_batches
 from ..training.optim import OptimConfig, Optimizers
@@ -26,7 +27,6 @@ from ..training.patcher import Patcher
 from ..training.rows import RowShape, patches_of_row
 from ..training.runs import (
     DOCUMENT_BYTES,
-    entropy_patcher,
     new_blt,
     new_entropy_model,
     open_run,
@@ -96,7 +96,7 @@ def run_demo(
     corpus = without_metrics(corpus, data or [], run)
     if data:  # what is left out of the standard library is the demo's own choice
         report_left_out(corpus)
-    train, held_out = split(corpus, None, seed)
+    train, calibration, held_out = split(corpus, None, seed)
     held_out_bytes = sum(map(len, held_out))
     say(console, f"text: {corpus.origin}, {len(train.files)} files to train on, {held_out_bytes:,} bytes held out")
 
@@ -104,9 +104,7 @@ def run_demo(
     settings = {"minutes": minutes, "seed": seed}
     entropy_model = new_entropy_model("tiny", seed, device)
     _train(console, ENTROPY, entropy_model, texts, run, settings)
-    patcher = entropy_patcher(
-        entropy_model, train, threshold=None, patch_size=PATCH_SIZE, seed=seed, calibration_bytes=1 << 18
-    )
+    patcher = entropy_patcher(entropy_model, calibration, threshold=None, patch_size=PATCH_SIZE, num_bytes=1 << 18)
     say(console, f"threshold for {PATCH_SIZE} bytes per patch: {patcher.config.threshold:.4f} nats")
 
     blt = new_blt("tiny", seed, device)

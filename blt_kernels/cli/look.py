@@ -112,7 +112,7 @@ def flops(
     preset: BLTPreset = "1B",
     patch_size: Annotated[float, typer.Option(help="Mean bytes per patch.", min=1, callback=finite)] = 4.5,
     context: Annotated[int, typer.Option(help="Bytes of a sequence.", min=1, max=MAX_BYTES)] = 8192,
-    entropy_preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "100M",
+    entropy_preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny, ngram or 100M.")] = "100M",
 ) -> None:
     """FLOPs per byte of a BLT, by component: as the paper counts them, and with what it leaves out."""
     config = BLTConfig.preset(preset)

@@ -96,6 +96,20 @@ Device = Annotated[
         "otherwise. Under torchrun, cuda and auto give each process a GPU of its own."
     ),
 ]
+LatentLrScale = Annotated[
+    float,
+    typer.Option(
+        help="The layers of the latent transformer learn at this multiple of the learning rate.", callback=positive
+    ),
+]
+TableLearningRate = Annotated[float, typer.Option(help="Peak learning rate of the hash tables.", callback=positive)]
+TableOptimizer = Annotated[
+    str,
+    typer.Option(
+        help="Optimiser of the hash tables: sparse_adam (two tables of state) or rowwise_adagrad (one number of state "
+        "for each row)."
+    ),
+]
 Autocast = Annotated[bool, typer.Option(help="bfloat16 autocast for matrix products.")]
 EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations of held-out text.", min=1, max=MAX_STEPS)]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, max=MAX_STEPS)]
@@ -114,11 +128,18 @@ Resume = Annotated[
 ]
 Rule = Annotated[str, typer.Option(help="Where a patch starts: threshold, monotonic or combined.")]
 Delta = Annotated[float | None, typer.Option(help="Entropy difference (nats) of the combined rule.", callback=finite)]
+ResetAtNewline = Annotated[
+    bool, typer.Option("--reset-at-newline", help="The entropy model forgets what it has read at the end of each line.")
+]
 MaxPatch = Annotated[int | None, typer.Option(help="Longest patch, in bytes.", min=1, max=MAX_TOKENS)]
 PatchSize = Annotated[
     float,
     typer.Option(
-        help="Mean bytes per patch that the threshold is calibrated to.", min=1, max=MAX_TOKENS, callback=finite
+        help="Mean bytes per patch that the threshold is calibrated to, on text that no model has read. With "
+        "--patching fixed: the bytes of each patch.",
+        min=1,
+        max=MAX_TOKENS,
+        callback=finite,
     ),
 ]
 BLTPreset = Annotated[str, typer.Option(help="Shape of the BLT: tiny, 400M, 1B or 7B.")]

@@ -11,11 +11,12 @@ import typer
 
 from .._devices import resolve_device
 from ..checkpoints import from_pretrained
+from ..training.calibration import entropy_patcher, set_apart
 from ..training.checkpoint import list_checkpoints
 from ..training.optim import OptimConfig
 from ..training.ranks import from_first
 from ..training.rows import MAX_TOKENS, RowShape, patches_of_row
-from ..training.runs import empty_model, entropy_patcher, new_blt, new_entropy_model, open_run, split, train_model
+from ..training.runs import empty_model, new_blt, new_entropy_model, open_run, split, train_model
 from ..training.trainer import TrainConfig, load_patcher
 from .console import console, say
 from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_starts
@@ -31,22 +32,26 @@ from .options import (
     HoldOut,
     Include,
     Lanes,
+    LatentLrScale,
     LearningRate,
     LongestSequence,
     MaxDocument,
     MaxPatch,
     OnError,
     PatchSize,
+    ResetAtNewline,
     Resume,
     RowTokens,
     Rule,
     Run,
     Seed,
     Steps,
+    TableLearningRate,
+    TableOptimizer,
     TextKey,
-    positive,
     threshold_or_auto,
 )
+from .patching import check_patching, describe_patching, patcher_of_start, patcher_without_model
 from .progress import training_progress
 from .resume import run_options
 from .show import report_skipped
@@ -56,12 +61,14 @@ def train_entropy(
     ctx: typer.Context,
     data: Data,
     run: Run,
-    preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny or 100M.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="Shape of the entropy model: tiny, ngram or 100M.")] = "tiny",
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
     lanes: Lanes = 1,
     learning_rate: LearningRate = 2e-3,
+    table_learning_rate: TableLearningRate = 3e-2,
+    table_optimizer: TableOptimizer = "sparse_adam",
     device: Device = "auto",
     autocast: Autocast = False,
     include: Include = None,
@@ -81,10 +88,13 @@ def train_entropy(
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8))
     model = new_entropy_model(preset, seed, where)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
-    train_part, held_out = split(corpus, holdout_bytes, seed)
-    config = TrainConfig(
-        steps, OptimConfig(learning_rate=learning_rate), autocast, 10, eval_every, checkpoint_every, seed, lanes
+    train_part, _, held_out = split(corpus, holdout_bytes, seed)
+    optim = OptimConfig(
+        learning_rate=learning_rate,
+        table_optimizer=table_optimizer,
+        sparse_learning_rate=table_learning_rate,
     )
+    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
     say_where_it_starts(run, resume, where)
     with training_progress(console, "entropy model", steps) as on_step:
         train_model(
@@ -109,28 +119,32 @@ def calibrate(
     rule: Rule = "threshold",
     delta: Delta = None,
     max_patch_length: MaxPatch = None,
+    reset_at_newline: ResetAtNewline = False,
     device: Device = "auto",
     include: Include = None,
     exclude: Exclude = None,
     text_key: TextKey = "text",
     on_error: OnError = "raise",
     max_document_bytes: MaxDocument = 1 << 16,
-    seed: Seed = 0,
 ) -> None:
-    """Print the entropy threshold (nats) that gives patches of a wanted mean size."""
+    """Print the entropy threshold (nats) that gives patches of a wanted mean size.
+
+    It is measured on 1 MiB, or a tenth of the files where that is less: the part of the text that is read by no model
+    which is trained on it.
+    """
     where = resolve_device(device)
-    corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes)
+    _, text = set_apart(open_corpus(data, include, exclude, text_key, on_error, max_document_bytes))
     patcher = entropy_patcher(
         load_entropy_model(entropy_model, where),
-        corpus,
+        text,
         threshold=None,
         patch_size=patch_size,
-        seed=seed,
         rule=rule,
         delta=delta,
         max_patch_length=max_patch_length,
+        reset_at_newline=reset_at_newline,
     )
-    report_skipped(corpus)
+    report_skipped(text)
     say(console, repr(patcher.config.threshold))
 
 
@@ -146,9 +160,16 @@ def train(
         Path | None,
         typer.Option(
             help="Start from the weights of a run, a checkpoint or a published BLT in place of those of a preset, and "
-            "with its patches, unless an entropy model is given."
+            "with its patches, unless --entropy-model or --patching asks for others."
         ),
     ] = None,
+    patching: Annotated[
+        str,
+        typer.Option(
+            help="Where patches end: entropy (before bytes that are hard to guess), spaces, or fixed (after every "
+            "--patch-size bytes). The last two need no entropy model."
+        ),
+    ] = "entropy",
     threshold: Annotated[
         str, typer.Option(help="Entropy threshold in nats, or auto: calibrate it.", callback=threshold_or_auto)
     ] = "auto",
@@ -156,6 +177,7 @@ def train(
     rule: Rule = "threshold",
     delta: Delta = None,
     max_patch_length: MaxPatch = None,
+    reset_at_newline: ResetAtNewline = False,
     steps: Steps = 1000,
     row_tokens: RowTokens = 8192,
     longest_sequence: LongestSequence = None,
@@ -170,22 +192,9 @@ def train(
         ),
     ] = None,
     learning_rate: LearningRate = 2e-3,
-    table_learning_rate: Annotated[
-        float, typer.Option(help="Peak learning rate of the hash tables.", callback=positive)
-    ] = 3e-2,
-    table_optimizer: Annotated[
-        str,
-        typer.Option(
-            help="Optimiser of the hash tables: sparse_adam (two tables of state) or rowwise_adagrad (one number of "
-            "state for each row)."
-        ),
-    ] = "sparse_adam",
-    latent_lr_scale: Annotated[
-        float,
-        typer.Option(
-            help="The layers of the latent transformer learn at this multiple of the learning rate.", callback=positive
-        ),
-    ] = 1.0,
+    table_learning_rate: TableLearningRate = 3e-2,
+    table_optimizer: TableOptimizer = "sparse_adam",
+    latent_lr_scale: LatentLrScale = 1.0,
     device: Device = "auto",
     autocast: Autocast = False,
     include: Include = None,
@@ -199,7 +208,7 @@ def train(
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
-    """Train a Byte Latent Transformer on patches from a trained entropy model."""
+    """Train a Byte Latent Transformer, by default on patches from a trained entropy model."""
     open_run(run, resume)
     where = resolve_device(device)
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8), row_patches)
@@ -211,43 +220,36 @@ def train(
     )
     config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
     model, patcher = None, None
-    resumed = resume and bool(list_checkpoints(run))
-    if resumed:
+    if resume and list_checkpoints(run):
         patcher, state = load_patcher(run, where)
         shape = rows_of(run, state)
         model = empty_model(state, where)
     elif init is not None:
-        _refuse_given(ctx, "preset", because="--init has a shape of its own")
         model, patcher = from_pretrained(init, dtype=torch.float32, device=where)
-        if entropy_model is None:
-            of_rule = ("threshold", "patch_size", "rule", "delta", "max_patch_length")
-            _refuse_given(
-                ctx, *of_rule, because="--init has a rule of its own; give its --entropy-model to make another"
-            )
-    if patcher is None and entropy_model is None:
-        raise ValueError("train: --entropy-model: expected a run or checkpoint, got none")
+        patcher = patcher_of_start(ctx, patcher)
+    if patcher is None:
+        check_patching(ctx)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
-    train_part, held_out = split(corpus, holdout_bytes, seed)
-    if not resumed and entropy_model is not None:
-        patcher = entropy_patcher(
-            load_entropy_model(entropy_model, where),
-            train_part,
-            threshold=None if threshold == "auto" else float(threshold),
-            patch_size=patch_size,
-            seed=seed,
-            rule=rule,
-            delta=delta,
-            max_patch_length=max_patch_length,
-        )
-    assert patcher is not None
+    train_part, calibration, held_out = split(corpus, holdout_bytes, seed)
+    if patcher is None:
+        if entropy_model is None:
+            patcher = patcher_without_model(patching, patch_size, max_patch_length)
+        else:
+            patcher = entropy_patcher(
+                load_entropy_model(entropy_model, where),
+                calibration,
+                threshold=None if threshold == "auto" else float(threshold),
+                patch_size=patch_size,
+                rule=rule,
+                delta=delta,
+                max_patch_length=max_patch_length,
+                reset_at_newline=reset_at_newline,
+            )
     if shape.row_patches is None:
-        found = patcher
-        row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
+        row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, patcher))
         shape = dataclasses.replace(shape, row_patches=row_patches)
     say_where_it_starts(run, resume, where)
-    threshold_in_use = patcher.config.threshold
-    rule_in_use = patcher.config.method if threshold_in_use is None else f"threshold {threshold_in_use:.6f} nats"
-    say(console, f"{rule_in_use}, {shape.row_patches} patches a batch")
+    say(console, f"{describe_patching(patcher.config)}, {shape.row_patches} patches a batch")
     with training_progress(console, "BLT", steps) as on_step:
         train_model(
             model or new_blt(preset, seed, where),
@@ -261,12 +263,5 @@ def train(
             on_step=on_step,
             notes=run_options(ctx),
         )
-    report_skipped(train_part, held_out)
+    report_skipped(train_part, calibration, held_out)
     say(console, f"checkpoint and metrics: {run}")
-
-
-def _refuse_given(ctx: typer.Context, *options: str, because: str) -> None:
-    """Refuses options of the command line that would have no effect."""
-    for name in options:
-        if ctx.get_parameter_source(name).name == "COMMANDLINE":  # type: ignore[union-attr]
-            raise ValueError(f"train: --{name.replace('_', '-')}: expected none, because {because}")

@@ -56,7 +56,7 @@ class DecoderStepper:
 
     def _read_slots(self, number: int, x: torch.Tensor) -> torch.Tensor:
         cross = self.model.cross_attn_layers[number]
-        q = cross.q_proj(cross.q_norm(x)).unflatten(-1, (cross.num_heads, -1))
+        q = cross.q_proj(cross.q_norm(x)).unflatten(-1, (-1, cross.head_dim))
         y = attend_to(q, *self.slots[number])
         return torch.add(cross.o_proj(y.flatten(-2)), x, alpha=2)
 

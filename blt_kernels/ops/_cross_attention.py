@@ -40,38 +40,39 @@ def prepare(
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_tensor(op, name, x, ndim=4, dtypes=FLOAT_DTYPES)
-    check_layout(op, layout, q.device, "q")
+    device = q.device
+    batch, num_bytes, capacity = check_layout(op, layout, device, "q")
     if scale is not None:
         check_real(op, "scale", scale)
     check_int(op, "window", window, 1, INT64_MAX)
 
-    for name, x in (("k", k), ("v", v)):
-        check_device(op, name, x, q.device, "q")
-    q, k, v = (_cast_for_autocast(x) for x in (q, k, v))
-    for name, x in (("k", k), ("v", v)):
-        if x.dtype != q.dtype:
-            raise fail_type(op, name, f"dtype {describe([q.dtype])} (as q)", describe([x.dtype]))
+    check_device(op, "k", k, device, "q")
+    check_device(op, "v", v, device, "q")
+    if (dtype := autocast_dtype(device)) is not None:
+        # Under autocast attention runs in the low-precision dtype; float64 is left alone, as torch's own ops do.
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        name, x = ("k", k) if k.dtype != q.dtype else ("v", v)
+        raise fail_type(op, name, f"dtype {describe([q.dtype])} (as q)", describe([x.dtype]))
 
-    batch, capacity, num_bytes = layout.offsets.shape[0], layout.capacity, layout.num_bytes
-    for name, x in (("q", q), ("k", k)):
-        check_shape(op, name, x, (batch, None if name == slots else num_bytes, None, None))
-    rows = (q if slots == "q" else k).shape[1]
+    # Sizes are compared here and not by check_shape, which says what is wrong where they differ: it takes longer.
+    q_shape, k_shape = q.shape, k.shape
+    rows, bytes_ = (q_shape[1], k_shape[1]) if slots == "q" else (k_shape[1], q_shape[1])
+    if q_shape[0] != batch or k_shape[0] != batch or bytes_ != num_bytes:
+        for name, x in (("q", q), ("k", k)):
+            check_shape(op, name, x, (batch, None if name == slots else num_bytes, None, None))
     if rows < capacity or rows != rows // max(capacity, 1) * capacity:
         raise fail_value(op, slots, f"C*K rows, C = {capacity} slots of the layout and K >= 1", f"{rows} rows")
-    if q.shape[3] < 1:
-        raise fail_value(op, "q", "head dimension E >= 1", f"shape {tuple(q.shape)}")
-    check_shape(op, "k", k, (None, None, None, q.shape[3]))
-    check_shape(op, "v", v, k.shape)
-    heads, key_heads = q.shape[2], k.shape[2]
+    if q_shape[3] < 1:
+        raise fail_value(op, "q", "head dimension E >= 1", f"shape {tuple(q_shape)}")
+    if k_shape[3] != q_shape[3]:
+        check_shape(op, "k", k, (None, None, None, q_shape[3]))
+    if v.shape != k_shape:
+        check_shape(op, "v", v, k_shape)
+    heads, key_heads = q_shape[2], k_shape[2]
     if heads < 1 or key_heads < 1 or heads % key_heads:
         raise fail_value(op, "q", f"a positive multiple of the {key_heads} heads of k", f"{heads} heads")
     return q, k, v
-
-
-def _cast_for_autocast(x: torch.Tensor) -> torch.Tensor:
-    """Under autocast attention runs in the low-precision dtype; float64 is left alone, as torch's own ops do."""
-    dtype = autocast_dtype(x.device)
-    return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
 
 
 def register(op: str, num_layout_tensors: int) -> Callable[..., Any]:
@@ -100,8 +101,9 @@ def register(op: str, num_layout_tensors: int) -> Callable[..., Any]:
         needed = ctx.needs_input_grad[:3]
         if grad is None:
             return (None, None, None, *nothing)
-        grads = op_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.window, *needed)
-        return (*(x if need else None for x, need in zip(grads, needed, strict=True)), *nothing)
+        dq, dk, dv = op_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.window, *needed)
+        needs_q, needs_k, needs_v = needed
+        return (dq if needs_q else None, dk if needs_k else None, dv if needs_v else None, *nothing)
 
     torch.library.register_fake(f"blt_kernels::{op}", fake)
     torch.library.register_fake(f"blt_kernels::{op}_backward", fake_backward)

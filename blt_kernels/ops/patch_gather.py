@@ -36,8 +36,8 @@ def patch_gather(y: torch.Tensor, layout: PatchLayout, which: str = "visible") -
         ValueError: shapes or devices that do not fit, an unknown `which`.
     """
     check_tensor(_OP, "y", y, ndim=3, dtypes=FLOAT_DTYPES)
-    check_layout(_OP, layout, y.device, "y")
-    check_shape(_OP, "y", y, (layout.offsets.shape[0], layout.capacity, None))
+    batch, _, capacity = check_layout(_OP, layout, y.device, "y")
+    check_shape(_OP, "y", y, (batch, capacity, None))
     check_choice(_OP, "which", which, ("visible", "own"))
     if backend_for(_OP, y.device, y) == "reference":
         return reference.patch_gather(y, layout, which)

@@ -38,8 +38,8 @@ def patch_pool(x: torch.Tensor, layout: PatchLayout, reduce: str = "max") -> tor
         ValueError: shapes or devices that do not fit, an unknown `reduce`.
     """
     check_tensor(_OP, "x", x, ndim=3, dtypes=FLOAT_DTYPES)
-    check_layout(_OP, layout, x.device, "x")
-    check_shape(_OP, "x", x, (layout.offsets.shape[0], layout.num_bytes, None))
+    batch, num_bytes, _ = check_layout(_OP, layout, x.device, "x")
+    check_shape(_OP, "x", x, (batch, num_bytes, None))
     check_choice(_OP, "reduce", reduce, ("max", "mean", "min", "sum"))
     if backend_for(_OP, x.device, x) == "reference":
         return reference.patch_pool(x, layout, reduce)

@@ -89,6 +89,8 @@ def rowwise_adagrad_update(
         return
     with torch.no_grad():
         torch.ops.blt_kernels.rowwise_adagrad_update(table, state, rows, values, scale, lr, eps, weight_decay)
+    # Autograd learns of changes by torch's own ops alone; a graph that has saved the table must not be run after this.
+    torch.autograd.graph.increment_version((table, state))
 
 
 def state_dtype(table: torch.Tensor) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -89,8 +88,8 @@ def segment(
 
 def _segment(entropies: torch.Tensor, options: EntropyOptions) -> PatchLayout:
     if backend_for("segment", entropies.device) == "reference":
-        return reference.segment(entropies, **options.keywords())
-    return PatchLayout(*torch.ops.blt_kernels.segment(entropies.detach().float(), *options.arguments()))
+        return reference.segment(entropies, **options._asdict())
+    return PatchLayout(*torch.ops.blt_kernels.segment(entropies.detach().float(), *options))
 
 
 def segment_spaces(
@@ -129,8 +128,8 @@ def segment_spaces(
     )
     options.check(op, tokens, "tokens")
     if backend_for(op, tokens.device) == "reference":
-        return reference.segment_spaces(tokens, byte_offset=byte_offset, **options.keywords())
-    return PatchLayout(*torch.ops.blt_kernels.segment_spaces(tokens.long(), byte_offset, *options.arguments()))
+        return reference.segment_spaces(tokens, byte_offset=byte_offset, **options._asdict())
+    return PatchLayout(*torch.ops.blt_kernels.segment_spaces(tokens.long(), byte_offset, *options))
 
 
 def segment_fixed(
@@ -166,8 +165,8 @@ def segment_fixed(
     )
     options.check(op, tokens, "tokens")
     if backend_for(op, tokens.device) == "reference":
-        return reference.segment_fixed(tokens, patch_size, **options.keywords())
-    return PatchLayout(*torch.ops.blt_kernels.segment_fixed(tokens.detach(), patch_size, *options.arguments()))
+        return reference.segment_fixed(tokens, patch_size, **options._asdict())
+    return PatchLayout(*torch.ops.blt_kernels.segment_fixed(tokens.detach(), patch_size, *options))
 
 
 def calibrate_threshold(
@@ -218,7 +217,7 @@ def calibrate_threshold(
     e = entropies.detach().float()
 
     def cut(threshold: float) -> PatchLayout:
-        return _segment(e, dataclasses.replace(options, threshold=threshold))
+        return _segment(e, options._replace(threshold=threshold))
 
     def mean_length(threshold: float) -> float:
         return num_bytes / int(cut(threshold).num_patches.sum())

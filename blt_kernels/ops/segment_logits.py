@@ -60,10 +60,10 @@ def segment_logits(
         rule=rule,
         delta=delta,
     )
-    options.check(_OP, logits[..., 0], "logits")
+    options.check(_OP, logits, "logits")
     if backend_for(_OP, logits.device, logits) == "reference":
-        return reference.segment_logits(logits, **options.keywords())
-    entropies, *fields = _segment_logits(logits, *options.arguments())
+        return reference.segment_logits(logits, **options._asdict())
+    entropies, *fields = _segment_logits(logits, *options)
     return entropies, PatchLayout(*fields)
 
 

@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from .._checks import check_bool, check_choice, check_int, check_number, fail_value
-from ..data import PackedBatches
 from ..layout import PatchLayout
 from ..model import EntropyModel, EntropyModelConfig
 from ..ops._segment_options import RULES
-from ..ops.segment import calibrate_threshold, segment, segment_fixed, segment_spaces
+from ..ops.segment import segment, segment_fixed, segment_spaces
 from .lines import entropies_of
 
 METHODS = ("entropy", "spaces", "fixed")
@@ -156,38 +155,3 @@ class Patcher:
             model = EntropyModel(EntropyModelConfig.from_dict(state["entropy_model"]))
             model.load_state_dict(weights)
         return Patcher(PatcherConfig(**state["config"]), model)
-
-
-@torch.no_grad()
-def calibrate(
-    model: EntropyModel,
-    batches: PackedBatches,
-    patch_size: float,
-    *,
-    num_bytes: int = 1 << 20,
-    rule: str = "threshold",
-    delta: float | None = None,
-    max_patch_length: int | None = None,
-) -> float:
-    """The threshold (nats) at which the first `num_bytes` tokens of `batches` have patches of `patch_size` bytes.
-
-    Raises ValueError with the reachable range where `patch_size` is out of reach.
-    """
-    device = next(model.parameters()).device
-    entropies, starts, total = [], [torch.zeros(1, dtype=torch.int64, device=device)], 0
-    for batch in batches:
-        used = batch.num_tokens
-        cu_seqlens = torch.from_numpy(batch.cu_seqlens).to(device)
-        entropies.append(model.entropies(torch.from_numpy(batch.tokens).to(device), cu_seqlens=cu_seqlens)[:, :used])
-        starts.append(cu_seqlens[1:] + total)
-        total += used
-        if total >= num_bytes:
-            break
-    return calibrate_threshold(
-        torch.cat(entropies, dim=1),
-        patch_size,
-        rule=rule,
-        delta=delta,
-        max_patch_length=max_patch_length,
-        cu_seqlens=torch.cat(starts),
-    )

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 
 from .._optional import optional
-from ..data import Batch, Corpus, DocumentStream, split_corpus
+from ..data import Batch, Corpus, split_corpus
 from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
+from .calibration import set_apart
 from .checkpoint import list_checkpoints
 from .evaluate import held_out_batches, watch
 from .lanes import Lanes
-from .patcher import Patcher, PatcherConfig, calibrate
+from .patcher import Patcher
 from .ranks import from_first, lanes_of_rank, world_size
 from .rows import RowShape
 from .trainer import METRICS_FILE, TrainConfig, Trainer, model_like
 
 # Held-out bytes that are evaluated while training goes on; the whole held-out text is evaluated by `eval`.
 WATCHED_BYTES = 1 << 16
-CALIBRATION_ROW = 1 << 16  # tokens
 # Of texts for runs of minutes. What a loader has open is cut into patches whole, and at the end of a run most of it was
 # cut for nothing; these pieces are still many times as long as a sequence.
 DOCUMENT_BYTES = 1 << 14
@@ -168,50 +168,20 @@ def empty_model(state: dict[str, Any], device: torch.device) -> EntropyModel | B
     return model.to_empty(device=device)
 
 
-def entropy_patcher(
-    model: EntropyModel,
-    train: Corpus,
-    *,
-    threshold: float | None,
-    patch_size: float,
-    seed: int,
-    rule: str = "threshold",
-    delta: float | None = None,
-    max_patch_length: int | None = None,
-    calibration_bytes: int = 1 << 20,
-) -> Patcher:
-    """A patcher by entropy; without a threshold, the one that gives patches of `patch_size` bytes on the
-    first `calibration_bytes` of `train`."""
-    model.eval()
-    # Made before the threshold is known, so that a wrong argument is found before text is read.
-    config = PatcherConfig(
-        rule=rule,
-        threshold=0.0 if threshold is None else threshold,
-        delta=delta,
-        max_patch_length=max_patch_length,
-    )
-    if threshold is None:
-        shape = RowShape(CALIBRATION_ROW, CALIBRATION_ROW)
-        batches = shape.batches(DocumentStream(train, seed=seed, epochs=1), open_documents=1)
-        threshold = from_first(
-            lambda: calibrate(
-                model,
-                batches,
-                patch_size,
-                num_bytes=calibration_bytes,
-                rule=rule,
-                delta=delta,
-                max_patch_length=max_patch_length,
-            )
-        )
-    return Patcher(dataclasses.replace(config, threshold=threshold), model)
+def split(corpus: Corpus, holdout_bytes: int | None, seed: int) -> tuple[Corpus, Corpus, Corpus]:
+    """(training, calibration, held-out).
 
+    The calibration text is the same for every seed and size of the held-out text, see `set_apart`. No model is trained
+    on it, neither the entropy model nor, to keep one division for both, the BLT.
 
-def split(corpus: Corpus, holdout_bytes: int | None, seed: int) -> tuple[Corpus, Corpus]:
-    """(training, held-out): at least `holdout_bytes`, by default 1 MiB, or a tenth of the files where that is less."""
+    Args:
+        holdout_bytes: to hold out, at least; by default 1 MiB, or a tenth of the files where that is less.
+    """
     if holdout_bytes is None:
         holdout_bytes = max(1, min(1 << 20, sum(file.size for file in corpus.files) // 10))
-    return split_corpus(corpus, holdout_bytes, seed=seed)
+    rest, calibration = set_apart(corpus)
+    train, held_out = split_corpus(rest, holdout_bytes, seed=seed)
+    return train, calibration, held_out
 
 
 def without_metrics(corpus: Corpus, given: Sequence[Path], run: Path | None) -> Corpus:

@@ -19,13 +19,23 @@ def corpus(tmp_path: Path) -> Corpus:
     return Corpus(tmp_path)
 
 
-def test_it_prints_both_kinds_of_rows(
+def test_it_prints_and_keeps_both_kinds_of_rows(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rows, "SHAPES", ((1024, 64),))
-    rows.main(["--data", str(tmp_path), "--epochs", "1"])
+    rows.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "packed: 1024 tokens" in printed and "one document a row: 83 tokens" in printed and "batches" in printed
+    (folder,) = (tmp_path / "out").iterdir()
+    (result,) = rows.read_all(folder)
+    (row,) = result["rows"]
+    assert row["packed"]["tokens"] > 0.9 > row["one_document"]["tokens"] and result["text"] == tmp_path.name
+    (line,) = rows.table([result]).rows
+    assert f"{row['packed']['tokens']:.1%}" in line and f"{row['packed']['tokens']:.1%}" in printed
+    (path,) = (folder / "rows").iterdir()
+    for damaged in ("{", "[]"):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=f"{path.name}: not a"):
+            rows.read_all(folder)
 
 
 def test_shares_and_waits_are_those_of_the_batches(corpus: Corpus) -> None:

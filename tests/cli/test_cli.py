@@ -680,3 +680,69 @@ def test_the_device_does_not_decide_the_run(texts: Path, tmp_path: Path) -> None
     run(*arguments, "--device", "cpu")
     assert "device" not in json.loads((tmp_path / "run" / "step-00000002" / "state.json").read_text())["state"]["notes"]
     run(*arguments, "--device", "auto", "--resume")
+
+
+# Ways of patching
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "mean"),
+    [
+        (("--patching", "spaces"), "patches end at spaces, ", None),
+        (("--patching", "spaces", "--max-patch-length", 3), "patches end at spaces, ", None),
+        (("--patching", "fixed", "--patch-size", 4), "patches of 4 bytes, ", 4),
+    ],
+    ids=["spaces", "short", "fixed"],
+)
+def test_patches_without_an_entropy_model(
+    options: tuple[object, ...], says: str, mean: float | None, texts: Path, tmp_path: Path
+) -> None:
+    arguments = ("train", texts, "--run", tmp_path / "run", "--row-tokens", 192, "--checkpoint-every", 1, *SHARED)
+    assert says in run(*arguments, "--steps", 2, *options).stdout
+    state = json.loads((tmp_path / "run" / "step-00000002" / "state.json").read_text())["state"]
+    assert state["patcher"]["config"]["method"] == options[1] and state["patcher"]["entropy_model"] is None
+    found = 192 / state["notes"]["rows"]["row_patches"]  # measured with this patcher
+    assert found == pytest.approx(mean, rel=0.1) if mean else 1 < found < 8
+    expected = metrics(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "step-00000002")
+    run("train", texts, "--run", tmp_path / "run", "--resume", *SHARED)
+    for line, wanted in zip(metrics(tmp_path / "run"), expected, strict=True):
+        assert line["loss"] == wanted["loss"]
+    assert "BLT" in run("eval", tmp_path / "run", texts / "0.txt").stdout
+    assert "patches" in run("patch", "some text", "--model", tmp_path / "run").stdout
+
+
+def test_options_of_another_way_of_patching_are_refused_by_name(texts: Path, runs: Path, tmp_path: Path) -> None:
+    start = ("train", texts, "--run", tmp_path / "run", "--patching")
+    for options, line in (
+        (("spaces", "--entropy-model", runs / "entropy"), "--entropy-model: expected with --patching entropy alone"),
+        (("spaces", "--threshold", 1), "--threshold: expected with --patching entropy alone, got --patching spaces"),
+        (("fixed", "--rule", "monotonic"), "--rule: expected with --patching entropy alone, got --patching fixed"),
+        (("fixed", "--delta", 1), "--delta: expected with --patching entropy alone"),
+        (("fixed", "--reset-at-newline"), "--reset-at-newline: expected with --patching entropy alone"),
+        (
+            ("spaces", "--patch-size", 4),
+            "--patch-size: expected with --patching entropy or fixed alone, got --patching",
+        ),
+        (("fixed",), "--patch-size: expected a whole number with --patching fixed, got 4.5"),
+        (("words",), "--patching: expected one of"),
+        (("entropy",), "--entropy-model: expected a run or checkpoint, got none"),
+    ):
+        assert line in fails(*start, *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_entropies_by_lines_from_calibration_to_a_resumed_run(texts: Path, runs: Path, tmp_path: Path) -> None:
+    model = ("--entropy-model", runs / "entropy")
+    arguments = (texts, *model, "--patch-size", 3, "--on-error", "skip", "--reset-at-newline")
+    threshold = run("calibrate", *arguments).stdout
+    assert threshold != run("calibrate", *arguments[:-1]).stdout
+    options = ("--row-tokens", 192, "--steps", 2, "--checkpoint-every", 1, "--holdout-bytes", 1000)
+    begun = run("train", *arguments, "--run", tmp_path / "run", *options)
+    assert f"threshold {float(threshold):.6f} nats" in begun.stdout
+    state = json.loads((tmp_path / "run" / "step-00000002" / "state.json").read_text())["state"]
+    assert state["patcher"]["config"]["reset_at_newline"] is True
+    expected = last_losses(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "step-00000002")
+    run("train", texts, "--run", tmp_path / "run", "--resume", "--on-error", "skip", "--holdout-bytes", 1000)
+    assert last_losses(tmp_path / "run") == expected

@@ -550,6 +550,29 @@ def test_split_depends_on_the_seed(mixed):
     assert len({split_corpus(mixed, 1, seed=seed)[1].files[0].name for seed in range(20)}) > 2
 
 
+def test_split_of_a_corpus_that_has_grown(tmp_path):
+    """What was for training before is not held out now, wherever the new files stand in the order."""
+    for i in range(40):
+        (tmp_path / f"b{i:02}.txt").write_text(f"{i}" * 100)
+    before = {file.name for file in split_corpus(Corpus(tmp_path), 900)[1].files}
+    for i in range(40):
+        (tmp_path / f"{'abc'[i % 3]}-new{i}.txt").write_text(f"{i}" * 100)
+    after = {file.name for file in split_corpus(Corpus(tmp_path), 900)[1].files}
+    assert {name for name in after if "new" not in name} < before
+
+
+def test_split_takes_many_short_files_rather_than_a_long_one(tmp_path):
+    for i in range(400):
+        (tmp_path / f"short{i:03}.txt").write_text("x" * 100)
+    for i in range(20):
+        (tmp_path / f"long{i:02}.txt").write_text("y" * 5000)
+    for seed in range(5):
+        held = split_corpus(Corpus(tmp_path), 10_000, seed=seed)[1]
+        assert [file.name[:5] for file in held.files] == ["short"] * 100
+        held = split_corpus(Corpus(tmp_path), 30_000, seed=seed)[1]  # there are too few short ones for that
+        assert {file.name[:4] for file in held.files} == {"shor", "long"}
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.zst", "a.parquet"])
 def test_split_of_one_file(tmp_path, name):
     lines = [f"line {i}\n" for i in range(2000)]

@@ -140,6 +140,16 @@ def test_a_table_that_requires_a_gradient_is_updated_in_place() -> None:
     assert torch.equal(parameter.detach(), updated(rowwise_adagrad_update, (table, state, rows, values))[0])
 
 
+def test_autograd_learns_that_the_table_has_changed() -> None:
+    """A graph that has saved the table refuses to run with other values than it was built with."""
+    table, state, rows, values = case(4, torch.float32)
+    parameter = torch.nn.Parameter(table)
+    loss = (parameter * parameter).sum()
+    rowwise_adagrad_update(parameter, state, rows, values, **NUMBERS)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 TABLE, STATE, ROWS, VALUES = case(4, torch.float32, 6, 3)
 
 

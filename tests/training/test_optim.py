@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 import torch
@@ -50,7 +51,9 @@ def step(model: Model, optimizers: Optimizers, seed: int) -> tuple[float, float,
     return loss.item(), optimizers.step().item(), rate
 
 
-SPARSE_ADAM = OptimConfig(learning_rate=0.1, sparse_learning_rate=0.2, min_ratio=0.1, warmup_steps=4)
+SPARSE_ADAM = OptimConfig(
+    learning_rate=0.1, sparse_learning_rate=0.2, min_ratio=0.1, warmup_steps=4, table_optimizer="sparse_adam"
+)
 CONFIG = dataclasses.replace(SPARSE_ADAM, table_optimizer="rowwise_adagrad")
 
 
@@ -188,6 +191,52 @@ def test_rowwise_adagrad_resumes_exactly(dtype: torch.dtype) -> None:
     assert torch.equal(table, copied) and torch.equal(optimizer.state[table]["sum"], resumed.state[copied]["sum"])
 
 
+def test_rowwise_adagrad_refuses_the_state_of_others() -> None:
+    """And is left as it was."""
+    table, longer = nn.Parameter(torch.randn(10, 4)), nn.Parameter(torch.randn(12, 4))
+    ours, adam = RowwiseAdagrad([table], lr=0.1), torch.optim.SparseAdam([table])
+    train_table(adam, table, range(1))
+    train_table(ours, table, range(1))
+    before = copy.deepcopy(ours.state_dict())
+    expected = r"RowwiseAdagrad: state_dict: expected the state of this optimiser, sum \[{}\], got {}"
+    with pytest.raises(ValueError, match=expected.format(10, r"step \[\], exp_avg \[10, 4\], exp_avg_sq \[10, 4\]")):
+        ours.load_state_dict(adam.state_dict())
+    with pytest.raises(ValueError, match=expected.format(12, r"sum \[10\]")):
+        RowwiseAdagrad([longer]).load_state_dict(before)
+    with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):
+        RowwiseAdagrad([table, longer]).load_state_dict(before)
+    assert str(ours.state_dict()) == str(before)
+
+
+def test_rowwise_adagrad_adds_up_rows_that_come_twice() -> None:
+    table = nn.Parameter(torch.ones(5, 2))
+    optimizer = RowwiseAdagrad([table], lr=1.0)
+    table.grad = torch.sparse_coo_tensor([[3, 1, 1]], torch.tensor([[2.0, 2.0], [1.0, 1.0], [2.0, 2.0]]), (5, 2))
+    optimizer.step()
+    assert optimizer.state[table]["sum"].tolist() == [0, 9, 0, 4, 0]
+    assert table[1].tolist() == table[3].tolist() == [0, 0] and table[0].tolist() == [1, 1]
+
+
+def test_rowwise_adagrad_takes_a_gradient_of_no_rows() -> None:
+    table = nn.Parameter(torch.ones(5, 2))
+    table.grad = torch.sparse_coo_tensor(torch.empty(1, 0, dtype=torch.int64), torch.empty(0, 2), (5, 2))
+    RowwiseAdagrad([table], weight_decay=0.1).step()
+    assert torch.equal(table.detach(), torch.ones(5, 2))
+
+
+def test_rowwise_adagrad_can_be_copied_with_its_tables() -> None:
+    table = nn.Parameter(torch.ones(10, 4))
+    optimizer = RowwiseAdagrad([table], lr=0.1)
+    train_table(optimizer, table, range(2))
+    other, copied = copy.deepcopy((optimizer, table))
+    pickled = pickle.loads(pickle.dumps((optimizer, table)))
+    train_table(optimizer, table, range(2, 4))
+    for step, of in ((other, copied), pickled):
+        assert not torch.equal(of, table)
+        train_table(step, of, range(2, 4))
+        assert torch.equal(of, table)
+
+
 def test_rowwise_adagrad_keeps_one_number_for_each_row() -> None:
     table = nn.Parameter(torch.randn(10, 4))
     optimizer = RowwiseAdagrad([table])
@@ -214,6 +263,8 @@ def test_rowwise_adagrad_refuses_dense_gradients_and_wrong_numbers() -> None:
     table.sum().backward()
     with pytest.raises(TypeError, match=r"grad: expected a row-sparse gradient, got layout torch\.strided"):
         RowwiseAdagrad([table]).step()
+    with pytest.raises(TypeError, match=r"RowwiseAdagrad: scale: expected a torch\.Tensor, got float"):
+        RowwiseAdagrad([table]).step(scale=0.5)
     for name, value in (("lr", -1.0), ("eps", 0.0), ("weight_decay", -0.1)):
         with pytest.raises(ValueError, match=f"RowwiseAdagrad: {name}: expected a finite number"):
             RowwiseAdagrad([table], **{name: value})

@@ -19,17 +19,16 @@ import pytest
 import torch
 
 from blt_kernels.cli.demo import documents_seen
-from blt_kernels.data import Corpus, DocumentStream, PackedBatches, encode, split_corpus
+from blt_kernels.data import Corpus, DocumentStream, PackedBatches, encode
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
 from blt_kernels.training.checkpoint import CheckpointError, list_checkpoints
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
 from blt_kernels.training.lanes import Lanes
-from blt_kernels.training.optim import OptimConfig
+from blt_kernels.training.optim import TABLE_OPTIMIZERS, OptimConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.prefetch import prefetch
 from blt_kernels.training.rows import RowShape, mean_patch_length, patches_of_row
 from blt_kernels.training.runs import (
-    entropy_patcher,
     new_blt,
     new_entropy_model,
     open_run,
@@ -137,6 +136,11 @@ def test_resume_refuses_another_model_schedule_and_damage(corpus: Corpus, patche
         CheckpointError, match=r"settings: optim\.eps: the run has 1e-08, got 1e-06; steps: the run has 2, got 3$"
     ):
         train_model(make_blt(), corpus, None, shape, longer, run, patcher=patcher, resume=True)
+    mine = config.optim.table_optimizer
+    (other,) = set(TABLE_OPTIMIZERS) - {mine}
+    otherwise = dataclasses.replace(config, optim=dataclasses.replace(config.optim, table_optimizer=other))
+    with pytest.raises(CheckpointError, match=rf"optim\.table_optimizer: the run has {mine}, got {other}$"):
+        train_model(make_blt(), corpus, None, shape, otherwise, run, patcher=patcher, resume=True)
     oftener = dataclasses.replace(config, log_every=7, eval_every=1, checkpoint_every=1)  # decides no loss
     train_model(make_blt(), corpus, None, shape, oftener, run, patcher=patcher, resume=True)
     rows = dataclasses.replace(shape, row_tokens=shape.row_tokens + 8)
@@ -432,16 +436,6 @@ def test_the_mean_patch_is_that_of_the_whole_text(tmp_path: Path) -> None:
     expected = sum(map(len, documents)) / sum(len(patcher(tokens)) for tokens in documents)
     assert mean_patch_length(text, patcher) == pytest.approx(expected, rel=0.01)
     assert patches_of_row(1000, text, patcher) == pytest.approx(1000 / expected, rel=0.01)
-
-
-def test_calibration_gives_the_wanted_patch_size(corpus: Corpus) -> None:
-    torch.manual_seed(0)
-    model = EntropyModel(ENTROPY)
-    train, _ = split_corpus(corpus, 500)
-    patcher = entropy_patcher(model, train, threshold=None, patch_size=3.0, seed=0)
-    documents = [encode(document) for document in train]
-    lengths = [len(patcher(tokens)) for tokens in documents]
-    assert sum(map(len, documents)) / sum(lengths) == pytest.approx(3.0, rel=0.02)
 
 
 def test_bytes_are_those_of_the_text(corpus: Corpus, patcher: Patcher) -> None:
