@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .._checks import check_int, fail_type
+from .._checks import check_int
 from ..model import BLT
 from ..tokens import BYTE_OFFSET, EOS_ID
 from ..training.patcher import Patcher
