@@ -99,7 +99,7 @@ def open_tiny(folder: Path, out: Path) -> Texts:
 
 
 def make_bench(folder: Path, out: Path, kind: type[Bench] = Bench) -> Bench:
-    return kind(SCALE, open_tiny(folder, out), out, "cpu", Console(quiet=True))
+    return kind(SCALE, open_tiny(folder, out), out, torch.device("cpu"), Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
