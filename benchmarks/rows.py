@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from blt_kernels.data import DEFAULT_INCLUDE, Corpus, DocumentStream, PackedBatches, encode
 from blt_kernels.model import EntropyModel
+from blt_kernels.training.calibration import entropy_patcher
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.rows import patches_of_row
-from blt_kernels.training.runs import entropy_patcher, standard_library
+from blt_kernels.training.runs import standard_library
 from blt_kernels.training.trainer import load_model
 
 from .machine import describe_machine, device_name, device_slug
@@ -119,7 +120,7 @@ def patcher_of(run: Path | None, corpus: Corpus) -> Patcher:
     if patcher is not None:
         return patcher
     assert isinstance(model, EntropyModel)  # a BLT has a patcher
-    return entropy_patcher(model, corpus, threshold=None, patch_size=PATCH_SIZE, seed=0)
+    return entropy_patcher(model, corpus, threshold=None, patch_size=PATCH_SIZE)
 
 
 def table(found: list[dict[str, Any]]) -> Table:

@@ -66,6 +66,8 @@ class GenerationState:
             raise fail_type(op, "model", "a BLT", type(model).__name__)
         if not isinstance(patcher, Patcher):
             raise fail_type(op, "patcher", "a Patcher", type(patcher).__name__)
+        if patcher.config.reset_at_newline:  # the caches of the entropy model would have to begin anew too
+            raise fail_value(op, "patcher", "one whose entropies see the whole document", "reset_at_newline")
         if max_patches is not None:
             check_int(op, "max_patches", max_patches, 1)
         check_prompts(op, prompts)

@@ -520,7 +520,10 @@ LAYERS = {"dim": 64, "num_layers": 2, "num_heads": 2, "ffn_dim": 192, "window": 
         (damaged_state(model=7), "state.json: cannot be used"),
         (damaged_state(model={"transformer": LAYERS | {"dim": "64"}}), "state.json: cannot be used"),
         (damaged_state(model={"transformer": LAYERS | {"ffn_dim": 191}}), "model.safetensors: does not fit the model"),
-        (damaged_state(model={"transformer": LAYERS | {"ffn_dim": 10**12}}), "state.json: cannot be used"),
+        (
+            damaged_state(model={"transformer": LAYERS | {"ffn_dim": 10**12}}),
+            "model.safetensors: does not fit the model",
+        ),
         (damaged_state(patcher={"config": {"threshold": "1"}, "entropy_model": None}), "state.json: cannot be used"),
         (damaged_state(notes=None), "does not say in rows of which shape"),
         (damaged_state(notes={"rows": [0, -1, None]}), "does not say in rows of which shape"),
@@ -545,7 +548,7 @@ def test_damaged_checkpoints_are_one_line_that_names_the_file(
         ),
         (damaged_state(train={}), "made with other training settings"),
         (damaged_state(train=None), "state.json: cannot be used"),
-        (damaged_state(batches={}), "state.json: cannot be used"),
+        (damaged_state(lanes={}), "state.json: cannot be used"),
         (damaged_state(optimizer=[]), "state.json: cannot be used"),
         (damaged_state(bytes_seen=...), "state.json: cannot be used"),
     ],
@@ -573,10 +576,10 @@ def test_damaged_checkpoints_are_not_resumed(damage: Any, named: str, runs: Path
     ],
 )
 def test_whatever_goes_wrong_is_one_line(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(look, "load_model", fail)
+    monkeypatch.setattr(look, "load_any", fail)
     assert line in fails("patch", "x", "--model", "run")
     monkeypatch.setenv("BLT_KERNELS_DEBUG", "1")
     with pytest.raises(type(error)):
@@ -584,7 +587,7 @@ def test_whatever_goes_wrong_is_one_line(error: Exception, line: str, monkeypatc
 
 
 def test_an_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "load_model", interrupt)
+    monkeypatch.setattr(look, "load_any", interrupt)
     result = run("patch", "x", "--model", "run", check=False)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 

@@ -90,4 +90,3 @@ def patchers(models: tuple[BLT, EntropyModel], text: bytes) -> dict[str, Patcher
 @pytest.fixture(scope="session")
 def patcher(patchers: dict[str, Patcher]) -> Patcher:
     return patchers["threshold"]
-

@@ -65,9 +65,7 @@ def test_logits_and_patches_are_those_of_a_full_pass(
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_greedy_text_is_that_of_the_definition(
-    blt: BLT, patchers: dict[str, Patcher], text: bytes, rule: str
-) -> None:
+def test_greedy_text_is_that_of_the_definition(blt: BLT, patchers: dict[str, Patcher], text: bytes, rule: str) -> None:
     prompts = [b"", text[:3], text[500:540], text[900:1000], b"\xff\x00", "名 é".encode()]
     expected = generate_uncached(blt, patchers[rule], prompts, max_new_bytes=24)
     assert generate(blt, patchers[rule], prompts, max_new_bytes=24) == expected
@@ -120,9 +118,7 @@ def test_layers_without_a_window(patcher: Patcher, blt: BLT, text: bytes) -> Non
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_exact_entropies_have_the_bits_of_a_full_pass(
-    blt: BLT, patcher: Patcher, text: bytes, threads: int
-) -> None:
+def test_exact_entropies_have_the_bits_of_a_full_pass(blt: BLT, patcher: Patcher, text: bytes, threads: int) -> None:
     assert patcher.entropy_model is not None
     tokens = [torch.from_numpy(encode(text[begin : begin + 220], eos=False)) for begin in (0, 1000, 2000)]
     begins = (0, 13, 130)  # before the window is full, and after
@@ -222,4 +218,3 @@ def test_other_shapes(blt: BLT, patcher: Patcher, text: bytes) -> None:
     state = GenerationState(model, patcher, [text[:40]])
     for (position,) in forced(state, [tokens], (40,), 100):
         assert (state.logits[0] - logits[position]).abs().max() <= TOLERANCE * logits.abs().max()
-
