@@ -25,6 +25,7 @@ COMMANDS = {
     "rows": "benchmarks.rows",
     "tables": "benchmarks.table_optimizers",
     "overhead": "benchmarks.overhead",
+    "entropy_models": "benchmarks.entropy_models",
     "report": "benchmarks.report.pages",
     "gpu": "benchmarks.gpu",
 }

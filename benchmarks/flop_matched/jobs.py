@@ -6,9 +6,9 @@ import dataclasses
 
 from blt_kernels.model import BLTConfig, EntropyModelConfig, TransformerConfig
 
-from .models import TOKEN
+from .models import TOKEN, VARIANTS
 
-ENTROPY = "entropy-model"
+ENTROPY, NGRAM_ENTROPY = "entropy-model", "ngram-entropy-model"
 # n-gram tables learn at a fixed multiple of the dense learning rate: one number is tuned for every model.
 TABLE_RATE = 8.0
 # The optimiser that the multiple was chosen for. Committed results were made with it, whatever training's default is.
@@ -75,6 +75,13 @@ class Scale:
     language_bytes: int
     throughput_seconds: float
 
+    @property
+    def entropy_models(self) -> dict[str, EntropyModelConfig]:
+        """The entropy models by name: the one of the scale, and tables of n-grams in place of its layers."""
+        shape = dataclasses.replace(self.entropy_model.transformer, num_layers=0)
+        ngram_sizes = EntropyModelConfig.preset("ngram").ngram_sizes
+        return {ENTROPY: self.entropy_model, NGRAM_ENTROPY: EntropyModelConfig(shape, ngram_sizes=ngram_sizes)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -83,7 +90,7 @@ class Job:
     Attributes:
         name: the file's name, without suffix.
         kind: "entropy", "tune", "main", "ablation", "throughput", "profile" or "backends".
-        model: "token", a name of VARIANTS, or "entropy-model".
+        model: "token", a name of VARIANTS, or one of the scale's entropy models.
         rate: the learning rate, of a tuning run.
     """
 
@@ -95,12 +102,16 @@ class Job:
     rate: float | None = None
 
 
-ENTROPY_JOB = Job(ENTROPY, "entropy", "", ENTROPY)
+def entropy_job(name: str) -> Job:
+    """The job that trains an entropy model of the scale."""
+    return Job(name, "entropy", "", name)
 
 
 def jobs_of(scale: Scale) -> list[Job]:
     """The jobs of a scale, in an order in which each finds what it needs."""
-    jobs = [ENTROPY_JOB]
+    cut = {name for size in scale.sizes for name in (*size.main, *size.ablations) if name != TOKEN}
+    names = [ENTROPY, *([NGRAM_ENTROPY] if any(VARIANTS[name].ngram_entropy for name in cut) else [])]
+    jobs = [entropy_job(name) for name in names]
     for size in scale.sizes:
         if len(scale.rates) > 1:
             for model in size.main:
@@ -136,7 +147,7 @@ def _blt(local: TransformerConfig, decoder_layers: int, head: int, rows: int, ha
 
 
 ALL = (TOKEN, "blt-4.5", "blt-6", "blt-8", "blt-spaces", "blt-fixed-6")
-ABLATIONS = ("blt-4.5-no-ngrams", "blt-4.5-no-cross-attention")
+ABLATIONS = ("blt-4.5-ngram-entropy", "blt-4.5-no-ngrams", "blt-4.5-no-cross-attention")
 
 CPU_SMALL = Size(
     name="small",

@@ -6,7 +6,7 @@
     machine         what it ran on, versions and commit, see `machine.describe_machine`
     data            name, fingerprint of the training text, valid_bytes
     size, seed      FLOP class; of weights and order of the documents
-    model           name: "token", "blt-...", "entropy-model"; config: of the model; parameters: all, and of them
+    model           name: "token", "blt-...", or an entropy model; config: of the model; parameters: all, and of them
                     `table_parameters` in n-gram tables; unit_bytes: mean bytes of a token or patch;
                     patcher: how patches were made (null for others); context: tokens, and for a BLT patches, of a
                     row, and tokens of the longest sequence
@@ -84,7 +84,7 @@ def begin(
         built: the model itself, whose parameters are counted.
         target: inclusive FLOPs per byte of the token model.
     """
-    tables = getattr(built, "encoder_hash_tok_embedding", None)
+    tables = built.hash_tok_embedding if isinstance(built, EntropyModel) else built.encoder_hash_tok_embedding
     inclusive = model.flops["inclusive"]
     return {
         "format": FORMAT,

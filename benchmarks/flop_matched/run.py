@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,8 @@ class Bench:
         self.work = folder / ".work" / texts.fingerprint
         self.sizes = {size.name: size for size in scale.sizes}
         self._machine = describe_machine(self.device)
-        self._contenders = Contenders(scale, texts, self.work, console, lambda: self.entropy_model)
+        self._entropy_models: dict[str, EntropyModel] = {}
+        self._contenders = Contenders(scale, texts, self.work, console, self.entropy_model)
 
     def run(self, job: Job) -> bool:
         """Runs a job unless it is finished; False where it was.
@@ -66,7 +66,7 @@ class Bench:
             return False
         self.check_time(RESERVED_SECONDS.get(job.kind, 0.0))
         if job.kind == "entropy":
-            _ = self.entropy_model  # it is trained when it is asked for
+            self.entropy_model(job.model)  # it is trained when it is asked for
         elif job.kind == "throughput":
             measure_speed(self, job)
         elif job.kind == "profile":
@@ -77,10 +77,11 @@ class Bench:
             train(self, job)
         return True
 
-    @functools.cached_property
-    def entropy_model(self) -> EntropyModel:
-        """Trained, in eval mode; the same for every BLT of the scale."""
-        return train_entropy_model(self)
+    def entropy_model(self, name: str) -> EntropyModel:
+        """One of the scale's entropy models, trained and in eval mode; the same for every BLT that is cut by it."""
+        if name not in self._entropy_models:
+            self._entropy_models[name] = train_entropy_model(self, name)
+        return self._entropy_models[name]
 
     def model(self, size: Size, name: str) -> Model:
         """A model of the comparison; a BLT is grown to the inclusive FLOPs per byte of the token model."""

@@ -1,5 +1,5 @@
-"""Names of Meta's code, facebookresearch/blt (November 2025): of tensors as its conversion to transformers maps them, and
-of fields, with what absent ones mean."""
+"""Names in Meta's code, facebookresearch/blt (November 2025): of tensors, as its conversion to transformers maps them,
+and of fields, with what absent ones mean."""
 
 from __future__ import annotations
 

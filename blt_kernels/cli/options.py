@@ -96,6 +96,12 @@ Device = Annotated[
         "otherwise. Under torchrun, cuda and auto give each process a GPU of its own."
     ),
 ]
+LatentLrScale = Annotated[
+    float,
+    typer.Option(
+        help="The layers of the latent transformer learn at this multiple of the learning rate.", callback=positive
+    ),
+]
 TableLearningRate = Annotated[float, typer.Option(help="Peak learning rate of the hash tables.", callback=positive)]
 TableOptimizer = Annotated[
     str,

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.flop_matched import command, results
-from benchmarks.flop_matched.jobs import CPU, GPU, PAIR, Job, Scale, Size, jobs_of
+from benchmarks.flop_matched.jobs import CPU, ENTROPY, GPU, NGRAM_ENTROPY, PAIR, Job, Scale, Size, jobs_of
 from benchmarks.flop_matched.models import TOLERANCE, VARIANTS, build, grow_latent, variant_flops
 from benchmarks.flop_matched.noise import NOISES, noised
 from benchmarks.flop_matched.profile import OTHER, parts_of
@@ -52,6 +52,8 @@ SIZE = Size(
     train_bytes=3000,
     main=("token", "blt-4.5"),
     seeds=1,
+    ablations=("blt-4.5-ngram-entropy",),
+    ablation_seeds=1,
     robust=("token",),
 )
 SCALE = Scale(
@@ -99,7 +101,7 @@ def open_tiny(folder: Path, out: Path) -> Texts:
 
 
 def make_bench(folder: Path, out: Path, kind: type[Bench] = Bench) -> Bench:
-    return kind(SCALE, open_tiny(folder, out), out, "cpu", Console(quiet=True))
+    return kind(SCALE, open_tiny(folder, out), out, torch.device("cpu"), Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +170,10 @@ def test_bits_per_byte_of_tokens_are_nats_over_bytes(tokenizer: BPETokenizer, tm
 def test_grown_models_match_within_two_per_cent(scale: Scale) -> None:
     for size in scale.sizes:
         target = token_flops(size.token, scale.vocab_size, 3.1, context_bytes=scale.sequence_bytes).forward
-        arguments: dict[str, Any] = {"context_bytes": scale.sequence_bytes, "entropy_model": scale.entropy_model}
         parameters = []
         for name, variant in VARIANTS.items():
+            owner = scale.entropy_models[NGRAM_ENTROPY if variant.ngram_entropy else ENTROPY]
+            arguments: dict[str, Any] = {"context_bytes": scale.sequence_bytes, "entropy_model": owner}
             patch = variant.patch_size or 5.5
             base = size.blt if variant.ngrams else dataclasses.replace(size.blt, ngram_sizes=())
 
