@@ -25,6 +25,8 @@ RULES = (
     "spaces",
     "spaces, at most 3",
     "fixed",
+    "threshold, reset at newlines",
+    "threshold of a model of n-grams",
 )
 TOLERANCE = 1e-5  # of the largest logit
 SPACE, UNUSED = 32 + 4, 0 + 4  # tokens: the commonest byte of the text, and one that is not in it
@@ -66,11 +68,11 @@ def test_logits_and_patches_are_those_of_a_full_pass(
 
 @pytest.mark.parametrize("rule", RULES)
 def test_greedy_text_is_that_of_the_definition(blt: BLT, patchers: dict[str, Patcher], text: bytes, rule: str) -> None:
-    prompts = [b"", text[:3], text[500:540], text[900:1000], b"\xff\x00", "名 é".encode()]
-    expected = generate_uncached(blt, patchers[rule], prompts, max_new_bytes=24)
-    assert generate(blt, patchers[rule], prompts, max_new_bytes=24) == expected
+    prompts = [b"", text[:3], text[500:540], text[900:970], b"\xff\x00\n", "名 é".encode()]
+    expected = generate_uncached(blt, patchers[rule], prompts, max_new_bytes=20)
+    assert generate(blt, patchers[rule], prompts, max_new_bytes=20) == expected
     for size in (1, 4):  # other neighbours, other padding, and rows that take the place of others
-        assert generate(blt, patchers[rule], prompts, max_new_bytes=24, batch_size=size) == expected
+        assert generate(blt, patchers[rule], prompts, max_new_bytes=20, batch_size=size) == expected
 
 
 def test_rows_take_the_place_of_finished_ones_in_the_middle(blt: BLT, patcher: Patcher, text: bytes) -> None:
@@ -201,12 +203,12 @@ def test_the_two_likeliest_logits_within_their_rounding(blt: BLT, patcher: Patch
 
 
 def test_other_shapes(blt: BLT, patcher: Patcher, text: bytes) -> None:
-    """Encoder, latent transformer and decoder of unequal depth, heads and windows, and more slots."""
+    """Encoder, latent transformer and decoder of unequal depth, heads and windows, heads that share keys, more slots."""
     config = dataclasses.replace(
         blt.config,
         encoder=TransformerConfig(24, 1, 3, 40, window=7),
-        decoder=TransformerConfig(24, 3, 2, 40, window=30),
-        latent=TransformerConfig(72, 1, 4, 40),
+        decoder=TransformerConfig(24, 3, 6, 40, window=30, num_kv_heads=2),
+        latent=TransformerConfig(72, 1, 4, 40, num_kv_heads=1),
         slots_per_patch=3,
         ngram_sizes=(),
         hash_dim=None,

@@ -41,6 +41,7 @@ CONFIGS = {
         eval_every=STEPS,
         checkpoint_every=10,
         lanes=LANES,
+        checkpoint_activations=name == "rowwise_adagrad",
     )
     for name in ("sparse_adam", "rowwise_adagrad")
 }
