@@ -5,6 +5,7 @@ matched         BLT against token models of equal FLOPs
 rows            how full packed batches are
 tables          what a BLT learns with each optimiser of its hash tables
 entropy_models  what tables of n-grams do for an entropy model, and for a BLT on its patches
+overhead        what a call costs where there is next to nothing to compute
 report          the pages and plots of committed results, or the tables of others
 gpu             build, test, sanitize and measure on a machine with a GPU
 
@@ -24,6 +25,7 @@ COMMANDS = {
     "matched": "benchmarks.flop_matched.command",
     "rows": "benchmarks.rows",
     "tables": "benchmarks.table_optimizers",
+    "overhead": "benchmarks.overhead",
     "entropy_models": "benchmarks.entropy_models",
     "report": "benchmarks.report.pages",
     "gpu": "benchmarks.gpu",

@@ -26,6 +26,7 @@ class Size:
         main, ablations: models by name, each run with its number of seeds; learning rates are tuned for the main ones.
         robust: those of them that are also evaluated under noise and on other languages (seed 0).
         backend_steps: steps of the comparison of fused with reference ops; 0: none.
+        profiled: the training steps of the BLT of 4.5 bytes and of the token model are profiled.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Size:
     ablation_seeds: int = 0
     robust: tuple[str, ...] = ()
     backend_steps: int = 0
+    profiled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Job:
 
     Attributes:
         name: the file's name, without suffix.
-        kind: "entropy", "tune", "main", "ablation", "throughput" or "backends".
+        kind: "entropy", "tune", "main", "ablation", "throughput", "profile" or "backends".
         model: "token", a name of VARIANTS, or one of the scale's entropy models.
         rate: the learning rate, of a tuning run.
     """
@@ -127,6 +129,8 @@ def jobs_of(scale: Scale) -> list[Job]:
             Job(f"{size.name}-throughput-{model}", "throughput", size.name, model)
             for model in (*size.main, *size.ablations)
         ]
+        if size.profiled:
+            jobs.append(Job(f"{size.name}-throughput-profile", "profile", size.name, "blt-4.5"))
         if size.backend_steps:
             jobs.append(Job(f"{size.name}-backends", "backends", size.name, "blt-4.5"))
     return jobs
@@ -164,6 +168,7 @@ CPU_MEDIUM = Size(
     train_bytes=250_000,
     main=(TOKEN, "blt-4.5", "blt-8"),
     seeds=1,
+    profiled=True,
 )
 CPU = Scale(
     name="cpu",

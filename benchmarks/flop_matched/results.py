@@ -21,6 +21,8 @@
                     GPU, the same under "compiled" (see speed.py); preparation_bytes_per_second, at which
                     documents become tokens or patches; used_tokens and used_slots, shares of a row that hold something.
                     Beside it, of a BLT, `twin`: flops and measured of the token model, in turn with the BLT.
+                    Of kind "profile": under "blt" and "token" seconds of a training step, parts (seconds of a step by
+                    what they are spent on, under the profiler), and flops_per_second of the parts that are products.
                     Of kind "backends", where the same run was made on fused and on reference ops: under "fused" and
                     "reference" losses in nats and seconds a step; largest_difference of the losses; time_ratio, the
                     median step of the reference ops over that of the fused ones
@@ -55,6 +57,7 @@ FINISHED = {
     "main": ("training", "curve", "test"),
     "ablation": ("training", "curve", "test"),
     "throughput": ("measured",),
+    "profile": ("measured",),
     "backends": ("measured",),
 }
 # What these objects of a finished result have at least.

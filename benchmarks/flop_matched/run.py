@@ -17,12 +17,13 @@ from . import results
 from .contenders import Contenders, Model
 from .jobs import Job, Scale, Size
 from .models import TOKEN
+from .profile import profile_steps
 from .speed import compare_backends, measure_speed
 from .texts import Texts
 from .training import train, train_entropy_model
 
 # What cannot be interrupted is not begun with less time left than this.
-RESERVED_SECONDS = {"throughput": 120.0, "backends": 60.0}
+RESERVED_SECONDS = {"throughput": 120.0, "profile": 60.0, "backends": 60.0}
 
 
 class OutOfTime(Exception):
@@ -68,6 +69,8 @@ class Bench:
             self.entropy_model(job.model)  # it is trained when it is asked for
         elif job.kind == "throughput":
             measure_speed(self, job)
+        elif job.kind == "profile":
+            profile_steps(self, job)
         elif job.kind == "backends":
             compare_backends(self, job)
         else:

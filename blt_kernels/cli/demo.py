@@ -39,12 +39,15 @@ from ..training.step import training_step
 from ..training.trainer import METRICS_FILE, TrainConfig, Trainer
 from .baselines import compress_bits_per_byte
 from .console import say
+from .generate import write_sample
 from .plots import save_loss_curve
 from .progress import training_progress
 from .show import print_bits, report_left_out, report_skipped, show_patches
 
 PATCH_SIZE = 4.5
 SAMPLE = "def forward(self, hidden_states, mask=None):\n    return self.dropout(hidden_states)\n"
+PROMPT = b"def read_file(path):\n"
+SAMPLING: dict[str, Any] = {"max_new_bytes": 400, "temperature": 0.7, "min_p": 0.05}
 RESULT_FILE = "result.json"
 
 
@@ -124,8 +127,20 @@ def run_demo(
         save_loss_curve(partial, run / MAIN.folder / METRICS_FILE, baselines=rows)
     print_bits(console, f"bits per byte on {count:,} held-out bytes", rows)
     report_skipped(train, held_out)
+    say(console, "a text that the BLT writes:")
+    sample = write_sample(console, blt, patcher, PROMPT, at_once=True, seed=abs(seed), **SAMPLING)
+    say(
+        console,
+        f"{sample.summary()} (of the text that it was trained on: {shape.row_tokens / (shape.row_patches or 1):.2f})",
+    )
     seconds = time.perf_counter() - begin
-    result = {"bits_per_byte": rows, "held_out_bytes": count, "trained_bytes": trainer.bytes_seen, "seconds": seconds}
+    result = {
+        "bits_per_byte": rows,
+        "held_out_bytes": count,
+        "trained_bytes": trainer.bytes_seen,
+        "sample": dataclasses.asdict(sample),
+        "seconds": seconds,
+    }
     with atomic_path(run / RESULT_FILE) as partial:
         partial.write_text(json.dumps(result, indent=1) + "\n")
     say(console, f"{seconds:.0f} s in all; loss curve, patches and figures in {run}/")

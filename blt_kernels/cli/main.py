@@ -14,7 +14,7 @@ from .. import doctor as doctor_
 from .._devices import resolve_device
 from .._files import naming
 from ..training.ranks import FirstRankFailedError
-from . import convert, look, train
+from . import convert, generate, look, train
 from .console import console, describe, say_warning
 from .demo import run_demo
 from .options import Device, Run, Seed, positive
@@ -31,6 +31,7 @@ app.command()(train.calibrate)
 app.command(cls=TrainingCommand)(train.train)
 app.command("eval")(look.evaluate)
 app.command()(look.patch)
+app.command()(generate.generate)
 app.command()(look.flops)
 app.command()(convert.convert)
 app.command()(convert.byteify)

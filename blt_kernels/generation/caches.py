@@ -10,6 +10,7 @@ from torch import nn
 
 from ..model.config import TransformerConfig
 from ..model.transformer import AttentionPlan, make_rotation, plan_attention
+from .fused import step_layers
 
 FIRST_CAPACITY = 64  # entries of a cache that grows; it doubles when it is full
 
@@ -22,7 +23,7 @@ def _nothing(number: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def attend_to(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention of q [B, 1, H, E] to k and v [B, L, Hkv, E], all of them or those of `mask` [B, 1, 1, L]: [B, 1, H, E]."""
+    """Attention of q [B, N, H, E] to k and v [B, L, Hkv, E] -> [B, N, H, E]; `mask` [B, 1, 1, L] is added to the scores."""
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -139,7 +140,7 @@ class LocalStack:
     """
 
     def __init__(self, layers: nn.ModuleList, config: TransformerConfig, rows: int, device: torch.device):
-        self.layers, self.window = layers, config.window
+        self.layers, self.step_layers, self.window = layers, step_layers(layers), config.window
         capacity = config.window or FIRST_CAPACITY
         self.rings = [(Ring(rows, capacity), Ring(rows, capacity)) for _ in layers]
         self.lengths = [0] * rows
@@ -175,11 +176,18 @@ class LocalStack:
             self.mask[..., ring.slot] = 0
             mask = self.mask.to(x.dtype)
         rotation = self.rotations.at(self.positions, longest)
-        for number, (layer, (keys, values)) in enumerate(zip(self.layers, self.rings, strict=True)):
+        for number, (layer, (keys, values)) in enumerate(zip(self.step_layers, self.rings, strict=True)):
             x = layer(before(number, x), _StepPlan(rotation, keys, values, mask))
         self.positions += 1
         self.lengths = [length + 1 for length in self.lengths]
         return x
+
+    def forget(self, rows: list[int]) -> None:
+        """The next positions of `rows` begin sequences."""
+        self.mask[rows] = -torch.inf
+        self.positions[rows] = 0
+        for row in rows:
+            self.lengths[row] = 0
 
     def keep(self, rows: list[int]) -> None:
         """Drops all rows but these."""

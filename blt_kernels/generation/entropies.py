@@ -2,44 +2,81 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ..model import EntropyModel
 from ..model.config import TransformerConfig
-from ..model.transformer import attend, plan_attention
+from ..model.transformer import plan_attention
 from ..ops.linear_entropy import linear_entropy
+from ..tokens import BYTE_OFFSET
+from ..training.lines import entropies_of
 from .caches import LocalStack, Recording, Rotations
+from .fused import rms_norm
 from .history import History
 
+NEWLINE = BYTE_OFFSET + ord("\n")
 _ROWS = 8  # Rows of a matrix product have the same bits in every product of a multiple of so many rows.
 
 
 class EntropyStepper:
-    """The entropy model of B rows. With `exact` it is slower, and its entropies have the bits of a full pass."""
+    """The entropy model of B rows.
 
-    def __init__(self, model: EntropyModel, rows: int, *, exact: bool):
-        self.model = model
-        device = model.lm_head.weight.device
-        self.stack: LocalStack | ExactStack
-        if exact and model.config.transformer.window is not None:
-            self.stack = ExactStack(model.layers, model.config.transformer, rows, device)
+    Args:
+        exact: entropies have the bits of a full pass; slower.
+        reset_at_newline: a row forgets what it has read at the end of each line, as `PatcherConfig` has it.
+    """
+
+    def __init__(self, model: EntropyModel, rows: int, *, exact: bool, reset_at_newline: bool):
+        self.model, self.exact, self.reset_at_newline = model, exact, reset_at_newline
+        shape, device = model.config.transformer, model.lm_head.weight.device
+        self.stack: LocalStack | ExactStack | NoLayers
+        if not model.layers:
+            self.stack = NoLayers()
+        elif exact and shape.window is not None:
+            self.stack = ExactStack(model.layers, shape, rows, device)
         else:
-            self.stack = LocalStack(model.layers, model.config.transformer, rows, device)
-        self.history = History(rows, 1, device)
+            self.stack = LocalStack(model.layers, shape, rows, device)
+        self.history = History(rows, max((1, *model.config.ngram_sizes)), device)
 
     def prefill(self, rows: list[int], tokens: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """New sequences in `rows`: tokens [R, N], padded on the right -> entropies, float32 [R, N]."""
+        entropies = None
+        if self.reset_at_newline:
+            entropies = entropies_of(self.model, tokens, reset_at_newline=True)
+            # Only the latest line is remembered.
+            lines = [_latest_line(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
+            tokens, lengths = pad_sequence(lines, batch_first=True), [len(line) for line in lines]
         for i, row in enumerate(rows):
             self.history.fill(row, tokens[i, : lengths[i]])
-        x = self.stack.prefill(rows, self.model.embed_tokens(tokens), lengths)
-        return self._entropies(x)
+        if max(lengths) == 0:
+            self.forget(rows)
+        else:
+            x = self.stack.prefill(rows, self.model.embed(tokens), lengths)
+            entropies = self._entropies(x) if entropies is None else entropies
+        assert entropies is not None
+        return entropies
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """One more token of every row: [B] -> entropies, float32 [B]."""
-        x = self.model.embed_tokens(self.history.add(tokens))[:, -1:]
-        return self._entropies(self.stack.step(x))[:, 0]
+        x = self.stack.step(self.model.embed(self.history.add(tokens))[:, -1:])
+        if self.exact:
+            return self._entropies(x)[:, 0]
+        return linear_entropy(rms_norm(self.model.norm, x[:, 0]), self.model.lm_head.weight)
+
+    def after(self, tokens: NDArray[np.int64]) -> None:
+        """The host knows the latest tokens [B] now: rows whose line has ended forget it."""
+        if self.reset_at_newline and (ended := np.flatnonzero(tokens == NEWLINE).tolist()):
+            self.forget(ended)
+
+    def forget(self, rows: list[int]) -> None:
+        """The next token of `rows` begins a sequence."""
+        self.history.tokens[rows] = 0
+        self.stack.forget(rows)
 
     def keep(self, rows: list[int]) -> None:
         """Drops all rows but these."""
@@ -48,6 +85,28 @@ class EntropyStepper:
 
     def _entropies(self, x: torch.Tensor) -> torch.Tensor:
         return linear_entropy(self.model.norm(x), self.model.lm_head.weight)
+
+
+def _latest_line(tokens: torch.Tensor) -> torch.Tensor:
+    """What comes after the last newline of tokens [n], nothing perhaps."""
+    newlines = (tokens == NEWLINE).nonzero()
+    return tokens[int(newlines[-1]) + 1 :] if len(newlines) else tokens
+
+
+class NoLayers:
+    """The stack of an entropy model whose knowledge is in its tables alone."""
+
+    def prefill(self, rows: list[int], x: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        return x
+
+    def step(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forget(self, rows: list[int]) -> None:
+        pass
+
+    def keep(self, rows: list[int]) -> None:
+        pass
 
 
 class _BlockPlan:
@@ -137,6 +196,11 @@ class ExactStack:
         self.positions += 1
         self.lengths = [length + 1 for length in self.lengths]
         return x[:count]
+
+    def forget(self, rows: list[int]) -> None:
+        """The next positions of `rows` begin sequences."""
+        for row in rows:
+            self.lengths[row] = self.positions[row] = 0
 
     def keep(self, rows: list[int]) -> None:
         """Drops all rows but these."""

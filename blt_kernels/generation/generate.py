@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from .._checks import check_int, fail_type
+from .._checks import check_int
 from ..model import BLT
 from ..tokens import BYTE_OFFSET, EOS_ID
 from ..training.patcher import Patcher
@@ -85,12 +85,23 @@ def stream(model: BLT, patcher: Patcher, prompt: bytes, **options: Any) -> Itera
     Raises:
         TypeError, ValueError: wrong argument, when the first piece is asked for.
     """
+    return as_text(stream_bytes(model, patcher, prompt, **options))
+
+
+def stream_bytes(model: BLT, patcher: Patcher, prompt: bytes, **options: Any) -> Iterator[bytes]:
+    """As `stream`, but each byte when it is there, whether it is text or not."""
     check_prompts("stream", [prompt])
     sampling = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     config = SamplingConfig(**{name: options.pop(name) for name in sampling if name in options})
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for _, byte in _rows(model, patcher, [prompt], config, **options):
-        if text := decoder.decode(bytes((byte,))):
+        yield bytes((byte,))
+
+
+def as_text(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Pieces of UTF-8 as text: what is no whole character yet is held back, and what is none becomes U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for piece in pieces:
+        if text := decoder.decode(piece):
             yield text
     if text := decoder.decode(b"", final=True):
         yield text

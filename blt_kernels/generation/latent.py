@@ -7,6 +7,7 @@ import torch
 from ..model.blt import LatentTransformer
 from ..model.transformer import plan_attention
 from .caches import FIRST_CAPACITY, Recording, Rotations, attend_to
+from .fused import step_layers
 
 
 class _RowsPlan:
@@ -39,6 +40,7 @@ class LatentStack:
 
     def __init__(self, model: LatentTransformer, rows: int, device: torch.device, capacity: int | None):
         self.model, self.capacity = model, capacity or FIRST_CAPACITY
+        self.step_layers = step_layers(model.layers)
         self.lengths = [0] * rows  # closed patches
         self.rotations = Rotations(model.config.latent, device)
         self.caches: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer [B, capacity, Hkv, E]
@@ -70,7 +72,7 @@ class LatentStack:
         self._grow(longest)
         x = self.model.token_embedding_projection(patches).type_as(patches)
         rotation = self.rotations.at(torch.tensor(lengths, device=x.device), longest)
-        for layer, (keys, values) in zip(self.model.layers, self.caches, strict=True):
+        for layer, (keys, values) in zip(self.step_layers, self.caches, strict=True):
             x = layer(x, _RowsPlan(rotation, keys, values, rows, lengths))
         for row in rows:
             self.lengths[row] += 1

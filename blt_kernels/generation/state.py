@@ -11,11 +11,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .._checks import INT_DTYPES, check_int, check_range, check_shape, check_tensor, fail_type, fail_value
 from ..data import encode
-from ..layout import PatchLayout
 from ..model import BLT
 from ..training.patcher import Patcher
 from .boundaries import Boundaries
 from .caches import LocalStack, Ring
+from .cross_attention import pool
 from .decoder import DecoderStepper
 from .entropies import EntropyStepper
 from .history import History
@@ -66,6 +66,8 @@ class GenerationState:
             raise fail_type(op, "model", "a BLT", type(model).__name__)
         if not isinstance(patcher, Patcher):
             raise fail_type(op, "patcher", "a Patcher", type(patcher).__name__)
+        if patcher.config.reset_at_newline:  # the caches of the entropy model would have to begin anew too
+            raise fail_value(op, "patcher", "one whose entropies see the whole document", "reset_at_newline")
         if max_patches is not None:
             check_int(op, "max_patches", max_patches, 1)
         check_prompts(op, prompts)
@@ -73,11 +75,16 @@ class GenerationState:
         self.model, self.patcher = model, patcher
         self.device = model.lm_head.weight.device
         config = model.config
-        longest_ngram = max(1, *config.ngram_sizes) if config.ngram_sizes else 1
-        self._history = History(rows, longest_ngram, self.device)
+        self._history = History(rows, max((1, *config.ngram_sizes)), self.device)
         self._entropies = None
         if patcher.entropy_model is not None:
-            self._entropies = EntropyStepper(patcher.entropy_model, rows, exact=exact_entropies)
+            resets = patcher.config.reset_at_newline
+            if exact_entropies and resets:
+                expected = "False for a patcher that resets at newlines, whose full pass has another geometry a line"
+                raise fail_value(op, "exact_entropies", expected, True)
+            self._entropies = EntropyStepper(
+                patcher.entropy_model, rows, exact=exact_entropies, reset_at_newline=resets
+            )
         self._encoder = LocalStack(model.local_encoder.layers, config.encoder, rows, self.device)
         self._open_patch = Ring(rows, _OPEN_PATCH)  # states of the bytes whose patch is not closed
         self._latent = LatentStack(model.global_transformer, rows, self.device, max_patches)
@@ -154,6 +161,8 @@ class GenerationState:
         lengths = self._boundaries.open_lengths + 1
         self._open_patch.grow(int(lengths.max()))
         self._open_patch.add(x[:, 0])
+        if self._entropies is not None:
+            self._entropies.after(tokens)
         closing = np.flatnonzero(self._boundaries.add(tokens, entropies)).tolist()
         if closing:
             self._close(closing, lengths[closing].tolist())
@@ -179,11 +188,8 @@ class GenerationState:
 
     def _close(self, rows: list[int], lengths: list[int]) -> None:
         """The open patches of `rows`, of so many bytes, become patches that their bytes read from now on."""
-        x = pad_sequence(
-            [self._open_patch.last(row, length) for row, length in zip(rows, lengths, strict=True)], batch_first=True
-        )
-        layout = PatchLayout.from_lengths(torch.tensor(lengths, device=x.device)[:, None], num_bytes=x.shape[1])
-        patches = self.model.local_encoder.pool(x, layout)
+        x = pad_sequence([self._open_patch.last(*patch) for patch in zip(rows, lengths, strict=True)], batch_first=True)
+        patches = pool(self.model.local_encoder, x, lengths)
         self._decoder.show(rows, self._latent.step(rows, patches), x)
 
     def _prefill(self, rows: list[int], tokens: torch.Tensor, lengths: list[int]) -> None:

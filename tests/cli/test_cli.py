@@ -250,6 +250,19 @@ def test_boundaries_are_seen_without_colour_at_any_length(runs: Path, tmp_path: 
     assert "48;2;" in coloured and "|" not in coloured
 
 
+def test_generate_continues_a_text(runs: Path) -> None:
+    """The same text whole and as a stream; speed and patches are said apart from it."""
+    command = ("generate", runs / "blt", "--prompt", "def f", "--max-bytes", 30, "--seed", 3, "--temperature", 0.7)
+    whole, streamed = run(*command), run(*command, "--stream")
+    assert whole.stdout == streamed.stdout and whole.stdout.startswith("def f")
+    assert re.search(r"^\d+ bytes in \d+\.\d\d s, [\d,]+ bytes/s, \d\.\d\d bytes a patch\n$", whole.stderr)
+    assert run("generate", runs / "blt", "--prompt", "x", "--max-bytes", 0).stdout == "x\n"
+    options = ("--top-k", 9, "--top-p", 0.9, "--min-p", 0.1, "--repetition-penalty", 1.2, "--exact-entropies")
+    assert run(*command, *options, "--stop", "e", "--stop", "x").stdout.startswith("def f")
+    assert "generate: top_p: expected a finite number above 0 and at most 1, got 7.0" in fails(*command, "--top-p", 7)
+    assert "expected a BLT with a patcher, got an entropy model" in fails("generate", runs / "entropy")
+
+
 def test_bytes_on_the_command_line_are_those_that_were_typed(runs: Path) -> None:
     shown = run("patch", os.fsdecode(b"a\xff"), "--model", runs / "entropy", "--threshold", 1).stdout
     assert "\\xff" in shown.splitlines()[0]
@@ -288,7 +301,7 @@ def test_doctor() -> None:
 
 def test_help_names_every_command() -> None:
     text = run("--help").stdout
-    for command in ("train-entropy", "calibrate", "train", "eval", "patch", "flops", "doctor", "demo"):
+    for command in ("train-entropy", "calibrate", "train", "eval", "patch", "generate", "flops", "doctor", "demo"):
         assert re.search(rf"\b{command}\b", text)
 
 
@@ -410,6 +423,7 @@ def test_an_interrupted_demo_goes_on(texts: Path, tmp_path: Path, monkeypatch: p
     assert metrics(run_ / "entropy") == trained
     result = json.loads((run_ / "result.json").read_text())
     assert {"BLT", "entropy model", "gzip -9"} <= result["bits_per_byte"].keys()
+    assert len(result["sample"]["text"]) <= result["sample"]["num_bytes"] <= 400
     written = ["blt", "entropy", "loss.png", "patches.html", "patches.png", "result.json"]
     assert sorted(path.name for path in run_.iterdir()) == written
     assert "the results of a demo are here already" in fails(*command)
@@ -548,7 +562,10 @@ LAYERS = {"dim": 64, "num_layers": 2, "num_heads": 2, "ffn_dim": 192, "window": 
         (damaged_state(model=7), "state.json: cannot be used"),
         (damaged_state(model={"transformer": LAYERS | {"dim": "64"}}), "state.json: cannot be used"),
         (damaged_state(model={"transformer": LAYERS | {"ffn_dim": 191}}), "model.safetensors: does not fit the model"),
-        (damaged_state(model={"transformer": LAYERS | {"ffn_dim": 10**12}}), "state.json: cannot be used"),
+        (
+            damaged_state(model={"transformer": LAYERS | {"ffn_dim": 10**12}}),
+            "model.safetensors: does not fit the model",
+        ),
         (damaged_state(patcher={"config": {"threshold": "1"}, "entropy_model": None}), "state.json: cannot be used"),
         (damaged_state(notes=None), "does not say in rows of which shape"),
         (damaged_state(notes={"rows": [0, -1, None]}), "does not say in rows of which shape"),
@@ -573,7 +590,7 @@ def test_damaged_checkpoints_are_one_line_that_names_the_file(
         ),
         (damaged_state(train={}), "made with other training settings"),
         (damaged_state(train=None), "state.json: cannot be used"),
-        (damaged_state(batches={}), "state.json: cannot be used"),
+        (damaged_state(lanes={}), "state.json: cannot be used"),
         (damaged_state(optimizer=[]), "state.json: cannot be used"),
         (damaged_state(bytes_seen=...), "state.json: cannot be used"),
     ],
@@ -601,10 +618,10 @@ def test_damaged_checkpoints_are_not_resumed(damage: Any, named: str, runs: Path
     ],
 )
 def test_whatever_goes_wrong_is_one_line(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(look, "load_model", fail)
+    monkeypatch.setattr(look, "load_any", fail)
     assert line in fails("patch", "x", "--model", "run")
     monkeypatch.setenv("BLT_KERNELS_DEBUG", "1")
     with pytest.raises(type(error)):
@@ -612,7 +629,7 @@ def test_whatever_goes_wrong_is_one_line(error: Exception, line: str, monkeypatc
 
 
 def test_an_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "load_model", interrupt)
+    monkeypatch.setattr(look, "load_any", interrupt)
     result = run("patch", "x", "--model", "run", check=False)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
@@ -690,6 +707,7 @@ def test_what_could_drive_a_terminal_is_escaped() -> None:
         ("train", "DATA", "--run", "RUN", "--entropy-model", "RUN"),
         ("eval", "RUN", "DATA"),
         ("patch", "text", "--model", "RUN"),
+        ("generate", "RUN"),
         ("demo", "--run", "RUN"),
     ],
     ids=lambda command: command[0],

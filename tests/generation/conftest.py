@@ -21,8 +21,9 @@ LOCAL = TransformerConfig(32, 2, 2, 64, window=24)
 SHAPE = BLTConfig(
     LOCAL, TransformerConfig(48, 2, 2, 96), LOCAL, ngram_sizes=(2, 3, 4), hash_rows=1021, hash_dim=16, sparse_grad=False
 )
+NGRAMS = EntropyModelConfig(TransformerConfig(32, 0, 2, 64), ngram_sizes=(2, 4, 6), hash_rows=1021)
 ENTROPY_SHAPE = EntropyModelConfig(TransformerConfig(32, 2, 2, 64, window=24, rope_theta=10000.0))
-STEPS, ROWS, LENGTH = 60, 8, 256
+STEPS, ROWS, LENGTH = 40, 8, 256
 
 
 def _train(model: BLT | EntropyModel, tokens: torch.Tensor, patcher: Patcher | None = None) -> None:
@@ -75,6 +76,9 @@ def patchers(models: tuple[BLT, EntropyModel], text: bytes) -> dict[str, Patcher
     def by_entropy(**options: typing.Any) -> Patcher:
         return _entropy_patcher(model, tokens, **options)
 
+    torch.manual_seed(0)
+    ngrams = EntropyModel(NGRAMS)
+    torch.nn.init.normal_(ngrams.hash_tok_embedding.weight)  # type: ignore[union-attr]
     makers: dict[str, Callable[[], Patcher]] = {
         "threshold": by_entropy,
         "threshold, at most 5": lambda: by_entropy(max_patch_length=5),
@@ -83,6 +87,10 @@ def patchers(models: tuple[BLT, EntropyModel], text: bytes) -> dict[str, Patcher
         "spaces": lambda: Patcher(PatcherConfig("spaces")),
         "spaces, at most 3": lambda: Patcher(PatcherConfig("spaces", max_patch_length=3)),
         "fixed": lambda: Patcher(PatcherConfig("fixed", patch_size=5)),
+        "threshold, reset at newlines": lambda: Patcher(
+            PatcherConfig(threshold=by_entropy().config.threshold, reset_at_newline=True), model
+        ),
+        "threshold of a model of n-grams": lambda: _entropy_patcher(ngrams, tokens),
     }
     return {name: make() for name, make in makers.items()}
 
@@ -90,4 +98,3 @@ def patchers(models: tuple[BLT, EntropyModel], text: bytes) -> dict[str, Patcher
 @pytest.fixture(scope="session")
 def patcher(patchers: dict[str, Patcher]) -> Patcher:
     return patchers["threshold"]
-
