@@ -1,9 +1,10 @@
-"""`python -m benchmarks {ops,matched,rows,tables,report,gpu}` runs the benchmarks. See docs/benchmarks.md.
+"""`python -m benchmarks {ops,matched,rows,tables,generation,report,gpu}` runs the benchmarks. See docs/benchmarks.md.
 
 ops      the ops beside PyTorch and beside a copy of the same bytes
 matched  BLT against token models of equal FLOPs
 rows     how full packed batches are
 tables   what a BLT learns with each optimiser of its hash tables
+generation  cached generation beside loops without a cache
 report   the pages and plots of committed results, or the tables of others
 gpu      build, test, sanitize and measure on a machine with a GPU
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "matched": "benchmarks.flop_matched.command",
     "rows": "benchmarks.rows",
     "tables": "benchmarks.table_optimizers",
+    "generation": "benchmarks.generation",
     "report": "benchmarks.report.pages",
     "gpu": "benchmarks.gpu",
 }

@@ -60,7 +60,10 @@ def test_the_door_is_a_module() -> None:
     command = [sys.executable, "-m", "benchmarks", "nonsense"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "benchmarks: expected one of ops, matched, rows, tables, report, gpu, got 'nonsense'\n"
+    assert (
+        done.stderr
+        == "benchmarks: expected one of ops, matched, rows, tables, generation, report, gpu, got 'nonsense'\n"
+    )
 
 
 @pytest.mark.parametrize(
