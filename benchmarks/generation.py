@@ -148,9 +148,7 @@ def _measure(
 def _check_equal(name: str, logits: torch.Tensor, ours: torch.Tensor) -> None:
     apart = float((logits - ours).abs().max() / logits.abs().max())
     if apart > 1e-4:
-        raise ValueError(
-            f"benchmarks generation: expected the logits of {name}, got ours {apart:.1e} of their size off"
-        )
+        raise ValueError(f"benchmarks generation: expected the logits of {name}, got {apart:.1e} of their size off")
 
 
 def _timed(call: Callable[[], Any]) -> Callable[[], float]:
