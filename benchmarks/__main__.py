@@ -1,12 +1,16 @@
-"""`python -m benchmarks {ops,matched,rows,tables,generation,report,gpu}` runs the benchmarks. See docs/benchmarks.md.
+"""`python -m benchmarks {ops,matched,rows,tables,overhead,entropy_models,generation,report,gpu}` runs the benchmarks.
 
-ops      the ops beside PyTorch and beside a copy of the same bytes
-matched  BLT against token models of equal FLOPs
-rows     how full packed batches are
-tables   what a BLT learns with each optimiser of its hash tables
-generation  cached generation beside loops without a cache
-report   the pages and plots of committed results, or the tables of others
-gpu      build, test, sanitize and measure on a machine with a GPU
+See docs/benchmarks.md.
+
+ops             the ops beside PyTorch and beside a copy of the same bytes
+matched         BLT against token models of equal FLOPs
+rows            how full packed batches are
+tables          what a BLT learns with each optimiser of its hash tables
+overhead        what a call costs where there is next to nothing to compute
+entropy_models  tables of n-grams beside layers, and the BLT on patches of each
+generation      cached generation beside loops that run the whole model for each byte
+report          the pages and plots of committed results, or the tables of others
+gpu             build, test, sanitize and measure on a machine with a GPU
 
 `python -m benchmarks <command> --help` names the options of a command.
 """
@@ -24,6 +28,8 @@ COMMANDS = {
     "matched": "benchmarks.flop_matched.command",
     "rows": "benchmarks.rows",
     "tables": "benchmarks.table_optimizers",
+    "overhead": "benchmarks.overhead",
+    "entropy_models": "benchmarks.entropy_models",
     "generation": "benchmarks.generation",
     "report": "benchmarks.report.pages",
     "gpu": "benchmarks.gpu",

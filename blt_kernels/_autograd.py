@@ -24,7 +24,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def register_derivative(
     op: str, backward: Callable[..., Any], setup_context: Callable[..., None]
-) -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
+) -> Callable[..., Any]:
     """Registers the derivative of `blt_kernels::<op>`, and returns the op as a function that is cheap to call.
 
     Tracers, transforms and modes see the registered op. In plain eager code the same `backward` and `setup_context` run

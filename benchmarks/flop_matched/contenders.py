@@ -16,7 +16,7 @@ from blt_kernels.training.calibration import entropy_patcher
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.rows import RowShape, mean_patch_length
 
-from .jobs import Scale, Size
+from .jobs import ENTROPY, NGRAM_ENTROPY, Scale, Size
 from .models import TOKEN, VARIANTS, Variant, grow_latent, variant_flops
 from .texts import Texts, take
 from .tokens import BPETokenizer
@@ -55,16 +55,16 @@ class Contenders:
 
     Args:
         work: folder of the tokenizer.
-        entropy_model: gives the trained entropy model, the same for every BLT of the scale.
+        entropy_model: gives the trained entropy model of a name, the same for every BLT that is cut by it.
     """
 
     def __init__(
-        self, scale: Scale, texts: Texts, work: Path, console: Console, entropy_model: Callable[[], EntropyModel]
+        self, scale: Scale, texts: Texts, work: Path, console: Console, entropy_model: Callable[[str], EntropyModel]
     ):
         self.scale, self.texts, self.work, self.console = scale, texts, work, console
         self._entropy_model = entropy_model
         self._models: dict[tuple[str, str], Model] = {}
-        self._patchers: dict[tuple[str, float | None], tuple[Patcher, float]] = {}
+        self._patchers: dict[tuple[str, float | None, bool], tuple[Patcher, float]] = {}
 
     def model(self, size: Size, name: str) -> Model:
         """A model of the comparison; a BLT is grown to the inclusive FLOPs per byte of the token model."""
@@ -82,14 +82,14 @@ class Contenders:
             BPETokenizer.train(documents, self.scale.vocab_size).save(path)
         return BPETokenizer.load(path)
 
-    def patcher(self, method: str, patch_size: float | None) -> tuple[Patcher, float]:
-        """A patcher, and the mean bytes of its patches on the training text."""
-        key = method, patch_size
+    def patcher(self, variant: Variant) -> tuple[Patcher, float]:
+        """The patcher of a BLT, and the mean bytes of its patches on the training text."""
+        method, patch_size, _ = key = variant.method, variant.patch_size, variant.ngram_entropy
         if key not in self._patchers:
             if method == "entropy":
                 assert patch_size is not None
                 patcher = entropy_patcher(
-                    self._entropy_model(),
+                    self._entropy_model(NGRAM_ENTROPY if variant.ngram_entropy else ENTROPY),
                     self.texts.calibration,
                     threshold=None,
                     patch_size=patch_size,
@@ -115,7 +115,7 @@ class Contenders:
         return Model(TOKEN, config, unit, shape, batch_bytes, flops, tokenizer=self.tokenizer)
 
     def _blt(self, size: Size, variant: Variant) -> Model:
-        patcher, unit = self.patcher(variant.method, variant.patch_size)
+        patcher, unit = self.patcher(variant)
         owner = None if patcher.entropy_model is None else patcher.entropy_model.config
         context = self.scale.sequence_bytes
 

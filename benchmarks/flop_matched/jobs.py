@@ -6,9 +6,9 @@ import dataclasses
 
 from blt_kernels.model import BLTConfig, EntropyModelConfig, TransformerConfig
 
-from .models import TOKEN
+from .models import TOKEN, VARIANTS
 
-ENTROPY = "entropy-model"
+ENTROPY, NGRAM_ENTROPY = "entropy-model", "ngram-entropy-model"
 # n-gram tables learn at a fixed multiple of the dense learning rate: one number is tuned for every model.
 TABLE_RATE = 8.0
 # The optimiser that the multiple was chosen for. Committed results were made with it, whatever training's default is.
@@ -26,6 +26,7 @@ class Size:
         main, ablations: models by name, each run with its number of seeds; learning rates are tuned for the main ones.
         robust: those of them that are also evaluated under noise and on other languages (seed 0).
         backend_steps: steps of the comparison of fused with reference ops; 0: none.
+        profiled: the training steps of the BLT of 4.5 bytes and of the token model are profiled.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Size:
     ablation_seeds: int = 0
     robust: tuple[str, ...] = ()
     backend_steps: int = 0
+    profiled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,13 @@ class Scale:
     language_bytes: int
     throughput_seconds: float
 
+    @property
+    def entropy_models(self) -> dict[str, EntropyModelConfig]:
+        """The entropy models by name: the one of the scale, and tables of n-grams in place of its layers."""
+        shape = dataclasses.replace(self.entropy_model.transformer, num_layers=0)
+        ngram_sizes = EntropyModelConfig.preset("ngram").ngram_sizes
+        return {ENTROPY: self.entropy_model, NGRAM_ENTROPY: EntropyModelConfig(shape, ngram_sizes=ngram_sizes)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -80,8 +89,8 @@ class Job:
 
     Attributes:
         name: the file's name, without suffix.
-        kind: "entropy", "tune", "main", "ablation", "throughput" or "backends".
-        model: "token", a name of VARIANTS, or "entropy-model".
+        kind: "entropy", "tune", "main", "ablation", "throughput", "profile" or "backends".
+        model: "token", a name of VARIANTS, or one of the scale's entropy models.
         rate: the learning rate, of a tuning run.
     """
 
@@ -93,12 +102,16 @@ class Job:
     rate: float | None = None
 
 
-ENTROPY_JOB = Job(ENTROPY, "entropy", "", ENTROPY)
+def entropy_job(name: str) -> Job:
+    """The job that trains an entropy model of the scale."""
+    return Job(name, "entropy", "", name)
 
 
 def jobs_of(scale: Scale) -> list[Job]:
     """The jobs of a scale, in an order in which each finds what it needs."""
-    jobs = [ENTROPY_JOB]
+    cut = {name for size in scale.sizes for name in (*size.main, *size.ablations) if name != TOKEN}
+    names = [ENTROPY, *([NGRAM_ENTROPY] if any(VARIANTS[name].ngram_entropy for name in cut) else [])]
+    jobs = [entropy_job(name) for name in names]
     for size in scale.sizes:
         if len(scale.rates) > 1:
             for model in size.main:
@@ -116,6 +129,8 @@ def jobs_of(scale: Scale) -> list[Job]:
             Job(f"{size.name}-throughput-{model}", "throughput", size.name, model)
             for model in (*size.main, *size.ablations)
         ]
+        if size.profiled:
+            jobs.append(Job(f"{size.name}-throughput-profile", "profile", size.name, "blt-4.5"))
         if size.backend_steps:
             jobs.append(Job(f"{size.name}-backends", "backends", size.name, "blt-4.5"))
     return jobs
@@ -132,7 +147,7 @@ def _blt(local: TransformerConfig, decoder_layers: int, head: int, rows: int, ha
 
 
 ALL = (TOKEN, "blt-4.5", "blt-6", "blt-8", "blt-spaces", "blt-fixed-6")
-ABLATIONS = ("blt-4.5-no-ngrams", "blt-4.5-no-cross-attention")
+ABLATIONS = ("blt-4.5-ngram-entropy", "blt-4.5-no-ngrams", "blt-4.5-no-cross-attention")
 
 CPU_SMALL = Size(
     name="small",
@@ -153,6 +168,7 @@ CPU_MEDIUM = Size(
     train_bytes=250_000,
     main=(TOKEN, "blt-4.5", "blt-8"),
     seeds=1,
+    profiled=True,
 )
 CPU = Scale(
     name="cpu",

@@ -30,6 +30,7 @@ class Variant:
         method: how text is cut, as in PatcherConfig.
         patch_size: the mean bytes per patch to reach; None for spaces, where the text decides.
         ngrams, cross_attention: off in the ablations.
+        ngram_entropy: the entropies are those of an entropy model of n-gram tables, without layers.
         tuned_as: the model whose learning rate it takes; None: it is tuned itself.
     """
 
@@ -39,6 +40,7 @@ class Variant:
     ngrams: bool = True
     cross_attention: bool = True
     tuned_as: str | None = None
+    ngram_entropy: bool = False
 
 
 TOKEN = "token"
@@ -50,6 +52,7 @@ VARIANTS = {
         Variant("blt-8", patch_size=8),
         Variant("blt-spaces", "spaces"),
         Variant("blt-fixed-6", "fixed", 6),
+        Variant("blt-4.5-ngram-entropy", patch_size=4.5, tuned_as="blt-4.5", ngram_entropy=True),
         Variant("blt-4.5-no-ngrams", patch_size=4.5, ngrams=False, tuned_as="blt-4.5"),
         Variant("blt-4.5-no-cross-attention", patch_size=4.5, cross_attention=False, tuned_as="blt-4.5"),
     )

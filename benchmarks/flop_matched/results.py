@@ -6,7 +6,7 @@
     machine         what it ran on, versions and commit, see `machine.describe_machine`
     data            name, fingerprint of the training text, valid_bytes
     size, seed      FLOP class; of weights and order of the documents
-    model           name: "token", "blt-...", "entropy-model"; config: of the model; parameters: all, and of them
+    model           name: "token", "blt-...", or an entropy model; config: of the model; parameters: all, and of them
                     `table_parameters` in n-gram tables; unit_bytes: mean bytes of a token or patch;
                     patcher: how patches were made (null for others); context: tokens, and for a BLT patches, of a
                     row, and tokens of the longest sequence
@@ -21,6 +21,8 @@
                     GPU, the same under "compiled" (see speed.py); preparation_bytes_per_second, at which
                     documents become tokens or patches; used_tokens and used_slots, shares of a row that hold something.
                     Beside it, of a BLT, `twin`: flops and measured of the token model, in turn with the BLT.
+                    Of kind "profile": under "blt" and "token" seconds of a training step, parts (seconds of a step by
+                    what they are spent on, under the profiler), and flops_per_second of the parts that are products.
                     Of kind "backends", where the same run was made on fused and on reference ops: under "fused" and
                     "reference" losses in nats and seconds a step; largest_difference of the losses; time_ratio, the
                     median step of the reference ops over that of the fused ones
@@ -55,6 +57,7 @@ FINISHED = {
     "main": ("training", "curve", "test"),
     "ablation": ("training", "curve", "test"),
     "throughput": ("measured",),
+    "profile": ("measured",),
     "backends": ("measured",),
 }
 # What these objects of a finished result have at least.
@@ -81,7 +84,7 @@ def begin(
         built: the model itself, whose parameters are counted.
         target: inclusive FLOPs per byte of the token model.
     """
-    tables = getattr(built, "encoder_hash_tok_embedding", None)
+    tables = built.hash_tok_embedding if isinstance(built, EntropyModel) else built.encoder_hash_tok_embedding
     inclusive = model.flops["inclusive"]
     return {
         "format": FORMAT,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from . import results
 from .contenders import Contenders, Model
 from .jobs import Job, Scale, Size
 from .models import TOKEN
+from .profile import profile_steps
 from .speed import compare_backends, measure_speed
 from .texts import Texts
 from .training import train, train_entropy_model
 
 # What cannot be interrupted is not begun with less time left than this.
-RESERVED_SECONDS = {"throughput": 120.0, "backends": 60.0}
+RESERVED_SECONDS = {"throughput": 120.0, "profile": 60.0, "backends": 60.0}
 
 
 class OutOfTime(Exception):
@@ -52,7 +52,8 @@ class Bench:
         self.work = folder / ".work" / texts.fingerprint
         self.sizes = {size.name: size for size in scale.sizes}
         self._machine = describe_machine(self.device)
-        self._contenders = Contenders(scale, texts, self.work, console, lambda: self.entropy_model)
+        self._entropy_models: dict[str, EntropyModel] = {}
+        self._contenders = Contenders(scale, texts, self.work, console, self.entropy_model)
 
     def run(self, job: Job) -> bool:
         """Runs a job unless it is finished; False where it was.
@@ -65,19 +66,22 @@ class Bench:
             return False
         self.check_time(RESERVED_SECONDS.get(job.kind, 0.0))
         if job.kind == "entropy":
-            _ = self.entropy_model  # it is trained when it is asked for
+            self.entropy_model(job.model)  # it is trained when it is asked for
         elif job.kind == "throughput":
             measure_speed(self, job)
+        elif job.kind == "profile":
+            profile_steps(self, job)
         elif job.kind == "backends":
             compare_backends(self, job)
         else:
             train(self, job)
         return True
 
-    @functools.cached_property
-    def entropy_model(self) -> EntropyModel:
-        """Trained, in eval mode; the same for every BLT of the scale."""
-        return train_entropy_model(self)
+    def entropy_model(self, name: str) -> EntropyModel:
+        """One of the scale's entropy models, trained and in eval mode; the same for every BLT that is cut by it."""
+        if name not in self._entropy_models:
+            self._entropy_models[name] = train_entropy_model(self, name)
+        return self._entropy_models[name]
 
     def model(self, size: Size, name: str) -> Model:
         """A model of the comparison; a BLT is grown to the inclusive FLOPs per byte of the token model."""

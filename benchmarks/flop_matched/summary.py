@@ -50,7 +50,7 @@ def tables(rows: Results) -> Iterator[Table]:
     """The tables that results allow, size by size."""
     for size in dict.fromkeys(row["size"] for row in rows if row["size"]):
         mine = [row for row in rows if row["size"] == size]
-        for make in (_rates, _quality, _scaling, speed, _robustness):
+        for make in (_rates, _quality, _scaling, speed, _profile, _robustness):
             if table := make(size, mine):
                 yield table
 
@@ -203,6 +203,31 @@ def realisation_line(scale: str, rows: Results) -> list[str]:
         "over those of a token model of equal FLOPs per byte, measured in turn in one process: at 1 every FLOP saved "
         f"is time saved. Rows are packed; of a batch at least {', '.join(fullness)} are used."
     ]
+
+
+def _profile(size: str, rows: Results) -> Table | None:
+    profiled = [row for row in rows if row["kind"] == "profile"]
+    if not profiled:
+        return None
+    measured = profiled[0]["measured"]
+    models = measured["blt"], measured["token"]
+    parts = sorted({part for model in models for part in model["parts"]}, key=lambda part: -_most(models, part))
+    lines = []
+    for part in parts:
+        cells = []
+        for model in models:
+            seconds, rate = model["parts"].get(part), model["flops_per_second"].get(part)
+            cells.append("" if seconds is None else f"{seconds * 1e3:.1f}")
+            cells.append("" if rate is None else f"{rate / 1e9:.0f}")
+        lines.append((part, *cells))
+    lines.append(("all", *(text for model in models for text in (f"{sum(model['parts'].values()) * 1e3:.1f}", ""))))
+    name, threads = profiled[0]["model"]["name"], profiled[0]["machine"]["threads"]
+    columns = ("part", f"{name}, ms", "GFLOP/s", "token, ms", "GFLOP/s")
+    return Table(f"{size}: where a training step goes, forward and backward, threads: {threads}", columns, lines)
+
+
+def _most(models: Iterable[dict[str, Any]], part: str) -> float:
+    return max(model["parts"].get(part, 0.0) for model in models)
 
 
 def _robustness(size: str, rows: Results) -> Table | None:

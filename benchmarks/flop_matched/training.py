@@ -19,7 +19,7 @@ from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer
 
 from . import results
 from .contenders import REPORTED_COUNTS, Model
-from .jobs import ENTROPY, ENTROPY_JOB, TABLE_OPTIMIZER, TABLE_RATE, Job, Scale, Size
+from .jobs import TABLE_OPTIMIZER, TABLE_RATE, Job, Scale, Size, entropy_job
 from .models import TOKEN, VARIANTS, build
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def train(bench: Bench, job: Job) -> None:
     shutil.rmtree(bench.work / job.name)
 
 
-def train_entropy_model(bench: Bench) -> EntropyModel:
-    """The entropy model of the scale in eval mode, trained now unless its last checkpoint is there."""
-    scale = bench.scale
-    config = scale.entropy_model
+def train_entropy_model(bench: Bench, name: str) -> EntropyModel:
+    """An entropy model of the scale in eval mode, trained now unless its last checkpoint is there."""
+    scale, job = bench.scale, entropy_job(name)
+    config = scale.entropy_models[name]
     model = build(config, seed=0).to(bench.device)
     assert isinstance(model, EntropyModel)
     flops = {
@@ -77,14 +77,19 @@ def train_entropy_model(bench: Bench) -> EntropyModel:
     }
     batch_bytes = scale.batch_size * scale.sequence_bytes
     shape = RowShape(batch_bytes, scale.sequence_bytes)
-    result = bench.record(ENTROPY_JOB, model, Model(ENTROPY, config, 1.0, shape, batch_bytes, flops))
+    result = bench.record(job, model, Model(name, config, 1.0, shape, batch_bytes, flops))
     steps = max(2, round(scale.entropy_train_bytes / batch_bytes))
-    result["training"] = {"rate": ENTROPY_RATE, "table_rate": None, "steps": steps, "batch_bytes": batch_bytes}
+    result["training"] = {
+        "rate": ENTROPY_RATE,
+        "table_rate": TABLE_RATE * ENTROPY_RATE if config.ngram_sizes else None,
+        "steps": steps,
+        "batch_bytes": batch_bytes,
+    }
     valid = list(held_out_batches(bench.texts.valid, shape))
     batches = shape.batches(DocumentStream(bench.texts.train, seed=0))
-    fit(bench, ENTROPY_JOB, result, model, batches, valid, steps, ENTROPY_RATE, flops["inclusive"].training)
-    if not bench.finished(ENTROPY_JOB):
-        bench.finish(ENTROPY_JOB, result)
+    fit(bench, job, result, model, batches, valid, steps, ENTROPY_RATE, flops["inclusive"].training)
+    if not bench.finished(job):
+        bench.finish(job, result)
     return model
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import rows, table_optimizers
+from .. import overhead, rows, table_optimizers
 from ..flop_matched import results
 from ..flop_matched.summary import SMOKE, backends, realisation_line, tables, where
 from ..machine import REPOSITORY
@@ -125,6 +125,8 @@ def full(root: Path, plots_at: str) -> str:
             parts += [shown["time_against_n"]] if "time_against_n" in shown else []
             parts += ["### Where ours is slower", slower.title]
             parts += [slower.markdown()] if slower.rows else []
+        if (calls := root / folder / overhead.FILE).exists():
+            parts += overhead.section(overhead.read(calls))
         if (optimizers := table_optimizers.read(root / folder / table_optimizers.FILE)) is not None:
             parts += ["### Optimisers of hash tables", *table_optimizers.markdown(optimizers), *step_line(kernels)]
         for scale, done in jobs.items():

@@ -76,7 +76,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.3g} MB"
+    return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"
 
 
 def best_baseline(rows: Case) -> Row | None:

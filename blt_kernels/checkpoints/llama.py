@@ -14,7 +14,7 @@ from ..training.runs import seeded
 from .fields import Fields, read_json
 from .source import safetensors_of
 from .tensors import check_names, common_dtype, load_tensors
-from .transformers_format import ACTIVATION, rope_theta
+from .transformers_format import ACTIVATION, rotary
 
 _DEFAULTS = {
     "hidden_size": 4096,
@@ -104,7 +104,7 @@ def _shape(fields: Fields) -> TransformerConfig:
         fields["num_hidden_layers"],
         heads,
         fields["intermediate_size"],
-        rope_theta=rope_theta(fields, 10000.0),
         norm_eps=fields["rms_norm_eps"],
         num_kv_heads=None if kv_heads in (None, heads) else kv_heads,
+        **rotary(fields, 10000.0),
     )

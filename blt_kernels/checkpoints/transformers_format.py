@@ -6,14 +6,18 @@ names of tensors are ours behind a prefix.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from ..model import BLTConfig, EntropyModelConfig, TransformerConfig
+from ..model import BLTConfig, EntropyModelConfig, RopeScaling, TransformerConfig
 from ..training.patcher import PatcherConfig
 from .description import Description
 from .fields import Fields
 
 ACTIVATION = "silu"
+SCALED = "llama3"
+# Of rotary positions that are scaled, in the order of the fields of RopeScaling.
+SCALING_FIELDS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Absent keys, by section. Files that transformers up to 5.22 saved have no local_attention_window_len, and attention
 # was full there; the released weights were trained with windows of 512, and that is how later versions read such files.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -134,25 +138,25 @@ def _stack(fields: Fields, window: int | None, name: str) -> TransformerConfig:
         heads,
         fields["intermediate_size"] or int(8 * dim / 3),
         window=window,
-        rope_theta=rope_theta(fields, ROPE_THETA.get(name, 500000.0)),
         norm_eps=fields["rms_norm_eps"],
         num_kv_heads=None if kv_heads in (None, 0, heads) else kv_heads,
+        **rotary(fields, ROPE_THETA.get(name, 500000.0)),
     )
 
 
-def rope_theta(fields: Fields, default: float) -> float:
-    """The base of rotary positions; transformers before 5 wrote it beside `rope_scaling`, later versions within
-    `rope_parameters`."""
+def rotary(fields: Fields, default_theta: float) -> dict[str, Any]:
+    """Rotary positions, as arguments of TransformerConfig. transformers before 5 wrote the base beside `rope_scaling`,
+    later versions within `rope_parameters`."""
     key = "rope_parameters" if fields.has("rope_parameters") else "rope_scaling"
-    rope = fields.section(
-        key, {"rope_type": "default", "type": "default", "rope_theta": None, "partial_rotary_factor": 1}
-    )
-    for kind in ("rope_type", "type"):
-        rope.expect(kind, "default", why="the model's rotary positions are not scaled")
+    rope = fields.section(key, {"rope_type": None, "type": "default", "partial_rotary_factor": 1})
+    kind = "rope_type" if rope.has("rope_type") else "type"
+    rope.expect(kind, "default", SCALED, why="the model's rotary positions are scaled as Llama 3.1 does or not at all")
     rope.expect("partial_rotary_factor", 1, None, why="the model turns whole heads")
-    if rope["rope_theta"] is not None:
-        return rope["rope_theta"]
-    return fields["rope_theta"] if fields.has("rope_theta") else default
+    theta = next((place.get("rope_theta") for place in (rope, fields) if place.has("rope_theta")), default_theta)
+    scaling = None
+    if rope[kind] == SCALED:
+        scaling = RopeScaling(*(rope[name] for name in SCALING_FIELDS))
+    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def config_of(description: Description, dtype: str) -> dict[str, Any]:
@@ -191,6 +195,9 @@ def config_of(description: Description, dtype: str) -> dict[str, Any]:
 
 
 def _section(config: TransformerConfig) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.rope_scaling is not None:
+        rope |= {"rope_type": SCALED} | dict(zip(SCALING_FIELDS, dataclasses.astuple(config.rope_scaling), strict=True))
     return {
         "hidden_size": config.dim,
         "num_hidden_layers": config.num_layers,
@@ -199,5 +206,5 @@ def _section(config: TransformerConfig) -> dict[str, Any]:
         "intermediate_size": config.ffn_dim,
         "rms_norm_eps": config.norm_eps,
         "hidden_act": ACTIVATION,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": rope,
     }

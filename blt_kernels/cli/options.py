@@ -96,6 +96,12 @@ Device = Annotated[
         "otherwise. Under torchrun, cuda and auto give each process a GPU of its own."
     ),
 ]
+LatentLrScale = Annotated[
+    float,
+    typer.Option(
+        help="The layers of the latent transformer learn at this multiple of the learning rate.", callback=positive
+    ),
+]
 TableLearningRate = Annotated[float, typer.Option(help="Peak learning rate of the hash tables.", callback=positive)]
 TableOptimizer = Annotated[
     str,
@@ -104,7 +110,24 @@ TableOptimizer = Annotated[
         "for each row)."
     ),
 ]
-Autocast = Annotated[bool, typer.Option(help="bfloat16 autocast for matrix products.")]
+Autocast = Annotated[
+    bool,
+    typer.Option(
+        help="bfloat16 autocast for matrix products. On a GPU, attention over patches has a fast kernel with it alone."
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="torch.compile of the forward pass, in the first step, which takes minutes then."),
+]
+CheckpointActivations = Annotated[
+    bool,
+    typer.Option(
+        "--checkpoint-activations",
+        help="Layers keep their inputs alone for backward, which computes the rest again: several times less memory "
+        "for a third more FLOPs.",
+    ),
+]
 EvalEvery = Annotated[int, typer.Option(help="Steps between evaluations of held-out text.", min=1, max=MAX_STEPS)]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, max=MAX_STEPS)]
 Seed = Annotated[

@@ -28,27 +28,22 @@ def check_patching(ctx: typer.Context) -> None:
         raise ValueError(f"train: --patch-size: expected a whole number with --patching fixed, got {patch_size:g}")
 
 
-def check_patching_of_init(ctx: typer.Context, patcher: Patcher | None) -> Patcher | None:
-    """Which patcher a model of `--init` is trained with: its own, or None where options make another one.
+def patcher_of_start(ctx: typer.Context, patcher: Patcher | None) -> Patcher | None:
+    """The patcher that came with `--init`, or None where another one is asked for.
 
-    Raises:
-        ValueError: it has none and no option makes one, or an option would have no effect.
+    Refuses options that `--init` leaves without effect, by name.
     """
-    if ctx.params["entropy_model"] is not None or _is_given(ctx, "patching"):
-        check_patching(ctx)
+    if _is_given(ctx, "preset"):
+        raise ValueError("train: --preset: expected none, because --init has a shape of its own")
+    if patcher is None or ctx.params["entropy_model"] is not None or _is_given(ctx, "patching"):
         return None
-    if patcher is None:
-        raise ValueError("train: --init: its model has no patcher: give --entropy-model, or --patching spaces or fixed")
-    rule = ("threshold", "patch_size", "rule", "delta", "max_patch_length", "reset_at_newline")
-    refuse_given(ctx, *rule, because="--init has a rule of its own; --entropy-model or --patching makes another")
-    return patcher
-
-
-def refuse_given(ctx: typer.Context, *options: str, because: str) -> None:
-    """Refuses options of the command line that would have no effect."""
-    for name in options:
+    for name in (*_OF_ENTROPY, "patch_size", "max_patch_length"):
         if _is_given(ctx, name):
-            raise ValueError(f"train: --{name.replace('_', '-')}: expected none, because {because}")
+            raise ValueError(
+                f"train: --{name.replace('_', '-')}: expected none, because --init has patches of its own; "
+                "--entropy-model or --patching asks for others"
+            )
+    return patcher
 
 
 def _is_given(ctx: typer.Context, name: str) -> bool:

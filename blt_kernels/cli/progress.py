@@ -23,11 +23,19 @@ def training_progress(console: Console, name: str, steps: int) -> Iterator[Calla
     smooth: dict[str, float] = {}
 
     def figures(metrics: dict[str, Any]) -> str:
-        for key in ("bits_per_byte", "bytes_per_second"):
-            smooth[key] = 0.9 * smooth.get(key, metrics[key]) + 0.1 * metrics[key]
+        for key in ("bits_per_byte", "bytes_per_second", "flops_per_second", "mfu"):
+            if key in metrics:
+                smooth[key] = 0.9 * smooth.get(key, metrics[key]) + 0.1 * metrics[key]
         if "held_out_bits_per_byte" in metrics:
             smooth["held_out"] = metrics["held_out_bits_per_byte"]
         text = f"{smooth['bits_per_byte']:.3f} bits/byte, {smooth['bytes_per_second'] / 1000:.0f} kB/s"
+        if "flops_per_second" in smooth:
+            text += f", {smooth['flops_per_second'] / 1e9:,.0f} GFLOP/s"
+        if "mfu" in smooth:
+            text += f" ({smooth['mfu']:.1%} of peak)"
+        if "tokens_used" in metrics:
+            text += f", bytes {metrics['tokens_used']:.0%}"
+            text += f" and slots {metrics['slots_used']:.0%} used" if "slots_used" in metrics else " used"
         return text + (f", held out {smooth['held_out']:.3f}" if "held_out" in smooth else "")
 
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

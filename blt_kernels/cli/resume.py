@@ -13,9 +13,11 @@ from ..training.ranks import is_first, joined
 from .console import console, messages
 
 # A resumed run takes these from its own command line. All other options decide what it computes, and stay what they
-# were. (The device decides how operations round, and nothing else.) The trainer checks that the text is the same,
-# because it knows the files.
-_FREE = ("data", "run", "resume", "eval_every", "checkpoint_every", "device")
+# were. (The device and how it computes decide how operations round, and nothing else.) The trainer checks that the text
+# is the same, because it knows the files.
+_FREE = (
+    "data", "run", "resume", "eval_every", "checkpoint_every", "device", "compile_model", "checkpoint_activations"
+)  # fmt: skip
 _PATHS = ("entropy_model", "init")
 
 

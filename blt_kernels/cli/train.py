@@ -23,7 +23,9 @@ from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_start
 from .options import (
     Autocast,
     BLTPreset,
+    CheckpointActivations,
     CheckpointEvery,
+    Compile,
     Data,
     Delta,
     Device,
@@ -32,6 +34,7 @@ from .options import (
     HoldOut,
     Include,
     Lanes,
+    LatentLrScale,
     LearningRate,
     LongestSequence,
     MaxDocument,
@@ -48,10 +51,9 @@ from .options import (
     TableLearningRate,
     TableOptimizer,
     TextKey,
-    positive,
     threshold_or_auto,
 )
-from .patching import check_patching, check_patching_of_init, describe_patching, patcher_without_model, refuse_given
+from .patching import check_patching, describe_patching, patcher_of_start, patcher_without_model
 from .progress import training_progress
 from .resume import run_options
 from .show import report_skipped
@@ -71,6 +73,8 @@ def train_entropy(
     table_optimizer: TableOptimizer = "sparse_adam",
     device: Device = "auto",
     autocast: Autocast = False,
+    compile_model: Compile = False,
+    checkpoint_activations: CheckpointActivations = False,
     include: Include = None,
     exclude: Exclude = None,
     text_key: TextKey = "text",
@@ -94,7 +98,18 @@ def train_entropy(
         table_optimizer=table_optimizer,
         sparse_learning_rate=table_learning_rate,
     )
-    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
+    config = TrainConfig(
+        steps,
+        optim,
+        autocast,
+        10,
+        eval_every,
+        checkpoint_every,
+        seed,
+        lanes,
+        compile_model,
+        checkpoint_activations,
+    )
     say_where_it_starts(run, resume, where)
     with training_progress(console, "entropy model", steps) as on_step:
         train_model(
@@ -160,7 +175,7 @@ def train(
         Path | None,
         typer.Option(
             help="Start from the weights of a run, a checkpoint or a published BLT in place of those of a preset, and "
-            "with its patches, unless --entropy-model or --patching makes others."
+            "with its patches, unless --entropy-model or --patching asks for others."
         ),
     ] = None,
     patching: Annotated[
@@ -194,14 +209,11 @@ def train(
     learning_rate: LearningRate = 2e-3,
     table_learning_rate: TableLearningRate = 3e-2,
     table_optimizer: TableOptimizer = "sparse_adam",
-    latent_lr_scale: Annotated[
-        float,
-        typer.Option(
-            help="The layers of the latent transformer learn at this multiple of the learning rate.", callback=positive
-        ),
-    ] = 1.0,
+    latent_lr_scale: LatentLrScale = 1.0,
     device: Device = "auto",
     autocast: Autocast = False,
+    compile_model: Compile = False,
+    checkpoint_activations: CheckpointActivations = False,
     include: Include = None,
     exclude: Exclude = None,
     text_key: TextKey = "text",
@@ -223,17 +235,27 @@ def train(
         sparse_learning_rate=table_learning_rate,
         latent_lr_scale=latent_lr_scale,
     )
-    config = TrainConfig(steps, optim, autocast, 10, eval_every, checkpoint_every, seed, lanes)
+    config = TrainConfig(
+        steps,
+        optim,
+        autocast,
+        10,
+        eval_every,
+        checkpoint_every,
+        seed,
+        lanes,
+        compile_model,
+        checkpoint_activations,
+    )
     model, patcher = None, None
     if resume and list_checkpoints(run):
         patcher, state = load_patcher(run, where)
         shape = rows_of(run, state)
         model = empty_model(state, where)
     elif init is not None:
-        refuse_given(ctx, "preset", because="--init has a shape of its own")
         model, patcher = from_pretrained(init, dtype=torch.float32, device=where)
-        patcher = check_patching_of_init(ctx, patcher)
-    else:
+        patcher = patcher_of_start(ctx, patcher)
+    if patcher is None:
         check_patching(ctx)
     corpus = open_corpus(data, include, exclude, text_key, on_error, max_document_bytes, run)
     train_part, calibration, held_out = split(corpus, holdout_bytes, seed)
@@ -252,8 +274,7 @@ def train(
                 reset_at_newline=reset_at_newline,
             )
     if shape.row_patches is None:
-        found = patcher
-        row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, found))
+        row_patches = from_first(lambda: patches_of_row(row_tokens, train_part, patcher))
         shape = dataclasses.replace(shape, row_patches=row_patches)
     say_where_it_starts(run, resume, where)
     say(console, f"{describe_patching(patcher.config)}, {shape.row_patches} patches a batch")

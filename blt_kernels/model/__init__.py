@@ -2,7 +2,7 @@
 
 from .activations import checkpoint_activations
 from .blt import BLT
-from .config import BLTConfig, EntropyModelConfig, TransformerConfig
+from .config import BLTConfig, EntropyModelConfig, RopeScaling, TransformerConfig
 from .entropy_model import EntropyModel
 from .loss import NextByteLoss, bits_per_byte, next_byte_loss
 
@@ -12,6 +12,7 @@ __all__ = [
     "EntropyModel",
     "EntropyModelConfig",
     "NextByteLoss",
+    "RopeScaling",
     "TransformerConfig",
     "bits_per_byte",
     "checkpoint_activations",

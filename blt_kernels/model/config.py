@@ -42,10 +42,34 @@ def _from_dict(cls: Any, values: Any) -> Any:
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise fail_value(cls.__name__, name, "a value", "none: the field is missing")
-    nested = {"transformer": TransformerConfig, "encoder": TransformerConfig}
-    nested |= {"latent": TransformerConfig, "decoder": TransformerConfig}
-    made = {name: _from_dict(nested[name], value) if name in nested else value for name, value in values.items()}
+    nested: dict[str, Any] = dict.fromkeys(("transformer", "encoder", "latent", "decoder"), TransformerConfig)
+    nested["rope_scaling"] = RopeScaling
+    made = {
+        name: _from_dict(nested[name], value) if name in nested and value is not None else value
+        for name, value in values.items()
+    }
     return cls(**made)
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Rotary positions that turn more slowly, as Llama 3.1 has them ("llama3" in transformers).
+
+    With n the `original_length`, pairs that turn more than `high_freq_factor` times in n positions keep their speed,
+    those that turn less than `low_freq_factor` times are `factor` times as slow, and those between are interpolated.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        check_number(name, "factor", self.factor, 1)
+        check_number(name, "low_freq_factor", self.low_freq_factor, 0, above=True)
+        check_number(name, "high_freq_factor", self.high_freq_factor, self.low_freq_factor, above=True)
+        _check_counts(name, self, "original_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +90,7 @@ class TransformerConfig:
     rope_theta: float = 500000.0
     norm_eps: float = 1e-5
     num_kv_heads: int | None = None
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -79,6 +104,8 @@ class TransformerConfig:
             _check_counts(name, self, "num_kv_heads")
             if self.num_heads % self.num_kv_heads:
                 raise fail_value(name, "num_kv_heads", f"a divisor of num_heads = {self.num_heads}", self.num_kv_heads)
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise fail_type(name, "rope_scaling", "a RopeScaling or None", type(self.rope_scaling).__name__)
         check_number(name, "rope_theta", self.rope_theta, 0, above=True)
         check_number(name, "norm_eps", self.norm_eps, 0, above=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import nn
 from torch._subclasses import FakeTensor
 
 from ..nn import cast_once
-from .config import TransformerConfig
+from .config import RopeScaling, TransformerConfig
 from .packed_attention import Buckets, Varlen, plan_packed
 
 _BLOCK_KEYS = 1.5  # of windowed attention: keys computed for each key of the window
@@ -63,8 +64,18 @@ class AttentionPlan:
 def make_rotation(config: TransformerConfig, positions: torch.Tensor) -> torch.Tensor:
     """Cosine and sine of the angles of rotary positions int64 [...]: float32 [..., 1, E/2, 2]."""
     pairs = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions[..., None, None] * config.rope_theta ** (-pairs / config.head_dim)
+    speeds = config.rope_theta ** (-pairs / config.head_dim)  # radians a position
+    if config.rope_scaling is not None:
+        speeds = _scaled(speeds, config.rope_scaling)
+    angles = positions[..., None, None] * speeds
     return torch.stack((angles.cos(), angles.sin()), -1)
+
+
+def _scaled(speeds: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
+    turns = scaling.original_length * speeds / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return speeds * (kept + (1 - kept) / scaling.factor)
 
 
 def plan_attention(config: TransformerConfig, x: torch.Tensor, sequences: Sequences | None) -> AttentionPlan:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data import Batch, Corpus, DocumentStream, Tokenizer
 from ..model import BLT, EntropyModel, loss
+from .execution import uncompiled
 from .patcher import Patcher
 from .rows import RowShape
 from .step import loss_of
@@ -63,6 +64,7 @@ def watch(batches: list[Batch]) -> Callable[[nn.Module], dict[str, float]]:
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, EntropyModel | BLT)
-        return {"held_out_bits_per_byte": bits_per_byte(model, batches)[0]}
+        with uncompiled(model):
+            return {"held_out_bits_per_byte": bits_per_byte(model, batches)[0]}
 
     return evaluate

@@ -12,13 +12,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from .._checks import fail_value
 from ..model import BLT, EntropyModel
 from ..model.transformer import FeedForward, SelfAttention
 from ..nn import DecoderCrossAttention, EncoderCrossAttention
 from ..optim import RowwiseAdagrad
-from .ranks import sum_of_tensor, world_size
+from .ranks import from_all, sum_of_tensor, world_size
 from .sharded_files import read_tensors
 from .sharded_tables import ShardedRowwiseAdagrad, ShardedTables, shard_tables
+
+# Units of fully_shard: gathered before they compute and dropped after. The rest of a model is one more, which stays.
+MATRICES = (SelfAttention, FeedForward)
+PLAIN = (EncoderCrossAttention, DecoderCrossAttention)  # norms are among their parameters
 
 
 class Sharding:
@@ -31,23 +36,31 @@ class Sharding:
         model: an EntropyModel or a BLT.
         device: where it is trained.
         autocast: matrices travel in bfloat16, which is what autocast makes of them anyway.
+
+    Raises:
+        ValueError: some ranks have GPUs and others have none, or tables that ShardedTables refuses.
     """
 
     def __init__(self, model: EntropyModel | BLT, device: torch.device, *, autocast: bool):
+        kinds = sorted(set(from_all(device.type)))
+        if len(kinds) > 1:
+            raise fail_value("train", "device", "the same kind of device on all ranks", " and ".join(kinds))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         mesh = init_device_mesh(device.type, (world_size(),))
         self.tables = shard_tables(model, device)
         weights = [cast(nn.Parameter, table.weight) for table in self.tables]
         self._table_of: dict[torch.Tensor, ShardedTables] = dict(zip(weights, self.tables, strict=True))
-        # The matrices of a layer are units, and its norms are not: those are computed in float32 under autocast. Inputs
-        # are never cast, because rotary positions among them need float32.
+        # Norms are computed in float32 under autocast, so that they must not travel in bfloat16. Inputs are never cast,
+        # because rotary positions among them need float32.
         matrices = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if autocast else None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         plain = MixedPrecisionPolicy(cast_forward_inputs=False)
         for module in model.modules():
-            if isinstance(module, (SelfAttention, FeedForward)):
+            if isinstance(module, MATRICES):
                 fully_shard(module, mesh=mesh, mp_policy=matrices)
-            elif isinstance(module, (EncoderCrossAttention, DecoderCrossAttention)):
+            elif isinstance(module, PLAIN):
                 fully_shard(module, mesh=mesh, mp_policy=plain)
         fully_shard(model, mesh=mesh, mp_policy=plain, ignored_params=set(weights))
         for module in model.modules():

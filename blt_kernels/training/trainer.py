@@ -29,7 +29,9 @@ from .checkpoint import (
     remove_partial,
     save_checkpoint,
 )
+from .execution import prepare
 from .lanes import Lanes
+from .metrics import StepMeter
 from .optim import OptimConfig, Optimizers
 from .patcher import Patcher
 from .prefetch import prefetch
@@ -57,6 +59,8 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints (and one at the end).
         seed: of the initial weights and the order of documents, an int64.
         lanes: G, batches of a step, each of a loader of its own; see Lanes. The mean loss is over all of them.
+        compile: the forward pass is compiled to one graph, in the first step.
+        checkpoint_activations: layers keep their inputs alone for backward, which computes the rest again.
     """
 
     steps: int
@@ -67,6 +71,8 @@ class TrainConfig:
     checkpoint_every: int = 500
     seed: int = 0
     lanes: int = 1
+    compile: bool = False
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         check_int("TrainConfig", "steps", self.steps, 1, MAX_STEPS)
@@ -75,7 +81,8 @@ class TrainConfig:
         check_int("TrainConfig", "seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         if not isinstance(self.optim, OptimConfig):
             raise fail_type("TrainConfig", "optim", "an OptimConfig", type(self.optim).__name__)
-        check_bool("TrainConfig", "autocast", self.autocast)
+        for name in ("autocast", "compile", "checkpoint_activations"):
+            check_bool("TrainConfig", name, getattr(self, name))
 
 
 class Trainer:
@@ -109,6 +116,8 @@ class Trainer:
         self.model, self.lanes, self.config, self.run, self.patcher = model, lanes, config, Path(run), patcher
         self.evaluate, self.on_step, self.notes = evaluate, on_step, notes or {}
         self.sharding = sharding
+        prepare(model, compiled=config.compile, checkpointed=config.checkpoint_activations)
+        self.meter = StepMeter(model, patcher, next(model.parameters()).device)
         self.optimizers = Optimizers(model, config.optim, config.steps, sharding)
         self._parameters = dict(model.named_parameters())
         self.step = 0
@@ -174,7 +183,7 @@ class Trainer:
             self.run.mkdir(parents=True, exist_ok=True)
         device = next(self.model.parameters()).device
         self.model.train()
-        with contextlib.closing(prefetch(self.lanes, ahead=device.type != "cpu")) as steps:
+        with contextlib.closing(prefetch(self.lanes, ahead=device.type != "cpu", device=device)) as steps:
             begin = time.perf_counter()
             for batches, position in steps:
                 metrics = self._step(batches, begin)
@@ -218,11 +227,8 @@ class Trainer:
             "bits_per_byte": bits_per_byte(loss.text_total.item(), max(1, num_bytes)),
             "learning_rate": rate,
             "gradient_norm": norm.item(),
-            "bytes_per_second": num_bytes / seconds,
         }
-        if batches[0].patch_lengths is not None:
-            metrics["bytes_per_patch"] = num_tokens / max(1, num_patches)
-        return metrics
+        return metrics | self.meter.measure(batches, num_bytes, num_tokens, num_patches, seconds)
 
     def _log(self, metrics: dict[str, Any]) -> None:
         path = self.run / METRICS_FILE
@@ -322,10 +328,9 @@ def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """What must not change when a run is resumed: everything that decides the losses."""
-    return {
-        name: value for name, value in config.items() if name not in ("log_every", "eval_every", "checkpoint_every")
-    }
+    """What must not change when a run is resumed: everything that decides the losses, but for their rounding."""
+    free = ("log_every", "eval_every", "checkpoint_every", "compile", "checkpoint_activations")
+    return {name: value for name, value in config.items() if name not in free}
 
 
 def _refuse_changes(path: Path, what: str, saved: dict[str, Any], now: dict[str, Any]) -> None:

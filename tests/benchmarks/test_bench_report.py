@@ -8,9 +8,10 @@ import importlib
 import pytest
 from kernel_results import kernel_result
 
+from benchmarks import table_optimizers
 from benchmarks.ops import OPS
 from benchmarks.report import pages, plots, predictions, tables
-from benchmarks.store import read, write
+from benchmarks.store import read, write, write_json
 
 
 def test_section_of_a_device():
@@ -110,6 +111,24 @@ def test_pages_call_every_measured_baseline_by_a_name_of_its_own():
     assert {variant.removesuffix(tables.COMPILED) for variant in variants} <= set(tables.BASELINES)
     assert len({tables.baseline_name(variant) for variant in variants}) == len(variants)
     assert tables.baseline_name("gather compiled") == "gather in PyTorch, torch.compile"
+
+
+def test_the_page_compares_the_optimisers_of_tables(tmp_path):
+    seconds = {"ours": 0.01, "reference": 0.2, "SparseAdam": 0.4, "copy": 0.008}
+    kernel = kernel_result(seconds, op="rowwise_adagrad_update")
+    for row in kernel["rows"]:
+        row |= {"case": "update", "shapes": {"R": 600_000, "D": 512, "rows": 40_000}}
+    path = write(kernel, tmp_path)
+    assert "Optimisers of hash tables" not in pages.full(tmp_path, "plots")
+    run = {"optimizer": "sparse_adam", "rate": 0.1, "seed": 0, "bits_per_byte": 2.0, "seconds": 1.0}
+    machine = {"device": "Some CPU, 2 cores", "torch": "2.13.0", "commit": "abc", "date": "2026-01-01"}
+    result = {"settings": {"steps": 7}, "text": "a text", "machine": machine, "finished": True, "runs": [run]}
+    write_json(path.with_name(table_optimizers.FILE), result)
+    page = pages.full(tmp_path, "plots")
+    assert "| `rowwise_adagrad_update` | update | 10 ms | 80% | PyTorch definition | 20.0x |" in page
+    assert "### Optimisers of hash tables" in page and "| sparse_adam |" in page
+    assert "takes 10 ms by `rowwise_adagrad_update` and 400 ms by torch.optim.SparseAdam: 40 times as long." in page
+    assert "The state is 2.4 MB in place of 2.46 GB." in page
 
 
 def test_readme_needs_its_markers():

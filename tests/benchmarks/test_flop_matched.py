@@ -18,16 +18,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.flop_matched import command, results
-from benchmarks.flop_matched.jobs import CPU, GPU, PAIR, Job, Scale, Size, jobs_of
+from benchmarks.flop_matched.jobs import CPU, ENTROPY, GPU, NGRAM_ENTROPY, PAIR, Job, Scale, Size, jobs_of
 from benchmarks.flop_matched.models import TOLERANCE, VARIANTS, build, grow_latent, variant_flops
 from benchmarks.flop_matched.noise import NOISES, noised
+from benchmarks.flop_matched.profile import OTHER, parts_of
 from benchmarks.flop_matched.run import Bench, OutOfTime
 from benchmarks.flop_matched.speed import WARM_UP, full_rows, medians
-from benchmarks.flop_matched.summary import SMOKE, realisation, realisation_line, summary
+from benchmarks.flop_matched.summary import SMOKE, realisation, realisation_line, summary, tables
 from benchmarks.flop_matched.texts import SMALL_LANGUAGES, Texts, open_texts
 from benchmarks.flop_matched.tokens import BPETokenizer
 from benchmarks.flop_matched.training import best_rate
@@ -50,6 +52,8 @@ SIZE = Size(
     train_bytes=3000,
     main=("token", "blt-4.5"),
     seeds=1,
+    ablations=("blt-4.5-ngram-entropy",),
+    ablation_seeds=1,
     robust=("token",),
 )
 SCALE = Scale(
@@ -97,7 +101,7 @@ def open_tiny(folder: Path, out: Path) -> Texts:
 
 
 def make_bench(folder: Path, out: Path, kind: type[Bench] = Bench) -> Bench:
-    return kind(SCALE, open_tiny(folder, out), out, "cpu", Console(quiet=True))
+    return kind(SCALE, open_tiny(folder, out), out, torch.device("cpu"), Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +170,10 @@ def test_bits_per_byte_of_tokens_are_nats_over_bytes(tokenizer: BPETokenizer, tm
 def test_grown_models_match_within_two_per_cent(scale: Scale) -> None:
     for size in scale.sizes:
         target = token_flops(size.token, scale.vocab_size, 3.1, context_bytes=scale.sequence_bytes).forward
-        arguments: dict[str, Any] = {"context_bytes": scale.sequence_bytes, "entropy_model": scale.entropy_model}
         parameters = []
         for name, variant in VARIANTS.items():
+            owner = scale.entropy_models[NGRAM_ENTROPY if variant.ngram_entropy else ENTROPY]
+            arguments: dict[str, Any] = {"context_bytes": scale.sequence_bytes, "entropy_model": owner}
             patch = variant.patch_size or 5.5
             base = size.blt if variant.ngrams else dataclasses.replace(size.blt, ngram_sizes=())
 
@@ -417,6 +422,29 @@ def test_calls_are_timed_in_turn() -> None:
     first, second = medians([slow, lambda: made.append("quick")], torch.device("cpu"), 0.0, 4)
     assert made == ["slow", "quick"] * (WARM_UP + 4)
     assert first >= 0.01 > second
+
+
+def test_a_profile_knows_whose_backward_it_sees(finished: Bench) -> None:
+    job = Job("tiny-profile", "profile", "tiny", "blt-4.5")
+    finished.run(job)
+    result = results.read(finished.path(job))
+    assert result is not None
+    blt, token = result["measured"]["blt"], result["measured"]["token"]
+    assert {"hash embedding", "cross-attention", "attention over bytes, in windows", "loss"} <= blt["parts"].keys()
+    assert "hash embedding" not in token["parts"] and "rotary positions" in token["parts"]
+    assert blt["parts"][OTHER] < 0.5 * sum(blt["parts"].values()) and token["flops_per_second"]
+    (table,) = (table for table in tables([result]) if "where a training step goes" in table.title)
+    assert table.rows[-1][0] == "all" and any(row[0].startswith("products of width") for row in table.rows)
+
+
+def test_parts_of_forward_and_backward_are_put_together() -> None:
+    """A product costs twice as many FLOPs backward; its layer of width 48 is found there too."""
+    layer, x = nn.Linear(48, 96, bias=False), torch.randn(200, 48, requires_grad=True)
+    found = parts_of(lambda: layer(x).square().sum().backward())
+    (part,) = (part for part in found["parts"] if part != OTHER)
+    assert part == "products of width 48"
+    flops = found["flops_per_second"][part] * found["parts"][part]
+    assert flops == pytest.approx(3 * 2 * 200 * 48 * 96)
 
 
 def test_flops_of_the_entropy_model_count_in_prefill_and_not_in_training() -> None:

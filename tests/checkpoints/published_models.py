@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; nothing h
 
 from transformers import BltConfig, BltForCausalLM
 
-from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
+from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, RopeScaling, TransformerConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 
 THRESHOLD = 5.07  # amid the entropies of untrained models of these shapes
@@ -42,10 +42,10 @@ SHAPES = {
         hash_functions=3,
         vocab_size=270,
     ),
-    # Grouped heads everywhere, windows that do not divide the text.
+    # Grouped heads everywhere, windows that do not divide the text, scaled rotary positions.
     "grouped heads": BLTConfig(
         dataclasses.replace(LOCAL, num_kv_heads=2, window=7),
-        dataclasses.replace(LATENT, num_heads=8, num_kv_heads=2),
+        dataclasses.replace(LATENT, num_heads=8, num_kv_heads=2, rope_scaling=RopeScaling(4.0, 1.0, 4.0, 32)),
         dataclasses.replace(LOCAL, num_layers=2, num_kv_heads=1, window=7),
         slots_per_patch=3,
         ngram_sizes=(3, 4),
@@ -85,6 +85,11 @@ def make_theirs(config: BLTConfig, entropy: EntropyModelConfig | None = ENTROPY,
 
 
 def _section(config: TransformerConfig) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if (scaling := config.rope_scaling) is not None:
+        rope |= {"rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor}
+        rope |= {"high_freq_factor": scaling.high_freq_factor}
+        rope |= {"original_max_position_embeddings": scaling.original_length}
     return {
         "hidden_size": config.dim,
         "num_hidden_layers": config.num_layers,
@@ -92,7 +97,7 @@ def _section(config: TransformerConfig) -> dict[str, Any]:
         "num_key_value_heads": config.num_kv_heads or config.num_heads,
         "intermediate_size": config.ffn_dim,
         "rms_norm_eps": config.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": rope,
     }
 
 

@@ -35,12 +35,20 @@ def make_llama(**fields: Any) -> LlamaForCausalLM:
     return model
 
 
+# Some pairs of a head turn as before, some are interpolated, some are eight times as slow.
+SCALED = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+SCALED |= {"original_max_position_embeddings": 64}
+
+
 @pytest.mark.parametrize("num_key_value_heads", [6, 2, 1])
-@pytest.mark.parametrize("tied", [False, True])
-def test_the_latent_transformer_is_llama_s_layers(num_key_value_heads: int, tied: bool, tmp_path: Path) -> None:
-    llama = make_llama(num_key_value_heads=num_key_value_heads, tie_word_embeddings=tied)
+@pytest.mark.parametrize("fields", [{}, {"tie_word_embeddings": True}, {"rope_parameters": SCALED}])
+def test_the_latent_transformer_is_llama_s_layers(
+    num_key_value_heads: int, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    llama = make_llama(num_key_value_heads=num_key_value_heads, **fields)
     llama.save_pretrained(tmp_path)
     latent = byteify(tmp_path, REST).global_transformer
+    assert (latent.config.latent.rope_scaling is not None) == ("rope_parameters" in fields)
     assert latent.config.latent.num_kv_heads == (None if num_key_value_heads == 6 else num_key_value_heads)
     x = torch.randn(2, 40, 96)
     states = []
@@ -72,7 +80,10 @@ def test_the_rest_is_untrained_and_follows_the_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.rope_type: expected 'default'"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}},
+            "rope_scaling.rope_type: expected 'default' or 'llama3'",
+        ),
         ({"attention_bias": True}, "attention_bias: expected False"),
         ({"mlp_bias": True}, "mlp_bias: expected False"),
         ({"hidden_act": "gelu"}, "hidden_act: expected 'silu'"),

@@ -165,8 +165,12 @@ def test_absent_keys_mean_what_they_mean_to_transformers() -> None:
         ({"global_config": {"hidden_size": 512}}, "decoder_config.hidden_size_global: expected 512.*got 2048"),
         ({"vocab_size": 300}, "encoder_config.vocab_size: expected 300.*got 260"),
         (
+            {"global_config": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8}}},
+            "global_config.rope_parameters.rope_type: expected 'default' or 'llama3'.*got 'yarn'",
+        ),
+        (
             {"global_config": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8}}},
-            "global_config.rope_parameters.rope_type: expected 'default'.*got 'llama3'",
+            "global_config.rope_parameters.low_freq_factor: missing",
         ),
         (
             {"patcher_config": {"rope_scaling": {"type": "linear", "factor": 2}}},

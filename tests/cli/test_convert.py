@@ -131,7 +131,7 @@ def test_an_entropy_model_replaces_the_patches_of_the_start(published: Path, tex
 def test_options_without_effect_are_refused(published: Path, text: Path, tmp_path: Path) -> None:
     arguments = ("train", text, "--run", tmp_path / "run", "--init", published)
     assert "--preset: expected none, because --init has a shape" in fails(*arguments, "--preset", "tiny")
-    assert "--patch-size: expected none, because --init has a rule" in fails(*arguments, "--patch-size", 4)
+    assert "--patch-size: expected none, because --init has patches" in fails(*arguments, "--patch-size", 4)
     save_pretrained(tmp_path / "bare", BLT(CONFIG), None)
     arguments = ("train", text, "--run", tmp_path / "run", "--init", tmp_path / "bare")
     assert "--entropy-model: expected a run or checkpoint, got none" in fails(*arguments)

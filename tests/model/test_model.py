@@ -20,6 +20,7 @@ from blt_kernels.model import (
     BLTConfig,
     EntropyModel,
     EntropyModelConfig,
+    RopeScaling,
     TransformerConfig,
     next_byte_loss,
 )
@@ -127,7 +128,13 @@ def test_state_dict_has_the_published_names() -> None:
     assert model.local_decoder.patch_embedding_projection.weight.shape == (4 * 1280, 4096)
 
 
-@pytest.mark.parametrize("config", [*map(BLTConfig.preset, ("tiny", "400M", "1B", "7B")), SMALL])
+SCALED = dataclasses.replace(SMALL.latent, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [*map(BLTConfig.preset, ("tiny", "400M", "1B", "7B")), SMALL, dataclasses.replace(SMALL, latent=SCALED)],
+)
 def test_config_survives_json(config: BLTConfig) -> None:
     assert BLTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -162,6 +169,13 @@ def test_entropy_config_from_before_there_were_tables() -> None:
             "norm_eps: expected a finite number above 0",
         ),
         (lambda: TransformerConfig(8, 1, 2, 8, rope_theta="x"), TypeError, "rope_theta: expected a number"),
+        (
+            lambda: RopeScaling(8.0, 4.0, 4.0, 64),
+            ValueError,
+            "high_freq_factor: expected a finite number above 4, got 4",
+        ),
+        (lambda: RopeScaling(0.5, 1.0, 4.0, 64), ValueError, "factor: expected a finite number of at least 1, got 0.5"),
+        (lambda: TransformerConfig(8, 1, 2, 8, rope_scaling=8.0), TypeError, "rope_scaling: expected a RopeScaling or"),
         (lambda: TransformerConfig(8, 1, 2, 8, num_kv_heads=0), ValueError, "num_kv_heads: expected at least 1, got 0"),
         (
             lambda: TransformerConfig(8, 1, 4, 8, num_kv_heads=3),

@@ -28,6 +28,9 @@ ROWS = {
     "one": ([9], 9),
     "tail": ([5, 3, 8], 23),
     "empty sequences": ([0, 4, 0, 0, 7, 0], 11),
+    "far more places than sequences": ([3, 5, *[0] * 500], 9),
+    "one position": ([1], 1),
+    "one sequence is the row": ([64], 64),
     "alike": ([16, 15, 16, 14, 3], 70),
     "short beside long": (SHORT_BESIDE_LONG, sum(SHORT_BESIDE_LONG) + 9),
 }

@@ -216,6 +216,8 @@ def test_damaged_metrics_do_not_stop_a_run_with_a_checkpoint(corpus: Corpus, pat
         (TrainConfig, "seed", [2**63, -(2**63) - 1, 0.5, None]),
         (TrainConfig, "optim", [None, {}]),
         (TrainConfig, "autocast", [1]),
+        (TrainConfig, "compile", [None]),
+        (TrainConfig, "checkpoint_activations", [0]),
         (TrainConfig, "lanes", [0, -1, 1.0]),
         (RowShape, "row_tokens", [0, 2**31, 1.0]),
         (RowShape, "longest_sequence", [0, 65]),
