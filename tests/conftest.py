@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -13,6 +14,19 @@ import torch
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=25)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says which tests run in one process, where pytest-xdist runs several (`--dist loadgroup`): those of a file, whose
+    fixtures are shared, and all of the folders whose files share more: libraries that are built, models that are
+    trained, and the count of kernels that were launched.
+    """
+    tests = Path(__file__).parent
+    for item in items:
+        folder, *inner = item.path.relative_to(tests).parts
+        shared = folder in ("cuda", "generation")
+        item.add_marker(pytest.mark.xdist_group(folder if shared else "/".join((folder, *inner))))
 
 
 @pytest.fixture(autouse=True)

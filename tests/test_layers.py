@@ -15,8 +15,11 @@ ABOVE = {
     "model": (),
     "training": ("data", "model"),
     "generation": ("data", "model", "training"),
-    "cli": ("data", "generation", "model", "training"),
+    "checkpoints": ("data", "model", "training"),
+    "cli": ("checkpoints", "data", "generation", "model", "training"),
 }
+# `BLT.from_pretrained` is where users look for it, and what it calls stands above. It imports it when it is called.
+UPWARDS = {("model/blt.py", "checkpoints.from_pretrained")}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -44,7 +47,9 @@ def test_imports_point_downwards(file: Path) -> None:
     folder = file.parts[0] if file.parts[0] in ABOVE else None
     allowed = {folder, *ABOVE[folder]} if folder else set()
     wrong = [
-        name for name in imported(PACKAGE / file) if name.split(".")[0] in {*ABOVE, "benchmarks", "tests"} - allowed
+        name
+        for name in imported(PACKAGE / file)
+        if name.split(".")[0] in {*ABOVE, "benchmarks", "tests"} - allowed and (str(file), name) not in UPWARDS
     ]
     assert wrong == []
 
