@@ -56,7 +56,7 @@ def _shapes() -> dict[str, tuple[BLTConfig, EntropyModelConfig]]:
         "tiny": (tiny, entropy),
         "width 8": (narrow, dataclasses.replace(entropy, transformer=_narrow(entropy.transformer))),
         "20M": (
-            BLTConfig(middle, TransformerConfig(512, 4, 8, 1408), middle, hash_rows=4099),
+            BLTConfig(middle, TransformerConfig(512, 5, 8, 1408), middle, hash_rows=4099),
             EntropyModelConfig(dataclasses.replace(middle, rope_theta=10000.0)),
         ),
     }
