@@ -6,6 +6,7 @@ rows            how full packed batches are
 tables          what a BLT learns with each optimiser of its hash tables
 entropy_models  what tables of n-grams do for an entropy model, and for a BLT on its patches
 overhead        what a call costs where there is next to nothing to compute
+generation      cached generation beside loops that run the whole model for each byte
 report          the pages and plots of committed results, or the tables of others
 gpu             build, test, sanitize and measure on a machine with a GPU
 
@@ -27,6 +28,7 @@ COMMANDS = {
     "tables": "benchmarks.table_optimizers",
     "overhead": "benchmarks.overhead",
     "entropy_models": "benchmarks.entropy_models",
+    "generation": "benchmarks.generation",
     "report": "benchmarks.report.pages",
     "gpu": "benchmarks.gpu",
 }

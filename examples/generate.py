@@ -1,8 +1,8 @@
 """Text from a trained model, without running it again over all that is there for every byte.
 
-You learn: `generate` and `stream`, how rows of a batch come and go, and `GenerationState`, whose steps give logits for a
-decoding loop of your own. The model is trained for some seconds here and writes accordingly; `blt-kernels generate` does
-the same with a run of `blt-kernels train`, or with published weights.
+You learn: `generate` and `stream`, how rows of a batch come and go, and `GenerationState`, whose steps give logits for
+a decoding loop of your own. The model is trained for some seconds here and writes accordingly. The command
+`blt-kernels generate` does the same with a run of `blt-kernels train`, or with published weights.
 """
 
 import inspect

@@ -52,7 +52,7 @@ def test_files_that_a_page_names_exist(path: Path) -> None:
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    for module in ("blt_kernels", "blt_kernels.nn", "blt_kernels.model", "blt_kernels.data"):
+    for module in ("blt_kernels", "blt_kernels.nn", "blt_kernels.model", "blt_kernels.data", "blt_kernels.generation"):
         namespace = importlib.import_module(module)
         for name in getattr(namespace, "__all__", vars(namespace)):
             value = getattr(namespace, name)

@@ -135,10 +135,8 @@ def run_demo(
     report_skipped(train, held_out)
     say(console, "a text that the BLT writes:")
     sample = write_sample(console, blt, patcher, PROMPT, at_once=True, seed=abs(seed), **SAMPLING)
-    say(
-        console,
-        f"{sample.summary()} (of the text that it was trained on: {shape.row_tokens / (shape.row_patches or 1):.2f})",
-    )
+    trained = shape.row_tokens / (shape.row_patches or shape.row_tokens)
+    say(console, f"{sample.summary()} ({trained:.2f} in the text that it was trained on)")
     seconds = time.perf_counter() - begin
     result = {
         "bits_per_byte": rows,

@@ -98,7 +98,7 @@ class Sample:
 def write_sample(
     where: Console, model: BLT, patcher: Patcher, prompt: bytes, *, at_once: bool, **options: Any
 ) -> Sample:
-    """Prints the prompt and its continuation, character by character or `at_once`; `options` are those of `generate`."""
+    """Prints the prompt and its continuation, by character or `at_once`; `options`: see `generate`."""
     begin = time.perf_counter()
     written = bytearray()
 

@@ -66,6 +66,7 @@ class Boundaries:
     def _next_starts(self, tokens: NDArray[np.int64], entropies: NDArray[np.float32]) -> NDArray[np.bool_]:
         config, position = self.config, self.positions
         if config.method == "fixed":
+            assert config.patch_size is not None
             return position % config.patch_size == 0
         if config.method == "spaces":
             is_space, was_space = _is_space_like(tokens), self._was_space

@@ -23,7 +23,7 @@ def _nothing(number: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def attend_to(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention of q [B, N, H, E] to k and v [B, L, Hkv, E] -> [B, N, H, E]; `mask` [B, 1, 1, L] is added to the scores."""
+    """Attention of q [B, N, H, E] to k and v [B, L, Hkv, E] -> [B, N, H, E]; scores get `mask` [B, 1, 1, L] added."""
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),

@@ -133,8 +133,10 @@ class _BlockPlan:
         self.keys[rows, 2 * block + place], self.values[rows, 2 * block + place] = k[:count, 0], v[:count, 0]
         queries = q.new_zeros((count, block, *q.shape[2:]))
         queries[rows, place] = q[:count, 0]
-        heads = (x.transpose(1, 2) for x in (queries, self.keys, self.values))
-        y = F.scaled_dot_product_attention(*heads, attn_mask=self.mask).transpose(1, 2)[rows, place]
+        queries, keys, values = (x.transpose(1, 2) for x in (queries, self.keys, self.values))
+        if keys.shape[1] != queries.shape[1]:  # as the full pass has them
+            keys, values = (x.repeat_interleave(queries.shape[1] // x.shape[1], dim=1) for x in (keys, values))
+        y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.mask).transpose(1, 2)[rows, place]
         return F.pad(y[:, None], (0, 0, 0, 0, 0, 0, 0, len(q) - count))
 
 
@@ -147,7 +149,7 @@ class ExactStack:
 
     def __init__(self, layers: nn.ModuleList, config: TransformerConfig, rows: int, device: torch.device):
         assert config.window is not None
-        self.layers, self.config = layers, config
+        self.layers, self.config, self.window = layers, config, config.window
         self.block = -(-config.window // 2)
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.lengths = [0] * rows
@@ -157,10 +159,9 @@ class ExactStack:
     def prefill(self, rows: list[int], x: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """New sequences in `rows`: x [R, N, dim], padded on the right to N, of which `lengths` [R] are real."""
         block, length = self.block, x.shape[1]
-        assert self.config.window is not None
         # Longer than the window, so that attention is windowed, and whole blocks of a multiple of 8 rows.
         unit = block * _ROWS
-        padded = -(-max(length, self.config.window + 1) // unit) * unit
+        padded = -(-max(length, self.window + 1) // unit) * unit
         x = F.pad(x, (0, 0, 0, padded - length))
         plan = Recording(plan_attention(self.config, x, None))
         for number, layer in enumerate(self.layers):
@@ -213,6 +214,6 @@ class ExactStack:
         queries = torch.arange(2 * block, 3 * block, device=device)[:, None]
         keys = torch.arange(3 * block, device=device)
         distance = queries - keys
-        near = (distance >= 0) & (distance < self.config.window)
+        near = (distance >= 0) & (distance < self.window)
         begin = self.positions // block * block - 2 * block
         return (near & (keys + begin[:, None, None] >= 0))[:, None]

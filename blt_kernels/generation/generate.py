@@ -35,7 +35,7 @@ def generate(
 ) -> list[bytes]:
     """Continues each prompt, byte by byte.
 
-    A row ends with the token EOS, with one of `stop`, or when it has `max_new_bytes`. A row depends neither on the other
+    A row ends with the token EOS, with one of `stop`, or when it has `max_new_bytes`. It depends neither on the other
     prompts nor on their number, up to rounding: where two logits, or an entropy and the threshold, are closer than
     their rounding (about 1e-6 of their size in fp32), the other one may win.
 
@@ -47,8 +47,8 @@ def generate(
         temperature: 0 takes the likeliest byte; above 0 bytes are drawn. See SamplingConfig for the order of all steps.
         top_k, top_p, min_p, repetition_penalty: see SamplingConfig; None leaves them out.
         stop: byte strings. A row ends when one of them is complete, and its result ends with it. Prompts do not count.
-        seed: of the random numbers: one number, or one for each prompt. With one number each prompt draws other numbers,
-            the first those of a list [seed]. None: other numbers at every call.
+        seed: of the random numbers: one number, or one for each prompt. With one number every prompt draws numbers of
+            its own, the first prompt those of the list [seed]. None: other numbers at every call.
         exact_entropies: see GenerationState.
         batch_size: so many rows run at once, and the next prompt takes the place of a row that has ended. None: all.
 

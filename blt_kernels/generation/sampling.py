@@ -81,10 +81,7 @@ class Sampler:
         if config.repetition_penalty is not None:
             penalty = config.repetition_penalty
             logits = torch.where(self._seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-        if config.temperature == 0:
-            tokens = logits.argmax(-1)
-        else:
-            tokens = self._draw(logits / config.temperature)
+        tokens = logits.argmax(-1) if config.temperature == 0 else self._draw(logits / config.temperature)
         if config.repetition_penalty is not None:
             self._seen.scatter_(1, tokens[:, None], True)
         return tokens

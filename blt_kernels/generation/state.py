@@ -27,13 +27,13 @@ _OPEN_PATCH = 16  # bytes of an open patch that there is room for at first
 class GenerationState:
     """What B rows have seen, so that one more byte of each costs a step and not the whole prefix again.
 
-    A row begins with a prompt (`admit`), and then every call of `step` adds one token to all rows. Byte states, keys and
-    values of the entropy model, the encoder and the decoder are kept as far back as their windows reach; those of the
-    latent transformer are all kept, one for each closed patch. Predictions equal those of `model(tokens, layout)` up to
+    A row begins with a prompt (`admit`), and then every call of `step` adds one token to all rows. Keys and values of
+    the entropy model, the encoder and the decoder are kept as far back as their windows reach; those of the latent
+    transformer are all kept, one for each closed patch. Predictions equal those of `model(tokens, layout)` up to
     rounding, and so do the patches, where no entropy is as close to the threshold as its rounding.
 
     Args:
-        model: a BLT. Its parameters are read in place; a change of them shows in the next step.
+        model: a BLT. Small layers are copied, so that a change of its parameters needs a new state.
         patcher: decides where patches end.
         prompts: the bytes that each row begins with.
         exact_entropies: the entropies of a row are those of one pass over all of it to the bit, as long as that pass is
@@ -66,8 +66,6 @@ class GenerationState:
             raise fail_type(op, "model", "a BLT", type(model).__name__)
         if not isinstance(patcher, Patcher):
             raise fail_type(op, "patcher", "a Patcher", type(patcher).__name__)
-        if patcher.config.reset_at_newline:  # the caches of the entropy model would have to begin anew too
-            raise fail_value(op, "patcher", "one whose entropies see the whole document", "reset_at_newline")
         if max_patches is not None:
             check_int(op, "max_patches", max_patches, 1)
         check_prompts(op, prompts)

@@ -60,7 +60,7 @@ def test_the_door_is_a_module() -> None:
     command = [sys.executable, "-m", "benchmarks", "nonsense"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1
-    commands = "ops, matched, rows, tables, overhead, entropy_models, report, gpu"
+    commands = "ops, matched, rows, tables, overhead, entropy_models, generation, report, gpu"
     assert done.stderr == f"benchmarks: expected one of {commands}, got 'nonsense'\n"
 
 

@@ -32,7 +32,7 @@ class _WithoutModel(Patcher):
 @pytest.mark.parametrize("longest", [None, 1, 2, 3])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: " ".join(map(str, config.values())))
 def test_decisions_are_those_of_the_ops(config: dict[str, Any], longest: int | None) -> None:
-    """Rows that begin one by one and rows that begin with a prompt; entropies on the threshold and its rise are there."""
+    """Rows that begin with nothing and with a prompt; some entropies lie on the threshold."""
     config = config | {"max_patch_length": longest}
     rng = np.random.default_rng(0)
     rows, length, prompt = 12, 40, 17

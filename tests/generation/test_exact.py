@@ -203,7 +203,7 @@ def test_the_two_likeliest_logits_within_their_rounding(blt: BLT, patcher: Patch
 
 
 def test_other_shapes(blt: BLT, patcher: Patcher, text: bytes) -> None:
-    """Encoder, latent transformer and decoder of unequal depth, heads and windows, heads that share keys, more slots."""
+    """Parts of unequal depth, heads and windows; heads that share keys; more slots."""
     config = dataclasses.replace(
         blt.config,
         encoder=TransformerConfig(24, 1, 3, 40, window=7),
