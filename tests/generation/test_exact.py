@@ -220,3 +220,13 @@ def test_other_shapes(blt: BLT, patcher: Patcher, text: bytes) -> None:
     state = GenerationState(model, patcher, [text[:40]])
     for (position,) in forced(state, [tokens], (40,), 100):
         assert (state.logits[0] - logits[position]).abs().max() <= TOLERANCE * logits.abs().max()
+
+
+def test_prompts_that_end_in_a_newline(blt: BLT, patchers: dict[str, Patcher], text: bytes) -> None:
+    """A context that restarts at newlines has nothing to remember after one; other rows of the batch go on."""
+    patcher = patchers["threshold, reset at newlines"]
+    for prompts in ([b"\n"], [text[:60] + b"\n", b"x = 1\ny", b"\n\n"]):
+        expected = generate_uncached(blt, patcher, prompts, max_new_bytes=8)
+        assert generate(blt, patcher, prompts, max_new_bytes=8) == expected
+    with pytest.raises(ValueError, match="GenerationState: exact_entropies: expected False for a patcher that resets"):
+        GenerationState(blt, patcher, [b""], exact_entropies=True)
