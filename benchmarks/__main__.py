@@ -1,13 +1,11 @@
-"""`python -m benchmarks {ops,matched,rows,tables,overhead,entropy_models,generation,report,gpu}` runs the benchmarks.
-
-See docs/benchmarks.md.
+"""`python -m benchmarks <command>` runs the benchmarks. See docs/benchmarks.md.
 
 ops             the ops beside PyTorch and beside a copy of the same bytes
 matched         BLT against token models of equal FLOPs
 rows            how full packed batches are
 tables          what a BLT learns with each optimiser of its hash tables
+entropy_models  what tables of n-grams do for an entropy model, and for a BLT on its patches
 overhead        what a call costs where there is next to nothing to compute
-entropy_models  tables of n-grams beside layers, and the BLT on patches of each
 generation      cached generation beside loops that run the whole model for each byte
 report          the pages and plots of committed results, or the tables of others
 gpu             build, test, sanitize and measure on a machine with a GPU

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -32,6 +34,7 @@ from blt_kernels.training.runs import DOCUMENT_BYTES, new_blt, seeded, split, st
 from blt_kernels.training.step import training_step
 
 from .machine import describe_machine, device_slug
+from .report.table import Table
 from .store import write_json
 
 FILE = "entropy_models.json"  # in the folder of a device
@@ -43,6 +46,7 @@ MODELS = {"tiny": TINY, "ngram": NGRAM} | {
     )
     for layers in (1, 2)
 }
+CUTTERS = ("tiny", "ngram")  # whose patches BLTs are trained on
 OPTIM = dataclasses.replace(ENTROPY.optim, table_optimizer="rowwise_adagrad", sparse_learning_rate=3e-2)
 SAMPLED_BYTES = 1 << 18  # of held-out text and of calibration text
 TRIAL_BATCHES = 8
@@ -123,6 +127,59 @@ def run_blt(
     return result | {"bits_per_byte": bits, "held_out_bytes": count}
 
 
+def read(path: Path) -> dict[str, Any] | None:
+    """A result of this benchmark; None where there is none.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    if not path.exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        markdown(result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a readable result of entropy models: {error!r}") from error
+    return result
+
+
+def markdown(result: dict[str, Any]) -> list[str]:
+    """The result for docs/results.md: a table of the entropy models, and one of the BLTs on their patches."""
+    runs, settings, machine = result["runs"], result["settings"], result["machine"]
+    models = [
+        (
+            name,
+            f"{run['bits_per_byte']:.3f}",
+            f"{run['steps']}",
+            f"{run['flops_per_byte'] / 1e3:.0f}",
+            f"{run['cut_bytes_per_second'] / 1e3:.0f}",
+            f"{run['patch_size']['training']:.2f}, {run['patch_size']['held out']:.2f}",
+        )
+        for name, run in runs.items()
+        if "patch_size" in run
+    ]
+    columns = ("entropy model", "bits per byte", "steps", "kFLOP a byte", "kB/s", "patches of 4.5: training, held out")
+    where = f"{machine['device']}, torch {machine['torch']}, commit {machine['commit'][:12]}, {machine['date']}"
+    title = f"Entropy models after {settings['seconds']:g} s of training ({where}; text: {result['text']})"
+    blts = []
+    for name in CUTTERS:
+        mine = [run for key, run in runs.items() if key.startswith(_blt_name(name, ""))]
+        if mine:
+            bits, steps = ([run[key] for run in mine] for key in ("bits_per_byte", "steps"))
+            shown = f"{statistics.mean(bits):.3f} ({min(bits):.3f} .. {max(bits):.3f})"
+            blts.append((name, shown, f"{len(mine)}", f"{statistics.mean(steps):.0f}"))
+    below = f"The demo's BLT on their patches, after {settings['blt_seconds']:g} s of training, cutting included"
+    tables = (
+        Table(title, columns, models),
+        Table(below, ("patches of", "bits per byte: mean and range", "seeds", "steps"), blts),
+    )
+    return [part for table in tables for part in (f"{table.title}:", table.markdown())]
+
+
+def _blt_name(cutter: str, seed: int | str) -> str:
+    return f"BLT on patches of {cutter}, seed {seed}"
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks entropy_models", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -152,8 +209,8 @@ def main(arguments: Sequence[str]) -> None:
         patchers[name], run = run_entropy_model(config, texts, options.seconds)
         keep(name, run)
     for seed in SEEDS:
-        for name in ("tiny", "ngram"):
+        for name in CUTTERS:
             patch_size = runs[name]["patch_size"]["training"]
             run = run_blt(patchers[name], patch_size, texts, seed, options.blt_seconds)
-            keep(f"BLT on patches of {name}, seed {seed}", run)
+            keep(_blt_name(name, seed), run)
     print(path)

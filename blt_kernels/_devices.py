@@ -15,7 +15,7 @@ _NAMES = "auto, cpu, cuda or cuda:i"
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """The device that this process computes on.
+    """The device that this process computes on. A GPU becomes the current one, which collectives and others ask for.
 
     Args:
         name: "cpu"; "cuda:i", the GPU i; "cuda", the GPU of this process; "auto", the GPU of this process if its
@@ -36,8 +36,13 @@ def resolve_device(name: str | torch.device) -> torch.device:
     name = str(name)
     if name == "cpu":
         return torch.device("cpu")
-    if name == "auto":
-        return _first_that_runs()
+    device = _first_that_runs() if name == "auto" else _gpu_of(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _gpu_of(name: str) -> torch.device:
     if not re.fullmatch(r"cuda(:\d{1,4})?", name):
         raise fail_value("resolve_device", "device", f"one of {_NAMES}", repr(name))
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -62,7 +67,7 @@ def local_rank() -> int | None:
 
 def _ranks_here() -> int:
     """How many processes torchrun has started on this machine; 1 without it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", (local_rank() or 0) + 1))
 
 
 def _first_that_runs() -> torch.device:

@@ -9,18 +9,21 @@ from blt_kernels import _devices
 from blt_kernels._devices import resolve_device
 
 CPU = torch.device("cpu")
+current: list[torch.device] = []  # what was made the current GPU
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    current.clear()
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, *problems: str | None) -> None:
     """A machine with one GPU for each problem; None is a GPU on which the kernels run."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(problems))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(problems))
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(_devices, "cuda_problem", lambda device: problems[device.index])
 
 
@@ -37,7 +40,7 @@ def test_without_a_gpu_only_the_cpu_serves(monkeypatch: pytest.MonkeyPatch, recw
             resolve_device(name)
     torchrun(monkeypatch, 1, 2)
     assert resolve_device("auto") == CPU
-    assert not recwarn.list
+    assert not recwarn.list and not current
 
 
 def test_a_gpu_whose_kernels_run_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +63,7 @@ def test_a_rank_of_torchrun_has_the_gpu_of_its_number(monkeypatch: pytest.Monkey
     torchrun(monkeypatch, 1, 2)
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 1)
     assert resolve_device("cpu") == CPU
+    assert current == [torch.device("cuda", 1)] * 2
     with pytest.raises(ValueError, match=r"expected cuda, which gives each of the 2 processes .* got cuda:0"):
         resolve_device("cuda:0")
     torchrun(monkeypatch, 2, 3)

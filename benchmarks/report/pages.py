@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import overhead, rows, table_optimizers
+from .. import entropy_models, overhead, rows, table_optimizers
 from ..flop_matched import results
 from ..flop_matched.summary import SMOKE, backends, realisation_line, tables, where
 from ..machine import REPOSITORY
@@ -129,6 +129,8 @@ def full(root: Path, plots_at: str) -> str:
             parts += overhead.section(overhead.read(calls))
         if (optimizers := table_optimizers.read(root / folder / table_optimizers.FILE)) is not None:
             parts += ["### Optimisers of hash tables", *table_optimizers.markdown(optimizers), *step_line(kernels)]
+        if (cutters := entropy_models.read(root / folder / entropy_models.FILE)) is not None:
+            parts += ["### Entropy models with tables of n-grams", *entropy_models.markdown(cutters)]
         for scale, done in jobs.items():
             parts += [f"### BLT and token models, {scale} scale", f"{where(done)}."]
             parts += [f"**{SMOKE}.**"] if any(job["smoke"] for job in done) else []

@@ -57,6 +57,7 @@ class Fields:
         return bool(self._values)
 
     def with_defaults(self, defaults: dict[str, Any]) -> Fields:
+        """The same fields, with what their absent keys mean."""
         return Fields(self._file, self._values, defaults, self._section)
 
     def has(self, name: str) -> bool:

@@ -16,6 +16,7 @@ from ..training.patcher import Patcher
 from . import meta_format, transformers_format
 from .description import Description, check_expressible
 from .fields import Fields, write_json
+from .meta_fields import PATCHER_FIELDS
 from .source import ENTROPY_FOLDER
 from .tensors import save_tensors
 
@@ -65,15 +66,15 @@ def save_pretrained(
     entropy_weights = {} if entropy_model is None else entropy_model.state_dict()
     entropy_weights = {f"patcher.{name}": tensor for name, tensor in entropy_weights.items()}
     if format == "transformers":
-        files = _transformers_files(described, weights)
+        config = _transformers_config(described, weights)
         with atomic_directory(path) as folder:
-            write_json(folder / "config.json", files)
+            write_json(folder / "config.json", config)
             named = _renamed(_fold_tables(weights) | entropy_weights, described, transformers_format.tensor_names)
             save_tensors(folder, named, max_shard_bytes)
         return
-    for_meta = _meta_files(described)
+    files = _meta_files(described)
     with atomic_directory(path) as folder:
-        for name, content in for_meta.items():
+        for name, content in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_json(folder / name, content)
         save_tensors(folder, _renamed(_fold_tables(weights), described, meta_format.tensor_names))
@@ -83,7 +84,7 @@ def save_pretrained(
             torch.save({"model": named}, folder / ENTROPY_FOLDER / "consolidated.pth")
 
 
-def _transformers_files(described: Description, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _transformers_config(described: Description, weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     dtype = str(weights["lm_head.weight"].dtype).removeprefix("torch.")
     config = transformers_format.config_of(described, dtype)
     _check("transformers", described, lambda: transformers_format.describe(Fields(Path("config.json"), config)))
@@ -92,7 +93,7 @@ def _transformers_files(described: Description, weights: Mapping[str, torch.Tens
 
 def _meta_files(described: Description) -> dict[str, dict[str, Any]]:
     rule = meta_format.patcher_args(described.patcher)
-    fields = {name: rule[field] for field, name in meta_format.PATCHER_FIELDS.items() if field in rule}
+    fields = {name: rule[field] for field, name in PATCHER_FIELDS.items() if field in rule}
     files: dict[str, dict[str, Any]] = {"config.json": {"args": meta_format.model_args(described.model) | fields}}
     if described.entropy_model is not None:
         entropy_args = meta_format.entropy_args(described.entropy_model)

@@ -11,6 +11,7 @@ from ..training.checkpoint import CheckpointError, reading
 from . import meta_format, transformers_format
 from .description import Description
 from .fields import Fields, read_json
+from .meta_fields import IGNORED_SUFFIX
 from .tensors import INDEX_FILE, Entry, entries_of
 
 ENTROPY_FOLDER = "entropy_model"
@@ -86,7 +87,7 @@ def _meta(path: Path, root: Fields) -> Source:
 def _meta_entries(path: Path) -> dict[str, Entry]:
     consolidated = path / "consolidated.pth"
     entries = entries_of(consolidated) if consolidated.exists() else safetensors_of(path)
-    return {name: entry for name, entry in entries.items() if not name.endswith(meta_format.IGNORED_SUFFIX)}
+    return {name: entry for name, entry in entries.items() if not name.endswith(IGNORED_SUFFIX)}
 
 
 def safetensors_of(path: Path) -> dict[str, Entry]:

@@ -69,9 +69,7 @@ def _open(file: Path) -> dict[str, Any]:
     return named
 
 
-def check_names(
-    where: Path, wanted: Mapping[str, tuple[int, ...]], entries: Mapping[str, Entry], ignored: Iterable[str] = ()
-) -> None:
+def check_names(where: Path, wanted: Mapping[str, tuple[int, ...]], entries: Mapping[str, Entry]) -> None:
     """Every tensor that is wanted is there, in its shape and as floating-point numbers, and no other.
 
     Raises:
@@ -79,7 +77,7 @@ def check_names(
     """
     problems = [
         _listed("missing", [name for name in wanted if name not in entries]),
-        _listed("unexpected", [name for name in entries if name not in wanted and name not in set(ignored)]),
+        _listed("unexpected", [name for name in entries if name not in wanted]),
         _listed(
             "of another shape",
             [

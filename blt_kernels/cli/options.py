@@ -106,8 +106,8 @@ TableLearningRate = Annotated[float, typer.Option(help="Peak learning rate of th
 TableOptimizer = Annotated[
     str,
     typer.Option(
-        help="Optimiser of the hash tables: sparse_adam (two tables of state) or rowwise_adagrad (one number of state "
-        "for each row)."
+        help="Optimiser of the hash tables: rowwise_adagrad (one number of state for each row) or sparse_adam (two "
+        "tables of state)."
     ),
 ]
 Autocast = Annotated[

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..training.checkpoint import latest_checkpoint, list_checkpoints, load_state
-from ..training.ranks import is_first, joined
+from ..training.ranks import from_first, is_first, joined, lanes_of_rank
 from .console import console, messages
 
 # A resumed run takes these from its own command line. All other options decide what it computes, and stay what they
@@ -33,6 +33,7 @@ class TrainingCommand(TyperCommand):
             run = Path(ctx.params["run"])
             if ctx.params["resume"] and list_checkpoints(run):
                 ctx.params.update(_settled(ctx, latest_checkpoint(run)))
+            from_first(lambda: lanes_of_rank(ctx.params["lanes"]))  # now, and not after minutes of calibration
             return super().invoke(ctx)
 
 

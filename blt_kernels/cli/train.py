@@ -70,7 +70,7 @@ def train_entropy(
     lanes: Lanes = 1,
     learning_rate: LearningRate = 2e-3,
     table_learning_rate: TableLearningRate = 3e-2,
-    table_optimizer: TableOptimizer = "sparse_adam",
+    table_optimizer: TableOptimizer = "rowwise_adagrad",
     device: Device = "auto",
     autocast: Autocast = False,
     compile_model: Compile = False,
@@ -87,7 +87,7 @@ def train_entropy(
     resume: Resume = False,
 ) -> None:
     """Train the byte model whose entropies cut text into patches."""
-    open_run(run, resume)
+    from_first(lambda: open_run(run, resume))
     where = resolve_device(device)
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8))
     model = new_entropy_model(preset, seed, where)
@@ -208,7 +208,7 @@ def train(
     ] = None,
     learning_rate: LearningRate = 2e-3,
     table_learning_rate: TableLearningRate = 3e-2,
-    table_optimizer: TableOptimizer = "sparse_adam",
+    table_optimizer: TableOptimizer = "rowwise_adagrad",
     latent_lr_scale: LatentLrScale = 1.0,
     device: Device = "auto",
     autocast: Autocast = False,
@@ -226,7 +226,7 @@ def train(
     resume: Resume = False,
 ) -> None:
     """Train a Byte Latent Transformer, by default on patches from a trained entropy model."""
-    open_run(run, resume)
+    from_first(lambda: open_run(run, resume))
     where = resolve_device(device)
     shape = RowShape(row_tokens, longest_sequence or max(1, row_tokens // 8), row_patches)
     optim = OptimConfig(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,9 +28,6 @@ from .decoder import LocalDecoder
 from .encoder import LocalEncoder
 from .loss import NextByteLoss, next_byte_loss
 from .transformer import Sequences, init_weights, make_layers, plan_attention
-
-if TYPE_CHECKING:
-    from ..training.patcher import Patcher
 
 _MULTIPLE = 128  # Capacities are rounded up to a multiple of this many slots.
 
@@ -96,8 +93,9 @@ class BLT(nn.Module):
     @staticmethod
     def from_pretrained(
         path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> tuple[BLT, Patcher | None]:
-        """A BLT and its patcher from a published checkpoint or a run: see `blt_kernels.checkpoints.from_pretrained`."""
+    ) -> tuple[BLT, Any]:
+        """A BLT and its patcher (a `blt_kernels.training.patcher.Patcher`, or None) from a published checkpoint or a
+        run: see `blt_kernels.checkpoints.from_pretrained`."""
         from ..checkpoints import from_pretrained  # which is built on this module
 
         return from_pretrained(path, dtype=dtype, device=device)

@@ -20,10 +20,10 @@ Three ways to count:
   costs the same), a window of w counts (w + 1) / 2 keys, a cross-attention (m + 1) / 2 of the m keys that it sees,
   every encoder layer has a cross-attention, and the head has 256 outputs. Projections between widths and the entropy
   model are left out.
-- "inclusive": what our models need. The real FFN, causal attention over exactly the keys that are seen (a window of w
-  sees w once the text is that long), all keys of a cross-attention, the one cross-attention of our encoder, the
-  `vocab_size` outputs of the head, the projections (between patches and slots, into the latent width, of hash tables)
-  and the entropy model.
+- "inclusive": what our models need. The real FFN, grouped heads of keys and values, causal attention over exactly the
+  keys that are seen (a window of w sees w once the text is that long), all keys of a cross-attention, the one
+  cross-attention of our encoder, the `vocab_size` outputs of the head, the projections (between patches and slots, into
+  the latent width, of hash tables) and the entropy model.
 - "counter": what `torch.utils.flop_counter.FlopCounterMode` counts for our modules in rows of `context_bytes`: as
   "inclusive", but attention ignores causality, and a window is computed in blocks of half a window that read three.
 

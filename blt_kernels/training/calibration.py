@@ -1,7 +1,7 @@
 """The entropy threshold that gives patches of a wanted mean size on text that the entropy model has not read.
 
 A model is surer of the text that it was trained on than of any other. A threshold that is calibrated on that text is
-too low for all other text, whose patches come out up to a fifth shorter. So a part of the text, which training must
+too low for all other text, whose patches come out up to a quarter shorter. So a part of the text, which training must
 leave out, is set apart for calibration. The text that a BLT is evaluated on is not used, because then the threshold
 would be tuned on it.
 """

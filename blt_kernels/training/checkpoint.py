@@ -26,7 +26,7 @@ import torch
 
 from .._files import flush, naming
 from .._optional import optional
-from .ranks import RankLostError, from_first, is_first
+from .ranks import from_first, is_first, world_size
 
 STATE_FILE = "state.json"
 FORMAT = 2
@@ -128,7 +128,8 @@ def load_checkpoint(
         tensors = {}
         for name in files:
             file = path / name
-            with reading(file, passing=(RankLostError,)):
+            # What is wrong with a file has been found by now; on many ranks a RuntimeError is about another rank.
+            with reading(file, passing=(RuntimeError,) if world_size() > 1 else ()):
                 tensors[file.stem] = read(file)
     return tensors, record["state"], record["step"]
 

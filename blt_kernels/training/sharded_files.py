@@ -8,9 +8,10 @@ any number of ranks. When reading, each rank takes the slices that it needs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,8 @@ def write_tensors(path: Path, named: Mapping[str, torch.Tensor]) -> None:
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True, enable_consolidation=True)
     # torch 2.13 loses the value of a tensor without dimensions when it copies shards into a file.
     assert all(tensor.dim() > 0 for tensor in named.values())
-    try:
+    with _one_failure():
         dcp.save({name: tensor.detach() for name, tensor in named.items()}, storage_writer=writer)
-    except CheckpointException as error:
-        failures = list(error.failures.values())
-        raise OSError(f"{failures[0][0]}") from error
 
     def rename() -> None:
         [file] = folder.glob("*.safetensors")
@@ -65,8 +63,19 @@ def read_tensors(path: Path, place: Callable[[str], torch.Tensor | None]) -> dic
                 tensors[name] = placed[name] = to
             else:
                 tensors[name] = file.get_tensor(name)
-    dcp.load(placed, storage_reader=_FileReader(path))
+    with _one_failure():
+        dcp.load(placed, storage_reader=_FileReader(path))
     return tensors
+
+
+@contextlib.contextmanager
+def _one_failure() -> Iterator[None]:
+    """Raises what a rank could not do as OSError, on all ranks; torch's own exception lists every rank's traceback."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (failure, _) = next(iter(error.failures.items()))
+        raise OSError(f"rank {rank}: {getattr(failure, 'strerror', None) or failure}") from error
 
 
 class _FileReader(dcp.HuggingFaceStorageReader):

@@ -38,10 +38,11 @@ def test_the_grid_comes_first_and_then_more_seeds_at_the_best_rates() -> None:
 
 
 def test_the_page_says_where_and_on_what(tmp_path: Path) -> None:
-    made = result([run(TABLE_OPTIMIZERS[0], 0.1, 0, 2.0)])
-    title, lines, *rest = table_optimizers.markdown(made)
-    assert "after 7 steps" in title and "commit abcdef012345, 2026-01-01; text: a text" in title and not rest
+    made = result([run("rowwise_adagrad", 0.1, 0, 2.0), run("sparse_adam", 0.3, 0, 2.1), run("sparse_adam", 0.3, 1, 2)])
+    title, lines, differences = table_optimizers.markdown(made)
+    assert "after 7 steps" in title and "commit abcdef012345, 2026-01-01; text: a text" in title
     assert "| 2.000 (2.000 .. 2.000), 1 seeds at 0.1 |" in lines
+    assert differences.endswith("at their best rates: +0.100.")  # the other has no second seed
     assert table_optimizers.markdown(made | {"finished": False})[-1] == "**Not finished.**"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from blt_kernels.checkpoints import from_pretrained, save_pretrained
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
@@ -136,3 +137,22 @@ def test_options_without_effect_are_refused(published: Path, text: Path, tmp_pat
     arguments = ("train", text, "--run", tmp_path / "run", "--init", tmp_path / "bare")
     assert "--entropy-model: expected a run or checkpoint, got none" in fails(*arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_byteify_starts_a_blt_from_a_token_model(text: Path, tmp_path: Path) -> None:
+    llama, out = tmp_path / "llama", tmp_path / "out"
+    llama.mkdir()
+    layers = BLT(CONFIG).global_transformer.layers.state_dict()
+    save_file({f"model.layers.{name}": tensor for name, tensor in layers.items()}, llama / "model.safetensors")
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {"model_type": "llama", "intermediate_size": 256, "rope_theta": 5e5, "rms_norm_eps": 1e-5} | shape
+    (llama / "config.json").write_text(json.dumps(config))
+    assert "1 latent layers" in run("byteify", llama, out, "--preset", "tiny").stdout
+    model, patcher = from_pretrained(out)
+    assert model.config == CONFIG and patcher is None
+    for name, tensor in model.global_transformer.layers.state_dict().items():
+        assert torch.equal(tensor.sort(dim=0).values, layers[name].sort(dim=0).values)  # rows of q and k change places
+    assert "`blt-kernels byteify` starts a BLT from it" in fails("convert", llama, tmp_path / "other")
+    start = ("--init", out, "--patching", "spaces", "--latent-lr-scale", 0.1)
+    run("train", text, "--run", tmp_path / "run", *start, "--steps", 1, *STEPS)
+    assert load_model(tmp_path / "run")[1].config.method == "spaces"

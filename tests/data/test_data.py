@@ -755,6 +755,28 @@ def test_rows_are_full(unlike):
     assert sum(map(len, bits)) / sum(int(b.sum()) for b in bits) == pytest.approx(mean, rel=0.15)
 
 
+def test_rows_are_full_though_each_file_has_a_density_of_its_own(tmp_path):
+    """Read one after the other, the files would make rows in which patches or tokens are left over."""
+
+    def segment(tokens):
+        mean = 3 + (int(tokens[1]) - 44) / 3
+        ends = np.unique(np.append(np.arange(mean, len(tokens), mean).astype(int), len(tokens)))
+        return np.diff(ends, prepend=0)
+
+    for i in range(12):
+        texts = [chr(40 + i) * (300 + 97 * j % 3000) for j in range(40)]
+        (tmp_path / f"{i:02}.jsonl.gz").write_bytes(gzip.compress(json_lines(texts)))
+    corpus = Corpus(tmp_path)
+    texts = [encode(document) for document in corpus]
+    N, C = 8192, round(8192 * sum(len(segment(tokens)) for tokens in texts) / sum(map(len, texts)))
+    documents = DocumentStream(corpus, buffer_documents=32)
+    batches = PackedBatches(documents, N, N // 16, segmenter=segment, row_patches=C)
+    made = [next(batches) for _ in range(200)]  # of two epochs
+    assert documents.epoch > 1
+    assert np.mean([batch.num_tokens for batch in made]) > 0.97 * N
+    assert np.mean([batch.num_patches for batch in made]) > 0.97 * C
+
+
 @slow_ok
 @given(taken=st.integers(0, 60), options=st.sampled_from(SETTINGS), seed=st.integers(0, 2))
 def test_batches_resume_exactly(mixed, taken, options, seed):

@@ -5,6 +5,7 @@ environment. Results go to files in FOLDER, where the tests compare them with th
 from __future__ import annotations
 
 import dataclasses
+import resource
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from blt_kernels.data import Corpus
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
+from blt_kernels.training.checkpoint import CheckpointError
 from blt_kernels.training.lanes import Lanes
 from blt_kernels.training.optim import OptimConfig, Optimizers
 from blt_kernels.training.patcher import Patcher, PatcherConfig
@@ -39,6 +41,7 @@ CONFIGS = {
         eval_every=STEPS,
         checkpoint_every=10,
         lanes=LANES,
+        checkpoint_activations=name == "rowwise_adagrad",
     )
     for name in ("sparse_adam", "rowwise_adagrad")
 }
@@ -131,6 +134,14 @@ def main(folder: Path) -> None:
             train_model(make_blt(16), corpus, None, SHAPE, config, folder / run, patcher=PATCHER)
         except (ValueError, FirstRankFailedError) as error:
             refused.append(f"{type(error).__name__}: {error}")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if not is_first():  # its disk is full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        train(corpus, folder / "full-disk", "sparse_adam")
+    except CheckpointError as error:
+        refused.append(str(error))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
     refused = from_all(refused)
     save("refused", refused)
     torch.manual_seed(0)

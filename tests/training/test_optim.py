@@ -124,6 +124,43 @@ def test_matrices_decay_and_vectors_and_tables_do_not() -> None:
         assert optimizers.optimizers[1].param_groups[0]["params"][0] is model.table.weight
 
 
+class WithLatentLayers(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.global_transformer = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(3, 3)])})
+        self.global_transformer["projection"] = nn.Linear(3, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.global_transformer["layers"][0](self.out(self.table(ids)))
+        return self.global_transformer["projection"](x).square().sum()
+
+
+def test_latent_layers_learn_at_a_rate_of_their_own() -> None:
+    """A fraction of the rate of the rest at every step, to the end of the schedule; 1 changes nothing."""
+    config = dataclasses.replace(CONFIG, latent_lr_scale=0.25)
+    torch.manual_seed(0)
+    model = WithLatentLayers()
+    optimizers = Optimizers(model, config, 20)
+    dense, _, latent = optimizers.optimizers
+    layer = model.global_transformer["layers"][0]
+    slow = {id(p): group for group in latent.param_groups for p in group["params"]}
+    assert {key: group["weight_decay"] for key, group in slow.items()} == {
+        id(layer.weight): CONFIG.weight_decay,
+        id(layer.bias): 0.0,
+    }
+    rates = []
+    for i in range(20):
+        rates.append(dense.param_groups[0]["lr"])
+        assert latent.param_groups[0]["lr"] == pytest.approx(0.25 * rates[-1])
+        step(model, optimizers, i)
+    assert max(rates) == pytest.approx(0.1) and rates[-1] < 0.012
+    other = WithLatentLayers()
+    again = Optimizers(other, config, 20)
+    again.load_state_dict(*optimizers.state_dict())
+    assert again.state_dict()[1] == optimizers.state_dict()[1]
+    assert len(Optimizers(other, CONFIG, 20).optimizers) == 2
+
+
 def test_the_gradients_of_tables_are_clipped_like_the_dense_ones() -> None:
     """The factor that RowwiseAdagrad takes does what scaling the gradients would do."""
     config = dataclasses.replace(CONFIG, clip_norm=0.01)

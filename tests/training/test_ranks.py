@@ -193,6 +193,13 @@ def test_what_only_rank_0_can_know_it_alone_says(folder: Path) -> None:
     assert second[1].startswith("FirstRankFailedError")
 
 
+def test_a_rank_that_cannot_write_leaves_no_part_of_a_checkpoint(folder: Path) -> None:
+    first, second = torch.load(folder / "refused.pt")
+    assert first[2] == second[2]
+    assert first[2].startswith(f"{folder}/full-disk/step-00000010: cannot be written (rank 1: ")
+    assert [path.name for path in (folder / "full-disk").iterdir()] == [METRICS_FILE]
+
+
 @pytest.mark.parametrize(
     ("dim", "ranks", "size"),
     [(1024, 8, 8), (1024, 64, 64), (1024, 256, 128), (1280, 64, 64), (32, 8, 4), (32, 3, 1), (8, 2, 1), (7, 7, 1)],
