@@ -33,6 +33,7 @@ from blt_kernels.training.rows import RowShape, mean_patch_length
 from blt_kernels.training.runs import DOCUMENT_BYTES, new_blt, seeded, split, standard_library
 from blt_kernels.training.step import training_step
 
+from .flop_matched.texts import text_name
 from .machine import describe_machine, device_slug
 from .report.table import Table
 from .store import write_json
@@ -47,7 +48,6 @@ MODELS = {"tiny": TINY, "ngram": NGRAM} | {
     for layers in (1, 2)
 }
 CUTTERS = ("tiny", "ngram")  # whose patches BLTs are trained on
-OPTIM = dataclasses.replace(ENTROPY.optim, table_optimizer="rowwise_adagrad", sparse_learning_rate=3e-2)
 SAMPLED_BYTES = 1 << 18  # of held-out text and of calibration text
 TRIAL_BATCHES = 8
 FEWEST_STEPS = 20
@@ -100,7 +100,7 @@ def run_entropy_model(
     text, calibration, held_out = texts
     with seeded(SEEDS[0]):
         model = EntropyModel(config)
-    result = train(model, text, ENTROPY.shape, OPTIM, seconds, SEEDS[0])
+    result = train(model, text, ENTROPY.shape, ENTROPY.optim, seconds, SEEDS[0])
     bits, count = bits_per_byte(model, held_out_batches(held_out, ENTROPY.shape, max_bytes=SAMPLED_BYTES))
     patcher = entropy_patcher(model, calibration, threshold=None, patch_size=PATCH_SIZE, num_bytes=SAMPLED_BYTES)
     tokens = torch.randint(4, config.vocab_size, (1, 1 << 15))
@@ -197,7 +197,10 @@ def main(arguments: Sequence[str]) -> None:
     machine = describe_machine(torch.device("cpu"))
     path = options.out / device_slug(machine["device"]) / FILE
     runs: dict[str, dict[str, Any]] = {}
-    result = {"text": corpus.origin, "settings": {"seconds": options.seconds, "blt_seconds": options.blt_seconds}}
+    result = {
+        "text": text_name(options.data),
+        "settings": {"seconds": options.seconds, "blt_seconds": options.blt_seconds},
+    }
 
     def keep(name: str, run: dict[str, Any]) -> None:
         runs[name] = run

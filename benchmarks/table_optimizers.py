@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -191,7 +192,12 @@ def main(arguments: Sequence[str]) -> None:
     corpus = standard_library() if options.data is None else Corpus(options.data, max_document_bytes=1 << 14)
     machine = describe_machine(torch.device("cpu"))
     path = options.out / device_slug(machine["device"]) / FILE
-    facts = {"settings": dataclasses.asdict(settings), "text": corpus.origin}
+    text = (
+        f"standard library of Python {sys.version_info[0]}.{sys.version_info[1]}"
+        if options.data is None
+        else corpus.origin
+    )
+    facts = {"settings": dataclasses.asdict(settings), "text": text}
     result = read(path) or {**facts, "machine": machine, "finished": False, "runs": []}
     if {name: result[name] for name in facts} != facts:
         raise ValueError(f"{path}: the result of other settings is here already; delete it, or choose another --out")

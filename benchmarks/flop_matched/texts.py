@@ -78,9 +78,13 @@ def open_texts(
         documents = _beginnings(Corpus(path), document_bytes)
         sample = _sample(folder / f"language-{path.parent.name}.jsonl", documents, language_bytes)
         parts[f"language {path.parent.name}"] = sample
-    name = data.name if data is not None else f"standard library of Python {sys.version_info[0]}.{sys.version_info[1]}"
     sample = _sample(folder / "valid.jsonl", _beginnings(valid, document_bytes), valid_bytes)
-    return Texts(name, train, calibration, sample, parts, fingerprint)
+    return Texts(text_name(data), train, calibration, sample, parts, fingerprint)
+
+
+def text_name(data: Path | None) -> str:
+    """What a result calls its text, without a path; None is Python's standard library."""
+    return data.name if data is not None else f"standard library of Python {sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def _splits(data: Path | None, valid_bytes: int, test_bytes: int) -> tuple[Corpus, Corpus, Corpus]:

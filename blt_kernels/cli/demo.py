@@ -69,7 +69,13 @@ class Stage:
     optim: OptimConfig
 
 
-ENTROPY = Stage("entropy model", "entropy", 0.12, RowShape(4096, 512), OptimConfig(learning_rate=6e-3, warmup_steps=20))
+ENTROPY = Stage(
+    "entropy model",
+    "entropy",
+    0.12,
+    RowShape(4096, 512),
+    OptimConfig(learning_rate=6e-3, sparse_learning_rate=3e-2, warmup_steps=20, table_optimizer="rowwise_adagrad"),
+)
 MAIN = Stage(
     "BLT",
     "blt",
@@ -105,9 +111,9 @@ def run_demo(
 
     texts = train, held_out
     settings = {"minutes": minutes, "seed": seed}
-    entropy_model = new_entropy_model("tiny", seed, device)
+    entropy_model = new_entropy_model("ngram", seed, device)
     _train(console, ENTROPY, entropy_model, texts, run, settings)
-    patcher = entropy_patcher(entropy_model, calibration, threshold=None, patch_size=PATCH_SIZE, num_bytes=1 << 18)
+    patcher = entropy_patcher(entropy_model, calibration, threshold=None, patch_size=PATCH_SIZE)
     say(console, f"threshold for {PATCH_SIZE} bytes per patch: {patcher.config.threshold:.4f} nats")
 
     blt = new_blt("tiny", seed, device)

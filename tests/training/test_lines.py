@@ -7,8 +7,7 @@ import torch
 
 from blt_kernels import segment
 from blt_kernels.data import encode
-from blt_kernels.generation.state import GenerationState
-from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
+from blt_kernels.model import EntropyModel, EntropyModelConfig, TransformerConfig
 from blt_kernels.training.lines import entropies_of, lines_of
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 
@@ -110,12 +109,3 @@ def test_it_is_part_of_what_a_checkpoint_holds() -> None:
         PatcherConfig("spaces", reset_at_newline=True)
     with pytest.raises(TypeError, match="reset_at_newline: expected a bool"):
         PatcherConfig(threshold=1.0, reset_at_newline=1)  # type: ignore[arg-type]
-
-
-def test_generation_refuses_what_it_would_get_wrong() -> None:
-    """Its caches of the entropy model do not begin anew with a line."""
-    local = TransformerConfig(16, 1, 2, 32, window=8)
-    model = BLT(BLTConfig(local, TransformerConfig(32, 1, 2, 64), local, hash_rows=7)).eval()
-    patcher = Patcher(PatcherConfig(threshold=1.0, reset_at_newline=True), make_model())
-    with pytest.raises(ValueError, match="patcher: expected one whose entropies see the whole document, got reset_at"):
-        GenerationState(model, patcher, [b"a\nb"])
