@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -32,6 +31,7 @@ from blt_kernels.training.rows import patches_of_row
 from blt_kernels.training.runs import new_blt, new_entropy_model, split, standard_library
 from blt_kernels.training.step import training_step
 
+from .flop_matched.texts import text_name
 from .machine import describe_machine, device_slug
 from .report.table import Table
 from .store import write_json
@@ -192,12 +192,7 @@ def main(arguments: Sequence[str]) -> None:
     corpus = standard_library() if options.data is None else Corpus(options.data, max_document_bytes=1 << 14)
     machine = describe_machine(torch.device("cpu"))
     path = options.out / device_slug(machine["device"]) / FILE
-    text = (
-        f"standard library of Python {sys.version_info[0]}.{sys.version_info[1]}"
-        if options.data is None
-        else corpus.origin
-    )
-    facts = {"settings": dataclasses.asdict(settings), "text": text}
+    facts = {"settings": dataclasses.asdict(settings), "text": text_name(options.data)}
     result = read(path) or {**facts, "machine": machine, "finished": False, "runs": []}
     if {name: result[name] for name in facts} != facts:
         raise ValueError(f"{path}: the result of other settings is here already; delete it, or choose another --out")
