@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from blt_kernels.data import DEFAULT_INCLUDE, Corpus, DocumentStream, PackedBatches, encode
 from blt_kernels.model import EntropyModel
 from blt_kernels.training.calibration import entropy_patcher
+from blt_kernels.training.load import load_model
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.rows import patches_of_row
 from blt_kernels.training.runs import standard_library
-from blt_kernels.training.trainer import load_model
 
 from .machine import describe_machine, device_name, device_slug
 from .report.table import Table

@@ -31,6 +31,7 @@ from blt_kernels.training.rows import patches_of_row
 from blt_kernels.training.runs import new_blt, new_entropy_model, split, standard_library
 from blt_kernels.training.step import training_step
 
+from .flop_matched.texts import text_name
 from .machine import describe_machine, device_slug
 from .report.table import Table
 from .store import write_json
@@ -191,7 +192,7 @@ def main(arguments: Sequence[str]) -> None:
     corpus = standard_library() if options.data is None else Corpus(options.data, max_document_bytes=1 << 14)
     machine = describe_machine(torch.device("cpu"))
     path = options.out / device_slug(machine["device"]) / FILE
-    facts = {"settings": dataclasses.asdict(settings), "text": corpus.origin}
+    facts = {"settings": dataclasses.asdict(settings), "text": text_name(options.data)}
     result = read(path) or {**facts, "machine": machine, "finished": False, "runs": []}
     if {name: result[name] for name in facts} != facts:
         raise ValueError(f"{path}: the result of other settings is here already; delete it, or choose another --out")

@@ -9,8 +9,8 @@ import torch
 
 from .._checks import fail_value
 from ..model import BLT, EntropyModel
+from ..training.load import load_model
 from ..training.patcher import Patcher
-from ..training.trainer import load_model
 from .source import Source, published_source
 from .tensors import check_names, common_dtype, load_tensors
 

@@ -12,10 +12,10 @@ from ..checkpoints.source import is_published
 from ..data import Corpus
 from ..model import BLT, EntropyModel
 from ..training.checkpoint import list_checkpoints
+from ..training.load import load_model
 from ..training.patcher import Patcher
 from ..training.rows import RowShape, patches_of_row
 from ..training.runs import without_metrics
-from ..training.trainer import load_model
 from .console import messages, say
 from .show import report_left_out
 

@@ -13,11 +13,12 @@ from .._devices import resolve_device
 from ..checkpoints import from_pretrained
 from ..training.calibration import entropy_patcher, set_apart
 from ..training.checkpoint import list_checkpoints
+from ..training.load import load_patcher
 from ..training.optim import OptimConfig
 from ..training.ranks import from_first
 from ..training.rows import MAX_TOKENS, RowShape, patches_of_row
 from ..training.runs import empty_model, new_blt, new_entropy_model, open_run, split, train_model
-from ..training.trainer import TrainConfig, load_patcher
+from ..training.trainer import TrainConfig
 from .console import console, say
 from .inputs import load_entropy_model, open_corpus, rows_of, say_where_it_starts
 from .options import (

@@ -21,10 +21,11 @@ from .calibration import set_apart
 from .checkpoint import list_checkpoints
 from .evaluate import held_out_batches, watch
 from .lanes import Lanes
+from .load import model_like
 from .patcher import Patcher
 from .ranks import from_first, lanes_of_rank, world_size
 from .rows import RowShape
-from .trainer import METRICS_FILE, TrainConfig, Trainer, model_like
+from .trainer import METRICS_FILE, TrainConfig, Trainer
 
 # Held-out bytes that are evaluated while training goes on; the whole held-out text is evaluated by `eval`.
 WATCHED_BYTES = 1 << 16

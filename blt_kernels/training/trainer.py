@@ -17,7 +17,7 @@ from torch import nn
 from .._checks import check_bool, check_int, fail_type
 from .._files import atomic_path, naming
 from ..data import Batch, CorpusError
-from ..model import BLT, BLTConfig, EntropyModel, EntropyModelConfig
+from ..model import BLT, EntropyModel
 from ..model.loss import bits_per_byte
 from .checkpoint import (
     STATE_FILE,
@@ -31,6 +31,7 @@ from .checkpoint import (
 )
 from .execution import prepare
 from .lanes import Lanes
+from .load import load_weights
 from .metrics import StepMeter
 from .optim import OptimConfig, Optimizers
 from .patcher import Patcher
@@ -148,7 +149,7 @@ class Trainer:
                     f"{path}: the run was trained on other text than {corpus.origin}: the files, their sizes, the part "
                     "that is held out or the way they are read differ"
                 )
-            _load_weights(self.model, tensors["model"], path)
+            load_weights(self.model, tensors["model"], path)
             self.optimizers.load_state_dict(tensors.get("optimizer", {}), state["optimizer"])
             self.lanes.load_state_dict([states[lane] for lane in lanes_of_rank(self.config.lanes)])
             self.step, self.bytes_seen, self.seconds = step, state["bytes_seen"], state["seconds"]
@@ -272,59 +273,6 @@ class Trainer:
             "notes": self.notes,
         }
         save_checkpoint(self.run, self.step, groups, state)
-
-
-def load_patcher(path: Path, device: str | torch.device = "cpu") -> tuple[Patcher | None, dict[str, Any]]:
-    """What `load_model` returns besides the model, which is not read.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
-    path = latest_checkpoint(Path(path))
-    tensors, state, _ = load_checkpoint(path, groups=("entropy_model",))
-    with reading(path / STATE_FILE):
-        return _patcher_of(tensors, state, device), state
-
-
-def load_model(
-    path: Path, device: str | torch.device = "cpu"
-) -> tuple[EntropyModel | BLT, Patcher | None, dict[str, Any]]:
-    """A model from a checkpoint, or from the newest one of a run, in eval mode on `device`, its patcher too.
-
-    Returns:
-        The model; for a BLT the patcher it was trained with, else None; the state that was saved with them.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
-    path = latest_checkpoint(Path(path))
-    tensors, state, _ = load_checkpoint(path)
-    with reading(path / STATE_FILE):
-        with torch.device("meta"):  # the weights that were read become the model's, without a copy
-            model = model_like(state)
-        _load_weights(model, tensors["model"], path, assign=True)
-        patcher = _patcher_of(tensors, state, device)
-    return model.eval().to(device), patcher, state
-
-
-def _patcher_of(tensors: dict[str, Any], state: dict[str, Any], device: str | torch.device) -> Patcher | None:
-    if state["patcher"] is None:
-        return None
-    return Patcher.from_state(state["patcher"], tensors.get("entropy_model", {})).to(device)
-
-
-def model_like(state: dict[str, Any]) -> EntropyModel | BLT:
-    """An untrained model of the shape in the state of a checkpoint."""
-    if state["kind"] == "blt":
-        return BLT(BLTConfig.from_dict(state["model"]))
-    return EntropyModel(EntropyModelConfig.from_dict(state["model"]))
-
-
-def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path, *, assign: bool = False) -> None:
-    try:
-        model.load_state_dict(weights, assign=assign)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path / 'model.safetensors'}: does not fit the model: {error}") from error
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:

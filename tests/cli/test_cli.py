@@ -35,9 +35,9 @@ from blt_kernels.cli.options import threshold_or_auto
 from blt_kernels.cli.progress import training_progress
 from blt_kernels.cli.show import print_bits, print_flops, show_patches
 from blt_kernels.training import runs as runs_
+from blt_kernels.training.load import load_model
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.rows import RowShape
-from blt_kernels.training.trainer import load_model
 
 
 @dataclasses.dataclass

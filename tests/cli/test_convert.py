@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from blt_kernels.checkpoints import from_pretrained, save_pretrained
 from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, TransformerConfig
 from blt_kernels.model.config import BLT_PRESETS
+from blt_kernels.training.load import load_model
 from blt_kernels.training.patcher import Patcher, PatcherConfig
-from blt_kernels.training.trainer import load_model
 
 pytest.importorskip("typer")
 from test_cli import fails, last_losses, run

@@ -94,7 +94,7 @@ def gradients(corpus: Corpus, dim: int, *, autocast: bool = False) -> dict[str, 
         from blt_kernels.training.sharding import Sharding
 
         sharding = Sharding(model, torch.device("cpu"), autocast=autocast)
-    optimizers = Optimizers(model, OptimConfig(clip_norm=1e9), 1, sharding)
+    optimizers = Optimizers(model, OptimConfig(clip_norm=1e9, table_optimizer="sparse_adam"), 1, sharding)
     kept: dict[str, torch.Tensor] = {}
     finish = optimizers.step
 

@@ -22,9 +22,10 @@ from blt_kernels.data import Corpus
 from blt_kernels.model import BLT
 from blt_kernels.training.costs import rank_costs
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
+from blt_kernels.training.load import load_model
 from blt_kernels.training.ranks import lanes_of_rank
 from blt_kernels.training.sharded_tables import table_group_size
-from blt_kernels.training.trainer import METRICS_FILE, load_model
+from blt_kernels.training.trainer import METRICS_FILE
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -24,6 +24,7 @@ from blt_kernels.model import BLT, BLTConfig, EntropyModel, EntropyModelConfig, 
 from blt_kernels.training.checkpoint import CheckpointError, list_checkpoints
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
 from blt_kernels.training.lanes import Lanes
+from blt_kernels.training.load import load_model
 from blt_kernels.training.optim import TABLE_OPTIMIZERS, OptimConfig
 from blt_kernels.training.patcher import Patcher, PatcherConfig
 from blt_kernels.training.prefetch import prefetch
@@ -36,7 +37,7 @@ from blt_kernels.training.runs import (
     without_metrics,
 )
 from blt_kernels.training.step import layout_of
-from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer, load_model
+from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer
 
 ENTROPY = EntropyModelConfig(TransformerConfig(32, 1, 2, 64, window=16))
 BLT_SMALL = BLTConfig(
