@@ -93,7 +93,7 @@ def _finish(partial: Path, target: Path, step: int, paths: list[Path], state: di
     record = {"format": FORMAT, "step": step, "files": files, "state": state}
     path = partial / STATE_FILE
     path.write_text(json.dumps(record | {"sha256": _digest_of_record(record)}, indent=1))
-    for written in (*paths, path):
+    for written in (*paths, path, partial):  # the directory last: it holds their names
         flush(written)
     shutil.rmtree(target, ignore_errors=True)
     os.rename(partial, target)

@@ -31,6 +31,7 @@ def prepare(model: EntropyModel | BLT, *, compiled: bool, checkpointed: bool) ->
     if compiled and world_size() > 1:
         raise fail_value("train", "compile", "False on many ranks, where FSDP works between the layers", True)
     checkpoint_activations(model, checkpointed)
+    model._compiled_call_impl = None  # of an earlier run of this model
     if compiled:
         model.compile(fullgraph=True, dynamic=False, backend=BACKEND)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from blt_kernels.training import checkpoint
 from blt_kernels.training.checkpoint import (
     STATE_FILE,
     CheckpointError,
@@ -50,6 +52,19 @@ def test_damage_names_the_checkpoint_that_can_be_used_instead(tmp_path: Path) ->
     (tmp_path / "step-00000001" / STATE_FILE).write_text("")
     with pytest.raises(CheckpointError, match=r"not JSON \(.*\)$"):
         load_checkpoint(tmp_path / "step-00000001")
+
+
+def test_files_and_their_names_are_on_disk_before_the_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    flush, rename = checkpoint.flush, os.rename
+    monkeypatch.setattr(checkpoint, "flush", lambda path: (done.append(path.name), flush(path)))
+    monkeypatch.setattr(os, "rename", lambda *names: (done.append("rename"), rename(*names)))
+    save_checkpoint(tmp_path, 1, TENSORS, {})
+    before = done[: done.index("rename")]
+    assert {f"{group}.safetensors" for group in TENSORS} | {STATE_FILE} <= set(before)
+    assert before[-1] == ".step-00000001.partial" and done[-2:] == ["rename", tmp_path.name]
 
 
 def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,16 @@ def test_many_ranks_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
         prepare(BLT(BLT_CONFIG), compiled=True, checkpointed=False)
 
 
+@pytest.mark.usefixtures("quick_backend")
+def test_a_model_that_was_compiled_can_train_uncompiled() -> None:
+    model = EntropyModel(EntropyModelConfig(LOCAL))
+    for compiled in (True, False):
+        prepare(model, compiled=compiled, checkpointed=False)
+        counters.clear()
+        model(torch.zeros(1, 8, dtype=torch.int64))
+        assert counters["stats"]["unique_graphs"] == int(compiled)
+
+
 class Counting:
     """Stands for the lanes of a run: counts, and remembers the thread and the stream in which it did."""
 
