@@ -15,9 +15,10 @@ from .patcher import Patcher
 from .ranks import world_size
 
 # Dense bf16 FLOP/s of tensor cores, by the words of a GPU's name. From NVIDIA's data sheets, which give twice as much
-# for the sparse matrices that nobody trains with. More words come first: the PCIe card has other clocks than "H100".
+# for the sparse matrices that nobody trains with. More words come first: a card has other clocks than the module.
 _PEAKS: tuple[tuple[str, float], ...] = (
     ("B200", 2250e12),
+    ("H200 NVL", 835.5e12),
     ("H200", 989e12),
     ("H100 PCIe", 756e12),
     ("H100 HBM3", 989e12),  # the name of the SXM module is "NVIDIA H100 80GB HBM3"

@@ -65,6 +65,7 @@ def test_the_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "peak"),
     [
         ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835.5e12),
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA H100 NVL", None),
