@@ -110,6 +110,7 @@ class Corpus:
     Raises:
         TypeError, ValueError: wrong arguments.
         CorpusError: a path is missing, or there are no files or no documents.
+        OSError: reading needs more open files than the system allows, whatever `on_error` says.
     """
 
     def __init__(

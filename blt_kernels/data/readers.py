@@ -10,6 +10,7 @@ bytes of the file on disk, those that it has read ahead included; with an error 
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import closing
@@ -89,7 +90,12 @@ def split_document(data: bytes, max_bytes: int) -> list[bytes]:
 
 
 def _file_error(error: Exception, path: Path, line: int | None = None) -> CorpusError:
-    """The CorpusError for an exception out of opening, reading or decompressing; other exceptions are raised."""
+    """The CorpusError for an exception out of opening, reading or decompressing; other exceptions are raised.
+
+    That no more files can be opened is no fault of this one, and to skip it would lose good text.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
     if isinstance(error, DamagedError):
         return problem("corrupt", f"cannot be decompressed ({error})", path, line=line)
     if isinstance(error, OSError):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..data import Batch, Corpus, DocumentStream, PackedBatches
+from ..data.stream import OPEN_FILES
 from .patcher import Patcher
 from .rows import RowShape
+
+OTHER_FILES = 1024  # that a process may have open beside the text; also the usual limit for all of them
 
 
 class Lanes:
@@ -32,8 +36,9 @@ class Lanes:
 
         Lane g takes the documents at positions g, g + G, g + 2G, ... of the shuffled order of reading, so that no two
         lanes read a document of an epoch twice. Each reads all files, because only the reading shows where a document
-        begins. One lane takes every document.
+        begins. One lane takes every document. The process is allowed as many open files as that takes.
         """
+        _allow_open_files(len(mine) * min(OPEN_FILES, len(corpus.files)))
         return Lanes(
             [shape.batches(DocumentStream(corpus, seed=seed, lane=lane, lanes=num_lanes), patcher) for lane in mine]
         )
@@ -52,3 +57,12 @@ class Lanes:
         """Goes to where `states` was taken; raises ValueError as `PackedBatches.load_state_dict` does."""
         for loader, state in zip(self.loaders, states, strict=True):
             loader.load_state_dict(state)
+
+
+def _allow_open_files(number: int) -> None:
+    """Raises the limit of open files of this process so that `number` can be text, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OTHER_FILES + number
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -154,6 +154,8 @@ class ShardedRowwiseAdagrad(RowwiseAdagrad):
 
     The update adds the mean square of the columns that it sees to the state of a row. So before it the state gets what
     the mean square over all columns is more than that: a sum over the group of one number for each row that was read.
+    The two additions round otherwise on each rank. After the update the state is therefore set to the one sum, so that
+    all ranks have what a checkpoint keeps of them, and a resumed run goes on exactly.
 
     Args:
         tables: whose weights are updated.
@@ -168,19 +170,26 @@ class ShardedRowwiseAdagrad(RowwiseAdagrad):
     def step(  # type: ignore[override]
         self, closure: Callable[[], float] | None = None, *, scale: torch.Tensor | None = None
     ) -> float | None:
+        sums = []  # the state of each table with its rows that change, and what they become
         for table in self._tables:
             weight, group = table.weight, table.mesh.get_group("columns")
             assert weight.grad is not None
             weight.grad = weight.grad.coalesce()
+            rows, values = weight.grad.indices()[0], weight.grad.values()
             state = self.state[weight]
             if not state:
                 state["sum"] = torch.zeros(weight.shape[0], dtype=state_dtype(weight), device=weight.device)
-            mine = weight.grad.values().to(state["sum"].dtype).square().mean(1)
+            mine = values.to(state["sum"].dtype).square().mean(1)
+            if scale is not None:
+                mine *= scale.square()
             of_all = mine.clone()
             dist.all_reduce(of_all, group=group)
-            more = of_all / group.size() - mine
-            state["sum"].index_add_(0, weight.grad.indices()[0], more if scale is None else more * scale.square())
-        return super().step(closure, scale=scale)
+            sums.append((state["sum"], rows, state["sum"][rows] + of_all / group.size()))
+            state["sum"][rows] = sums[-1][2] - mine
+        loss = super().step(closure, scale=scale)
+        for whole, rows, values in sums:
+            whole[rows] = values
+        return loss
 
 
 def shard_tables(model: nn.Module, device: torch.device) -> list[ShardedTables]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import json
 import lzma
@@ -378,6 +379,21 @@ def test_a_file_that_shrinks_or_vanishes_while_it_is_read(tmp_path):
     path.unlink()  # the line of the fault cannot be counted any more
     with pytest.raises(CorpusError, match=r"a\.txt: cannot be read"):
         list(documents)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_limit_of_open_files_skips_no_text(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    path.write_bytes(b"content")
+    corpus = Corpus(path, on_error="skip")
+
+    def refuse_to_open(path):
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr(readers, "open_bytes", refuse_to_open)
+    with pytest.raises(OSError, match="Too many open files"):
+        list(corpus)
+    assert not corpus.skipped.total
 
 
 def test_no_memory_is_an_error_of_the_file(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from blt_kernels.training.checkpoint import CheckpointError
 from blt_kernels.training.lanes import Lanes
 from blt_kernels.training.optim import OptimConfig, Optimizers
 from blt_kernels.training.patcher import Patcher, PatcherConfig
-from blt_kernels.training.ranks import FirstRankFailedError, from_all, is_first, joined, lanes_of_rank, world_size
+from blt_kernels.training.ranks import (
+    FirstRankFailedError,
+    from_all,
+    from_first,
+    is_first,
+    joined,
+    lanes_of_rank,
+    world_size,
+)
 from blt_kernels.training.rows import RowShape
 from blt_kernels.training.runs import train_model
 from blt_kernels.training.step import training_step
@@ -52,6 +61,12 @@ def make_corpus(folder: Path) -> None:
     for i in range(12):
         text = "".join(f"value_{i}_{j} = {i * j} + {j}\n" for j in range(5 + 7 * i))
         (folder / f"{i:02}.txt").write_text(text)
+
+
+def begin_again(run: Path, begun: Path) -> None:
+    """Makes `begun` the run as it was before its last checkpoint."""
+    shutil.copytree(run, begun)
+    shutil.rmtree(begun / f"step-{STEPS:08d}")
 
 
 def make_blt(dim: int) -> BLT:
@@ -127,6 +142,8 @@ def main(folder: Path) -> None:
     for name in CONFIGS:
         train(corpus, folder / f"two-{name}", name)
         train(corpus, folder / f"one-then-two-{name}", name, resume=True)
+        from_first(lambda name=name: begin_again(folder / f"two-{name}", folder / f"two-again-{name}"))
+        train(corpus, folder / f"two-again-{name}", name, resume=True)
     refused = []
     for run, lanes in (("three-lanes", 3), ("two-sparse_adam", LANES)):
         config = dataclasses.replace(CONFIGS["sparse_adam"], lanes=lanes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import resource
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,24 @@ def test_lanes_share_the_documents_and_read_none_twice(corpus: Corpus) -> None:
         read.append(Counter(loader.documents))
     assert all(len(documents) >= 13 // 3 for documents in read)
     assert sum(read, Counter()) == Counter(corpus)
+
+
+def test_many_lanes_may_have_their_files_open(tmp_path: Path) -> None:
+    """Each lane reads up to 32 files at a time, and the limit of a process is often 1024."""
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text("".join(f"line {j} of file {i}\n" for j in range(400)))
+    text = Corpus(tmp_path, on_error="skip", max_document_bytes=100)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, before[1]))
+    try:
+        lanes = Lanes.over(text, RowShape(64, 16), None, seed=0, num_lanes=6, mine=range(6))
+        for loader in lanes.loaders:
+            loader.documents.buffer_documents = 50
+        next(lanes)
+        assert sum(len(loader.documents._readers) for loader in lanes.loaders) > 150
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not text.skipped.total
 
 
 def test_a_run_of_lanes_resumes_exactly(corpus: Corpus, tmp_path: Path) -> None:

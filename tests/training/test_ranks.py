@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -73,15 +72,14 @@ def run_worker(ranks: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process and two ranks have computed: the runs `one-*`, `two-*` and, begun by one, `one-then-two-*`."""
+    """What one process and two ranks have computed: the runs `one-*`, `two-*`, begun by one `one-then-two-*`, and
+    begun by two `two-again-*`."""
     folder = tmp_path_factory.mktemp("ranks")
     worker.make_corpus(folder / "texts")
     corpus = Corpus(folder / "texts")
     for name in worker.CONFIGS:
         worker.train(corpus, folder / f"one-{name}", name)
-        begun = folder / f"one-then-two-{name}"
-        shutil.copytree(folder / f"one-{name}", begun)
-        shutil.rmtree(begun / f"step-{worker.STEPS:08d}")
+        worker.begin_again(folder / f"one-{name}", folder / f"one-then-two-{name}")
     run_worker(2, folder)
     return folder
 
@@ -156,10 +154,19 @@ def test_two_ranks_go_on_with_the_run_of_one(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", worker.CONFIGS)
 def test_one_process_goes_on_with_the_run_of_two_ranks(name: str, folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(folder / f"two-{name}", run)
-    shutil.rmtree(run / f"step-{worker.STEPS:08d}")
+    worker.begin_again(folder / f"two-{name}", run)
     worker.train(Corpus(folder / "texts"), run, name, resume=True)
     assert_same_run(run, folder / f"one-{name}")
+
+
+@pytest.mark.parametrize("name", worker.CONFIGS)
+def test_two_ranks_resume_exactly(name: str, folder: Path) -> None:
+    """To the bit: the checkpoint has what each rank had, also of state that all ranks hold whole."""
+    runs = folder / f"two-{name}", folder / f"two-again-{name}"
+    whole, resumed = ([(line["loss"], line["gradient_norm"]) for line in metrics(run)] for run in runs)
+    assert resumed == whole
+    weights, ours = (load_model(run)[0].state_dict() for run in runs)
+    assert all(torch.equal(ours[key], weight) for key, weight in weights.items())
 
 
 def test_what_ranks_have_written_is_read_like_any_checkpoint(folder: Path) -> None:
