@@ -30,7 +30,7 @@ from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
 from blt_kernels.training.optim import OptimConfig, Optimizers
 from blt_kernels.training.patcher import Patcher
 from blt_kernels.training.rows import RowShape, mean_patch_length
-from blt_kernels.training.runs import DOCUMENT_BYTES, new_blt, seeded, split, standard_library
+from blt_kernels.training.runs import DOCUMENT_BYTES, entropy_order, new_blt, seeded, split, standard_library
 from blt_kernels.training.step import training_step
 
 from .flop_matched.texts import text_name
@@ -82,7 +82,8 @@ def train(
     steps = max(FEWEST_STEPS, int(seconds / (times[TRIAL_BATCHES // 2] + batch_seconds)))
 
     optimizers = Optimizers(model, optim, steps)
-    loader = shape.batches(DocumentStream(text, seed=seed), patcher)
+    order = entropy_order(seed) if patcher is None else seed
+    loader = shape.batches(DocumentStream(text, seed=order), patcher)
     num_bytes, begin = 0, 0.0
     model.train()
     for batch in islice(loader, steps):

@@ -28,7 +28,7 @@ from blt_kernels.training.calibration import entropy_patcher
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
 from blt_kernels.training.optim import TABLE_OPTIMIZERS, OptimConfig, Optimizers
 from blt_kernels.training.rows import patches_of_row
-from blt_kernels.training.runs import new_blt, new_entropy_model, split, standard_library
+from blt_kernels.training.runs import entropy_order, new_blt, new_entropy_model, split, standard_library
 from blt_kernels.training.step import training_step
 
 from .flop_matched.texts import text_name
@@ -63,7 +63,9 @@ class Texts:
         self._train, calibration, held_out = split(corpus, None, SEEDS[0])
         self._settings = settings
         model = new_entropy_model("tiny", SEEDS[0])
-        rows = islice(ENTROPY.shape.batches(DocumentStream(self._train, seed=SEEDS[0])), settings.entropy_steps)
+        rows = islice(
+            ENTROPY.shape.batches(DocumentStream(self._train, seed=entropy_order(SEEDS[0]))), settings.entropy_steps
+        )
         fit(model, list(rows), ENTROPY.optim, settings.autocast)
         self._patcher = entropy_patcher(model, calibration, threshold=None, patch_size=PATCH_SIZE, num_bytes=1 << 18)
         patches = patches_of_row(MAIN.shape.row_tokens, self._train, self._patcher)

@@ -63,6 +63,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path}: expected a directory to make, got one that holds something, or a file")
+    path = path.resolve()  # behind a link lies the directory to make
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:

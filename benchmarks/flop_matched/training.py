@@ -15,6 +15,7 @@ from blt_kernels.training.evaluate import bits_per_byte, held_out_batches, watch
 from blt_kernels.training.lanes import Lanes
 from blt_kernels.training.optim import OptimConfig
 from blt_kernels.training.rows import RowShape
+from blt_kernels.training.runs import entropy_order
 from blt_kernels.training.trainer import METRICS_FILE, TrainConfig, Trainer
 
 from . import results
@@ -86,7 +87,7 @@ def train_entropy_model(bench: Bench, name: str) -> EntropyModel:
         "batch_bytes": batch_bytes,
     }
     valid = list(held_out_batches(bench.texts.valid, shape))
-    batches = shape.batches(DocumentStream(bench.texts.train, seed=0))
+    batches = shape.batches(DocumentStream(bench.texts.train, seed=entropy_order(0)))
     fit(bench, job, result, model, batches, valid, steps, ENTROPY_RATE, flops["inclusive"].training)
     if not bench.finished(job):
         bench.finish(job, result)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from .._checks import fail_value
+from .._checks import fail_type, fail_value
 from ..model import BLT, EntropyModel
+from ..training.checkpoint import CheckpointError, reading
 from ..training.load import load_model
 from ..training.patcher import Patcher
 from .source import Source, published_source
@@ -34,6 +35,8 @@ def load_any(
         CheckpointError: there is no model, it is damaged, or ours cannot be like it; names the file and the reason.
     """
     path, device = Path(path), torch.device("cpu" if device is None else device)
+    if not isinstance(dtype, torch.dtype | None):
+        raise fail_type("load_any", "dtype", "a torch.dtype or None", type(dtype).__name__)
     if dtype is not None and not dtype.is_floating_point:
         raise fail_value("load_any", "dtype", "a floating-point dtype", str(dtype))
     source = published_source(path)
@@ -60,7 +63,8 @@ def from_pretrained(
 
 def _load(source: Source, dtype: torch.dtype | None, device: torch.device) -> tuple[BLT, Patcher | None]:
     described = source.description
-    with torch.device("meta"):
+    _check_layers(source)
+    with reading(source.path), torch.device("meta"):
         model = BLT(described.model)
         entropy_model = None if described.entropy_model is None else EntropyModel(described.entropy_model)
     ours = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
@@ -81,3 +85,17 @@ def _load(source: Source, dtype: torch.dtype | None, device: torch.device) -> tu
         entropy_model.load_state_dict(load_tensors(of_patcher, torch.float32, device), assign=True)
     patcher = None if described.patcher is None else Patcher(described.patcher, entropy_model)
     return model.eval(), patcher
+
+
+def _check_layers(source: Source) -> None:
+    """No stack has more layers than there are tensors, since a model of very many layers takes very long to make."""
+    model, entropy_model = source.description.model, source.description.entropy_model
+    stacks = {"encoder": model.encoder, "latent transformer": model.latent, "decoder": model.decoder}
+    if entropy_model is not None:
+        stacks["entropy model"] = entropy_model.transformer
+    for name, stack in stacks.items():
+        if stack.num_layers > len(source.entries):
+            raise CheckpointError(
+                f"{source.path}: its configuration has {stack.num_layers} layers in the {name}, and its files have "
+                f"{len(source.entries)} tensors"
+            )

@@ -93,12 +93,14 @@ def _meta_entries(path: Path) -> dict[str, Entry]:
 def safetensors_of(path: Path) -> dict[str, Entry]:
     """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
 
+    Where both are there, the first is taken, as transformers does.
+
     Raises:
         CheckpointError: a file is missing or damaged, or the index and the shards do not agree.
     """
-    index_file = path / INDEX_FILE
-    if not index_file.exists():
-        return entries_of(path / "model.safetensors")
+    index_file, whole = path / INDEX_FILE, path / "model.safetensors"
+    if whole.exists() or not index_file.exists():
+        return entries_of(whole)
     weight_map = read_json(index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index_file}: weight_map: expected an object from names to files")

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from .._checks import check_int
+from .._checks import check_int, fail_value
 from ..model import BLT
-from ..tokens import BYTE_OFFSET, EOS_ID
+from ..tokens import BOE_ID, BYTE_OFFSET, EOS_ID
 from ..training.patcher import Patcher
 from .sampling import Sampler, SamplingConfig, check_stop, generators
 from .state import GenerationState, check_prompts
@@ -140,6 +140,8 @@ def _rows(
         tokens, entropies = state.encode(sampler.choose(state.logits))
         ended = []
         for row, (number, token) in enumerate(zip(running, tokens.tolist(), strict=True)):
+            if token == BOE_ID:
+                raise fail_value("generate", "model", "finite logits", f"NaN for prompt {number}")
             text = written[number]
             if token != EOS_ID:
                 text.append(token - BYTE_OFFSET)

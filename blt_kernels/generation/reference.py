@@ -8,16 +8,20 @@ import torch
 
 from ..data import encode
 from ..model import BLT
-from ..tokens import BOE_ID, BOS_ID, BPE_ID, BYTE_OFFSET, EOS_ID
+from ..tokens import BOE_ID, BOS_ID, BPE_ID, BYTE_OFFSET, EOS_ID, VOCAB_SIZE
 from ..training.patcher import Patcher
 
 WITHOUT_BYTE = (BOE_ID, BOS_ID, BPE_ID)  # a document goes on with a byte or ends with EOS, and with nothing else
 
 
 def mask_tokens(logits: torch.Tensor) -> torch.Tensor:
-    """`logits` [..., V] with -inf at the tokens that stand for no byte and do not end a document."""
+    """`logits` [..., V] with -inf at the tokens that stand for no byte and do not end a document.
+
+    A vocabulary may be larger than bytes need, and what comes after the last byte stands for none.
+    """
     masked = logits.clone()
     masked[..., list(WITHOUT_BYTE)] = -torch.inf
+    masked[..., VOCAB_SIZE:] = -torch.inf
     return masked
 
 

@@ -10,7 +10,8 @@ import torch
 
 from .._checks import check_int, check_number, fail_type, fail_value
 from ..data import encode
-from .reference import WITHOUT_BYTE
+from ..tokens import BOE_ID
+from .reference import mask_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,7 @@ class Sampler:
     def __init__(self, config: SamplingConfig, vocab_size: int, rows: int, device: torch.device):
         self.config = config
         self._generators = [np.random.default_rng(0)] * rows
-        self._mask = torch.zeros(vocab_size, device=device)
-        self._mask[list(WITHOUT_BYTE)] = -torch.inf
+        self._mask = mask_tokens(torch.zeros(vocab_size, dtype=torch.float64, device=device))
         self._seen = torch.zeros((rows, vocab_size), dtype=torch.bool, device=device)
 
     def begin(self, row: int, prompt: bytes, generator: np.random.Generator) -> None:
@@ -75,13 +75,19 @@ class Sampler:
         self._seen = self._seen[list(rows)]
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """The next token of each row, int64 [B], by logits [B, V]. It does not wait for the device."""
+        """The next token of each row, int64 [B], by logits [B, V]. It does not wait for the device.
+
+        A row whose logits are NaN gets the token BOE, which is never chosen otherwise.
+        """
         config = self.config
-        logits = logits + self._mask
+        logits = logits + self._mask  # in float64, where no temperature and no penalty makes them infinite
         if config.repetition_penalty is not None:
             penalty = config.repetition_penalty
             logits = torch.where(self._seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-        tokens = logits.argmax(-1) if config.temperature == 0 else self._draw(logits / config.temperature)
+        largest, tokens = logits.max(-1)
+        if config.temperature != 0:
+            tokens = self._draw((logits - largest[:, None]) / config.temperature)
+        tokens = torch.where(largest.isnan(), BOE_ID, tokens)
         if config.repetition_penalty is not None:
             self._seen.scatter_(1, tokens[:, None], True)
         return tokens
@@ -93,7 +99,7 @@ class Sampler:
         # The total is a little off 1, and a number above it must still find a token that can be drawn.
         threshold = numbers.to(logits.device)[:, None] * sums[:, -1:]
         place = torch.searchsorted(sums, threshold, right=True)
-        last = (chances > 0).sum(-1, keepdim=True) - 1
+        last = ((chances > 0).sum(-1, keepdim=True) - 1).clamp(min=0)  # NaN has no chances
         return tokens.gather(-1, torch.minimum(place, last))[:, 0]
 
 

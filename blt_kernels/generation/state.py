@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .._checks import INT_DTYPES, check_int, check_range, check_shape, check_tensor, fail_type, fail_value
 from ..data import encode
 from ..model import BLT
+from ..tokens import VOCAB_SIZE
 from ..training.patcher import Patcher
 from .boundaries import Boundaries
 from .caches import LocalStack, Ring
@@ -69,6 +70,10 @@ class GenerationState:
         if max_patches is not None:
             check_int(op, "max_patches", max_patches, 1)
         check_prompts(op, prompts)
+        for part in (model, patcher.entropy_model):
+            if part is not None and part.config.vocab_size < VOCAB_SIZE:
+                expected = f"at least {VOCAB_SIZE} tokens, so that there is one for each byte"
+                raise fail_value(op, f"vocab_size of {type(part).__name__}", expected, part.config.vocab_size)
         rows = len(prompts)
         self.model, self.patcher = model, patcher
         self.device = model.lm_head.weight.device
@@ -79,6 +84,10 @@ class GenerationState:
             resets = patcher.config.reset_at_newline
             if exact_entropies and resets:
                 expected = "False for a patcher that resets at newlines, whose full pass has another geometry a line"
+                raise fail_value(op, "exact_entropies", expected, True)
+            layers, window = patcher.entropy_model.layers, patcher.entropy_model.config.transformer.window
+            if exact_entropies and layers and window is None:
+                expected = "False for an entropy model without a window, whose full pass has no blocks to keep to"
                 raise fail_value(op, "exact_entropies", expected, True)
             self._entropies = EntropyStepper(
                 patcher.entropy_model, rows, exact=exact_entropies, reset_at_newline=resets

@@ -107,7 +107,8 @@ def train_model(
     mine = lanes_of_rank(config.lanes)
     with contextlib.ExitStack() as stack:
         from_first(lambda: _take(run, resume, stack))
-        lanes = Lanes.over(train, shape, patcher, seed=config.seed, num_lanes=config.lanes, mine=mine)
+        order = entropy_order(config.seed) if isinstance(model, EntropyModel) else config.seed
+        lanes = Lanes.over(train, shape, patcher, seed=order, num_lanes=config.lanes, mine=mine)
         watched = from_first(lambda: _watched(held_out, shape, patcher))
         sharding = None
         if world_size() > 1:
@@ -140,6 +141,16 @@ def _take(run: Path, resume: bool, stack: contextlib.ExitStack) -> None:
 
 def _watched(held_out: Corpus | None, shape: RowShape, patcher: Patcher | None) -> list[Batch]:
     return [] if held_out is None else list(held_out_batches(held_out, shape, patcher, max_bytes=WATCHED_BYTES))
+
+
+def entropy_order(seed: int) -> int:
+    """The seed of the order in which an entropy model reads documents; a BLT reads in the order of `seed` itself.
+
+    In one order a BLT would begin with the documents that its entropy model has read and partly remembers. Their
+    patches are longer than those of other text: rows would have unused patches, and the BLT would learn from patches
+    that it does not meet again.
+    """
+    return ~seed
 
 
 @contextlib.contextmanager

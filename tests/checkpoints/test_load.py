@@ -130,6 +130,36 @@ def test_shards_and_their_index_agree(pair, change, words: str, tmp_path: Path) 
         BLT.from_pretrained(tmp_path)
 
 
+def test_a_whole_file_comes_before_shards(pair, tmp_path: Path) -> None:
+    """As in transformers, which leaves the index of an earlier save where it is."""
+    save_pretrained(tmp_path / "shards", *pair, max_shard_bytes=40_000)
+    save_pretrained(tmp_path / "whole", *pair)
+    tensors = load_file(tmp_path / "whole" / "model.safetensors")
+    tensors["lm_head.weight"] += 1
+    save_file(tensors, tmp_path / "shards" / "model.safetensors")
+    loaded, _ = BLT.from_pretrained(tmp_path / "shards")
+    assert torch.equal(loaded.lm_head.weight, pair[0].lm_head.weight + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"encoder_hash_byte_group_vocab": 10**18}, "cannot be used"),
+        ({"encoder_hash_byte_group_vocab": 10**30}, "cannot be used"),
+        ({"global_config": {"num_hidden_layers": 10**9}}, "1000000000 layers in the latent transformer"),
+        ({"patcher_config": {"num_hidden_layers": 10**9}}, "1000000000 layers in the entropy model"),
+    ],
+)
+def test_huge_numbers_are_refused_at_once(pair, change, words: str, tmp_path: Path) -> None:
+    save_pretrained(tmp_path, *pair)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for name, value in change.items():
+        values[name] = values[name] | value if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}.*{words}"):
+        BLT.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_dtypes(pair, format: str, tmp_path: Path) -> None:
     model, patcher = pair
@@ -140,6 +170,8 @@ def test_dtypes(pair, format: str, tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in cutter.weights().values()} == {torch.float32}
     with pytest.raises(ValueError, match=r"load_any: dtype: expected a floating-point dtype, got torch\.int32"):
         load_any(tmp_path, dtype=torch.int32)
+    with pytest.raises(TypeError, match=r"load_any: dtype: expected a torch\.dtype or None, got str"):
+        load_any(tmp_path, dtype="bfloat16")
     # What is saved in several dtypes is loaded in one that holds them all.
     save_pretrained(tmp_path / "half", loaded, None)
     assert BLT.from_pretrained(tmp_path / "half")[0].lm_head.weight.dtype == torch.bfloat16
@@ -156,6 +188,16 @@ def test_training_what_was_loaded_does_not_write_to_the_file(pair, tmp_path: Pat
         for parameter in model.parameters():
             parameter.add_(1)
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_link_to_a_directory_stays(pair, tmp_path: Path) -> None:
+    """Whether the directory is empty or not there yet."""
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new"):
+        link = tmp_path / f"to {name}"
+        link.symlink_to(tmp_path / name)
+        save_pretrained(link, *pair)
+        assert link.is_symlink() and BLT.from_pretrained(tmp_path / name)[0].config == CONFIG
 
 
 def test_nothing_is_written_over(pair, tmp_path: Path) -> None:

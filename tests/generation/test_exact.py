@@ -106,6 +106,8 @@ def test_layers_without_a_window(patcher: Patcher, blt: BLT, text: bytes) -> Non
     )
     entropy_model.load_state_dict(patcher.entropy_model.state_dict())
     unbounded_patcher = Patcher(patcher.config, entropy_model)
+    with pytest.raises(ValueError, match="exact_entropies: expected False for an entropy model without a window"):
+        GenerationState(model, unbounded_patcher, [b"a"], exact_entropies=True)
     tokens = [torch.from_numpy(encode(text[begin : begin + 400], eos=False)) for begin in (0, 500, 1000)]
     full = [full_pass(model, unbounded_patcher, row) for row in tokens]
     state = GenerationState(model, unbounded_patcher, [text[:5], text[500:560]], max_patches=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from blt_kernels.generation import GenerationState, generate, stream
 from blt_kernels.generation import generate as generate_
+from blt_kernels.generation.reference import generate_uncached
 from blt_kernels.model import BLT
 from blt_kernels.training.patcher import Patcher
 
@@ -158,6 +160,29 @@ def test_wrong_arguments_are_refused(blt: BLT, patcher: Patcher, change: dict[st
     arguments = {"model": blt, "patcher": patcher, "prompts": [b"a"], "max_new_bytes": 3} | change
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         generate_(**arguments)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_model_without_finite_logits_is_named(blt: BLT, patcher: Patcher, temperature: float) -> None:
+    broken = copy.deepcopy(blt)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="generate: model: expected finite logits, got NaN for prompt 0"):
+        generate(broken, patcher, [b"a"], max_new_bytes=3, temperature=temperature)
+
+
+def test_vocabularies_of_other_sizes(blt: BLT, patcher: Patcher) -> None:
+    """What comes after the last byte is never chosen; a vocabulary that lacks bytes is refused."""
+    larger = BLT(dataclasses.replace(blt.config, vocab_size=300))
+    with torch.no_grad():
+        larger.lm_head.weight[260:] *= 100
+    for temperature in (0, 1.0):
+        assert len(generate(larger, patcher, [b"a"], max_new_bytes=9, temperature=temperature, seed=1)[0]) <= 9
+    (cached,) = generate(larger, patcher, [b"a"], max_new_bytes=9)
+    assert generate_uncached(larger, patcher, [b"a"], max_new_bytes=9) == [cached]
+    smaller = BLT(dataclasses.replace(blt.config, vocab_size=200))
+    with pytest.raises(ValueError, match=r"GenerationState: vocab_size of BLT: expected at least 260 tokens.*got 200"):
+        GenerationState(smaller, patcher, [b"a"])
 
 
 def test_wrong_steps_are_refused(blt: BLT, patcher: Patcher) -> None:

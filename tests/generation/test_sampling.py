@@ -75,6 +75,27 @@ def test_a_tiny_temperature_is_greedy() -> None:
     assert (cold == draws(SamplingConfig(), logits, [1, 2, 3, 4], 1)).all()
 
 
+def test_extreme_temperatures_and_penalties_stay_finite() -> None:
+    """They overflow float32, in which the logits come."""
+    logits = torch.randn(4, 30)
+    likeliest = draws(SamplingConfig(), logits, [1, 2, 3, 4], 1)
+    assert (draws(SamplingConfig(temperature=1e-45), logits, [1, 2, 3, 4], 5) == likeliest).all()
+    assert (draws(SamplingConfig(temperature=5e-324), logits, [1, 2, 3, 4], 5) == likeliest).all()
+    hot = draws(SamplingConfig(temperature=1e300), logits, [1, 2, 3, 4], 200)
+    assert set(hot.flatten().tolist()) == set(range(30)) - {0, 1, 3}, "all are alike, but those without a byte"
+    for penalty in (1e-45, 1e300):
+        chosen = draws(SamplingConfig(temperature=1.0, repetition_penalty=penalty), logits, [1, 2, 3, 4], 5)
+        assert not torch.isin(chosen, torch.tensor([0, 1, 3])).any()
+
+
+@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(temperature=1.0, top_k=3)])
+def test_nan_gives_the_token_that_is_never_chosen(config: SamplingConfig) -> None:
+    logits = torch.randn(2, 30)
+    logits[1, 9] = torch.nan
+    chosen = draws(config, logits, [1, 2], 1)[0].tolist()
+    assert chosen[0] not in (0, 1, 3) and chosen[1] == 0
+
+
 def test_rows_draw_from_their_own_numbers() -> None:
     logits = torch.randn(3, 30)
     config = SamplingConfig(temperature=1.0)

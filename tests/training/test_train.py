@@ -116,6 +116,21 @@ def test_the_entropy_model_resumes_too(corpus: Corpus, tmp_path: Path) -> None:
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
+def test_a_blt_does_not_begin_with_what_its_entropy_model_has_read(
+    corpus: Corpus, patcher: Patcher, tmp_path: Path
+) -> None:
+    """With one seed for both, as the commands have by default."""
+    config = dataclasses.replace(CONFIG, steps=1)
+    orders = []
+    for model, cutter in ((EntropyModel(ENTROPY), None), (make_blt(), patcher)):
+        run = tmp_path / type(model).__name__
+        shape = RowShape(128, 64) if cutter is None else SHAPE
+        trainer = train_model(model, corpus, None, shape, config, run, patcher=cutter)
+        [state] = trainer.lanes.state_dict()
+        orders.append([document["address"] for document in state["open"]])
+    assert orders[0] != orders[1]
+
+
 def test_a_step_learns(corpus: Corpus, patcher: Patcher, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, steps=60, optim=OptimConfig(3e-3, 1e-2, warmup_steps=5))
     train_model(make_blt(), corpus, corpus, SHAPE, config, tmp_path / "run", patcher=patcher)
