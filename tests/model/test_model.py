@@ -762,6 +762,15 @@ def test_takes_a_slot_for_every_byte_where_patches_need_them(patch_size: float) 
     torch.testing.assert_close(model(tokens, layout), model(tokens, layout.trim()))
 
 
+def test_takes_a_slot_for_every_byte_of_a_row_that_is_not_full() -> None:
+    """As the last batch of a loader has it, with patches of single bytes."""
+    lengths = torch.ones(1, 300, dtype=torch.int64)
+    lengths[0, 100:] = 0
+    cu_seqlens = torch.tensor([0, 60, 100])
+    layout = PatchLayout.from_lengths(lengths, 300, cu_seqlens=cu_seqlens)
+    assert make_blt()(make_tokens(1, 300), layout, cu_seqlens=cu_seqlens).shape == (1, 300, 260)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
