@@ -37,7 +37,7 @@ demo: $(VENV)/installed-demo
 
 test: $(VENV)/installed
 	@$(call build,$(TEST_CUDA))
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 # The tests of ops, models and CUDA kernels with another torch, built and installed apart: TORCH=2.10.0 make test-torch.
 test-torch:

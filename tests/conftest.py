@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -16,17 +16,20 @@ hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, deran
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests run in one process, where pytest-xdist runs several (`--dist loadgroup`): those of a file, whose
-    fixtures are shared, and all of the folders whose files share more: libraries that are built, models that are
-    trained, and the count of kernels that were launched.
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which tests run in one process, where pytest-xdist runs several: those of a file, whose fixtures are shared, and
+    all of the folders whose files share more: libraries that are built, models that are trained, and the count of
+    kernels that were launched.
     """
-    tests = Path(__file__).parent
-    for item in items:
-        folder, *inner = item.path.relative_to(tests).parts
-        shared = folder in ("cuda", "generation")
-        item.add_marker(pytest.mark.xdist_group(folder if shared else "/".join((folder, *inner))))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return next((folder for folder in ("tests/cuda/", "tests/generation/") if folder in file), file)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
