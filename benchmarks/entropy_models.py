@@ -34,7 +34,7 @@ from blt_kernels.training.runs import DOCUMENT_BYTES, entropy_order, new_blt, se
 from blt_kernels.training.step import training_step
 
 from .flop_matched.texts import text_name
-from .machine import describe_machine, device_slug
+from .machine import describe_machine, device_slug, measured_on
 from .report.table import Table
 from .store import write_json
 
@@ -160,8 +160,9 @@ def markdown(result: dict[str, Any]) -> list[str]:
         if "patch_size" in run
     ]
     columns = ("entropy model", "bits per byte", "steps", "kFLOP a byte", "kB/s", "patches of 4.5: training, held out")
-    where = f"{machine['device']}, torch {machine['torch']}, commit {machine['commit'][:12]}, {machine['date']}"
-    title = f"Entropy models after {settings['seconds']:g} s of training ({where}; text: {result['text']})"
+    title = (
+        f"Entropy models after {settings['seconds']:g} s of training ({measured_on(machine)}; text: {result['text']})"
+    )
     blts = []
     for name in CUTTERS:
         mine = [run for key, run in runs.items() if key.startswith(_blt_name(name, ""))]

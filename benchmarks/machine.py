@@ -64,3 +64,8 @@ def _commit() -> str:
     except OSError:  # no git here
         return "unknown"
     return (commit or "unknown") + ("+changes" if dirty.stdout else "")
+
+
+def measured_on(machine: dict[str, Any]) -> str:
+    """What `describe_machine` has found, in the words under a table of results."""
+    return f"{machine['device']}, torch {machine['torch']}, commit {machine['commit'][:12]}, {machine['date']}"

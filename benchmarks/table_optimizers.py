@@ -28,11 +28,11 @@ from blt_kernels.training.calibration import entropy_patcher
 from blt_kernels.training.evaluate import bits_per_byte, held_out_batches
 from blt_kernels.training.optim import TABLE_OPTIMIZERS, OptimConfig, Optimizers
 from blt_kernels.training.rows import patches_of_row
-from blt_kernels.training.runs import entropy_order, new_blt, new_entropy_model, split, standard_library
+from blt_kernels.training.runs import DOCUMENT_BYTES, entropy_order, new_blt, new_entropy_model, split, standard_library
 from blt_kernels.training.step import training_step
 
 from .flop_matched.texts import text_name
-from .machine import describe_machine, device_slug
+from .machine import describe_machine, device_slug, measured_on
 from .report.table import Table
 from .store import write_json
 
@@ -175,8 +175,7 @@ def seed_by_seed(result: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> list[str]:
     """The result for docs/results.md."""
     shown, machine = table(result), result["machine"]
-    where = f"{machine['device']}, torch {machine['torch']}, commit {machine['commit'][:12]}, {machine['date']}"
-    title = f"{shown.title} ({where}; text: {result['text']}):"
+    title = f"{shown.title} ({measured_on(machine)}; text: {result['text']}):"
     return [title, shown.markdown(), seed_by_seed(result) if result["finished"] else "**Not finished.**"]
 
 
@@ -191,7 +190,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.steps < 1:
         parser.error(f"--steps: expected at least 1, got {options.steps}")
     settings = dataclasses.replace(USUAL, steps=options.steps)
-    corpus = standard_library() if options.data is None else Corpus(options.data, max_document_bytes=1 << 14)
+    corpus = standard_library() if options.data is None else Corpus(options.data, max_document_bytes=DOCUMENT_BYTES)
     machine = describe_machine(torch.device("cpu"))
     path = options.out / device_slug(machine["device"]) / FILE
     facts = {"settings": dataclasses.asdict(settings), "text": text_name(options.data)}

@@ -185,4 +185,9 @@ def _norm_and_scale(op: str, values: list[torch.Tensor], max_norm: float) -> tup
     if not values:
         return torch.zeros(()), torch.ones(())
     norm = torch.nn.utils.get_total_norm(values)
-    return norm, torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    return norm, clip_scale(norm, max_norm)
+
+
+def clip_scale(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
+    """The factor, at most 1, that brings gradients of this 2-norm, a scalar tensor, to at most `max_norm`."""
+    return torch.clamp(max_norm / (norm + 1e-6), max=1.0)

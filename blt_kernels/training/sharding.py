@@ -16,7 +16,7 @@ from .._checks import fail_value
 from ..model import BLT, EntropyModel
 from ..model.transformer import FeedForward, SelfAttention
 from ..nn import DecoderCrossAttention, EncoderCrossAttention
-from ..optim import RowwiseAdagrad
+from ..optim import RowwiseAdagrad, clip_scale
 from .ranks import from_all, sum_of_tensor, world_size
 from .sharded_files import read_tensors
 from .sharded_tables import ShardedRowwiseAdagrad, ShardedTables, shard_tables
@@ -82,7 +82,7 @@ class Sharding:
             [values] = local_gradients([table.weight])
             square = square + torch.linalg.vector_norm(values).square() / table.mesh.get_group("group").size()
         norm = sum_of_tensor(square).sqrt()
-        return norm, torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        return norm, clip_scale(norm, max_norm)
 
     def scale_gradients(self, parameters: Iterable[nn.Parameter], scale: torch.Tensor) -> None:
         """Multiplies what this rank holds of the gradients by a factor, in place."""
